@@ -1,0 +1,434 @@
+"""The pair: a stock RNN-T (the teacher) with a student beside it, trained together or from a frozen teacher.
+
+Swaminathan et al., arXiv:2106.07734. `training_step` reads as the data flow of the README:
+features once -> both encoders -> encoder logits -> two RNN-T losses and the distillation term -> weighted sum.
+B batch, S samples, F mel bins, T_in feature frames, T encoder frames, U target tokens, V vocabulary without blank.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from nemo.collections.asr.losses.rnnt import RNNTLoss
+from nemo.collections.asr.metrics.wer import WER
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
+from nemo.utils.model_utils import convert_model_config_to_dict_config
+from omegaconf import DictConfig, open_dict
+from torch import nn
+
+from nemo_codert.config import checked_config, distillation_weight, rate_problem
+from nemo_codert.losses import EncoderDistillationLoss, group_frames
+from nemo_codert.models import pretrained
+from nemo_codert.models.stock_config import stock_branch_config
+from nemo_codert.models.stock_models import stock_model
+from nemo_codert.models.transducer import Encoded, Transducer, TransducerLoss, encode, predict
+from nemo_codert.modules import encoder_logits
+from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
+from nemo_codert.nemo_compat import is_being_restored, switch_cuda_graphs
+
+PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
+
+
+class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
+    """Teacher and student RNN-T in one NeMo model.
+
+    The inherited `encoder`, `decoder`, `joint`, `decoding` and `wer` are the teacher's. The student's are
+    `student_encoder`, `student_decoder`, `student_joint`, `student_decoding` and `student_wer`. With
+    `codert.share_decoder` the student's prediction network and prediction projection are the teacher's modules,
+    reachable under the student's names and registered once.
+
+    Args:
+        cfg: a stock RNN-T model config plus the blocks `student` and `codert` (`nemo_codert.config`).
+        trainer: Lightning trainer, optional.
+
+    Raises:
+        ValueError: faults of the config (all listed), frame rates that cannot be bridged, a checkpoint that does
+            not fit.
+    """
+
+    def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
+        cfg = checked_config(convert_model_config_to_dict_config(cfg))
+        with open_dict(cfg):
+            cfg.target = PUBLIC_TARGET
+        super().__init__(cfg=cfg, trainer=trainer)
+        self._build_student()
+        self._setup_losses()
+        self._setup_student_decoding()
+        self.loaded: dict[str, dict[str, Any]] = {}  # what came from checkpoints: branch -> source and counts
+        self._teacher_has_weights = is_being_restored()
+        if not is_being_restored():
+            self._load_checkpoints()
+        if self.teacher_is_frozen:
+            self._freeze_teacher()
+
+    # ---- construction ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config_dict(cls, config: DictConfig, trainer: Trainer | None = None) -> Any:
+        # Overrides Serialization.from_config_dict: a stock model file restored through this class stays stock.
+        if "target" in config and "codert" not in config:
+            return EncDecRNNTBPEModel.from_config_dict(config, trainer)
+        return super().from_config_dict(config, trainer)
+
+    def _build_student(self) -> None:
+        student = self.cfg.student
+        with _student_generator():
+            self.student_encoder = self.from_config_dict(copy.deepcopy(student.encoder))
+            self.student_geometry = self._geometry(self.student_encoder)
+            self._build_student_output()
+        stride = self._geometry(self.encoder).stride
+        if problem := rate_problem(stride, self.student_geometry.stride):
+            raise ValueError(problem)
+        self.teacher_frames_per_student_frame = self.student_geometry.stride // stride
+
+    def _build_student_output(self) -> None:
+        """Prediction network and joint of the student, for the teacher's present vocabulary."""
+        decoder_cfg = copy.deepcopy(self.cfg.student.decoder or self.cfg.decoder)
+        joint_cfg = copy.deepcopy(self.cfg.joint)
+        with open_dict(decoder_cfg), open_dict(joint_cfg):
+            decoder_cfg.vocab_size = self.cfg.decoder.vocab_size
+            joint_cfg.jointnet.encoder_hidden = self.student_geometry.width
+            joint_cfg.jointnet.pred_hidden = decoder_cfg.prednet.pred_hidden
+        # Built also when it is then replaced by the teacher's: so the joint draws the same initial weights in every
+        # strategy.
+        decoder = self.from_config_dict(decoder_cfg)
+        self.student_joint = self.from_config_dict(joint_cfg)
+        if not self.cfg.codert.share_decoder:
+            self.student_decoder = decoder
+            return
+        _refer(self, "student_decoder", self.decoder)
+        _refer(self.student_joint, "pred", self.joint.pred)
+
+    def _geometry(self, encoder: nn.Module) -> EncoderGeometry:
+        return encoder_geometry(encoder, self.cfg.preprocessor.features)
+
+    def _setup_losses(self) -> None:
+        # Also after change_vocabulary, where NeMo drops the loss name, its kwargs and the reduction.
+        name, kwargs = self.extract_rnnt_loss_cfg(self.cfg.get("loss"))
+        self.loss = RNNTLoss(
+            num_classes=self.joint.num_classes_with_blank - 1,
+            loss_name=name,
+            loss_kwargs=kwargs,
+            reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
+        )
+        self.transducer_loss = TransducerLoss(self.cfg.codert.rnnt_loss, self.loss)
+        distillation = self.cfg.codert.distillation
+        self.distillation_loss = EncoderDistillationLoss(distillation.temperature, distillation.reduction)
+
+    def _setup_student_decoding(self) -> None:
+        self.student_decoding = RNNTBPEDecoding(
+            decoding_cfg=self.cfg.decoding,
+            decoder=self.student_decoder,
+            joint=self.student_joint,
+            tokenizer=self.tokenizer,
+        )
+        self.student_wer = WER(
+            decoding=self.student_decoding,
+            batch_dim_index=0,
+            use_cer=self.cfg.get("use_cer", False),
+            log_prediction=self.cfg.get("log_prediction", True),
+            dist_sync_on_step=True,
+        )
+
+    def _load_checkpoints(self) -> None:
+        if name := self.cfg.codert.teacher_checkpoint:
+            blocks = {f"model.{part}": self.cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
+            self.loaded["teacher"] = self._load(name, "teacher", "model.codert.teacher_checkpoint", blocks)
+            self._teacher_has_weights = True
+        if name := self.cfg.student.init_from:
+            blocks = {"model.student.encoder": self.cfg.student.encoder, "model.joint": self.cfg.joint}
+            self.loaded["student"] = self._load(name, "student", "model.student.init_from", blocks)
+
+    def _load(self, name: str, branch: str, key: str, blocks: dict[str, DictConfig]) -> dict[str, Any]:
+        source = pretrained.load_source(name, key, branch)
+        pretrained.check_source(source, blocks, list(self.joint.vocabulary), self.preprocessor)
+        target = self.teacher_transducer if branch == "teacher" else self.student_transducer
+        own_decoder = branch == "teacher" or not self.cfg.codert.share_decoder
+        return {"source": name, **pretrained.load_networks(source, target, key=key, decoder=own_decoder)}
+
+    # ---- the two branches ------------------------------------------------------------------------------------------
+
+    @property
+    def teacher_transducer(self) -> Transducer:
+        """The teacher's networks."""
+        return Transducer(self.encoder, self.decoder, self.joint)
+
+    @property
+    def student_transducer(self) -> Transducer:
+        """The student's networks, shared ones included."""
+        return Transducer(self.student_encoder, self.student_decoder, self.student_joint)
+
+    @property
+    def teacher_is_frozen(self) -> bool:
+        """True where `codert.teacher` is `frozen`."""
+        return self.cfg.codert.teacher == "frozen"
+
+    def _freeze_teacher(self) -> None:
+        for module in (self.encoder, self.decoder, self.joint):
+            module.freeze()
+
+    def train(self, mode: bool = True) -> "EncDecCoDERTBPEModel":
+        # Overrides Module.train: a frozen teacher stays in eval mode (no dropout, no batch-norm drift).
+        super().train(mode)
+        if mode and self.teacher_is_frozen:
+            for module in (self.encoder, self.decoder, self.joint):
+                module.eval()
+        return self
+
+    def unfreeze(self, partial: bool = False) -> None:
+        # Overrides NeuralModule.unfreeze: a frozen teacher stays frozen.
+        super().unfreeze(partial=partial)
+        if self.teacher_is_frozen:
+            self._freeze_teacher()
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        # Overrides ModelPT.on_fit_start: a frozen teacher without weights is refused before the first step.
+        if self.teacher_is_frozen and not self._teacher_has_weights:
+            raise ValueError(
+                "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: nothing to learn from. "
+                "Give the .nemo or pretrained name of a trained RNN-T"
+            )
+        super().on_fit_start()
+
+    def training_step(self, batch: tuple[torch.Tensor, ...], batch_nb: int) -> dict[str, torch.Tensor]:
+        # Overrides EncDecRNNTModel.training_step: two branches, one set of features.
+        signal, signal_len, transcript, transcript_len = batch
+        features, features_len = self.extract_features(signal, signal_len)  # augmented once for both
+        step = self._trainer.global_step if self._trainer is not None else 0
+        student = encode(self.student_transducer, features, features_len)
+        teacher = self._encode_teacher(features, features_len, step)
+        losses = self.codert_losses(student, teacher, transcript, transcript_len, step)
+        self._refuse_non_finite(losses, step)
+        if self._trainer is not None:
+            self._log_training(losses, step)
+        return {"loss": losses["train_loss"]}
+
+    def extract_features(self, signal: torch.Tensor, signal_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signal [B, S] -> features [B, F, T_in] and their lengths [B]; SpecAugment in training mode."""
+        features, features_len = self.preprocessor(input_signal=signal, length=signal_len)
+        if self.spec_augmentation is not None and self.training:
+            features = self.spec_augmentation(input_spec=features, length=features_len)
+        return features, features_len
+
+    def _encode_teacher(self, features: torch.Tensor, features_len: torch.Tensor, step: int) -> Encoded | None:
+        """Teacher frames, without a graph where the teacher is frozen; None where nothing needs them."""
+        if not self.teacher_is_frozen:
+            return encode(self.teacher_transducer, features, features_len)
+        if distillation_weight(self.cfg.codert.distillation, step) == 0:
+            return None
+        with torch.no_grad():
+            return encode(self.teacher_transducer, features, features_len)
+
+    def codert_losses(
+        self,
+        student: Encoded,
+        teacher: Encoded | None,
+        transcript: torch.Tensor,
+        transcript_len: torch.Tensor,
+        step: int,
+    ) -> dict[str, torch.Tensor]:
+        """All parts of the training loss under the names they are logged by; `train_loss` is their weighted sum.
+
+        Args:
+            student, teacher: encoder frames of both branches; teacher None leaves its parts out.
+            transcript: [B, U] token ids. transcript_len: [B].
+            step: optimizer step, for the distillation schedule.
+        """
+        codert, weight = self.cfg.codert, distillation_weight(self.cfg.codert.distillation, step)
+        decoded = predict(self.student_transducer, transcript, transcript_len)  # the teacher's too where shared
+        rnnt = (transcript, transcript_len)
+        losses = {"train_rnnt_loss_student": self.transducer_loss(self.student_joint, student, decoded, *rnnt)}
+        total = codert.student_loss_weight * losses["train_rnnt_loss_student"]
+        if not self.teacher_is_frozen:
+            if not codert.share_decoder:
+                decoded = predict(self.teacher_transducer, transcript, transcript_len)
+            losses["train_rnnt_loss_teacher"] = self.transducer_loss(self.joint, teacher, decoded, *rnnt)
+            total = total + codert.teacher_loss_weight * losses["train_rnnt_loss_teacher"]
+        if weight > 0:
+            losses["train_distillation_loss"] = self._distill(student, teacher)
+            total = total + weight * losses["train_distillation_loss"]
+        losses["train_loss"] = total
+        return losses
+
+    def _distill(self, student: Encoded, teacher: Encoded) -> torch.Tensor:
+        """KL(teacher || student) of the encoder logits over their common valid frames; the teacher gets no gradient."""
+        student_logits = encoder_logits(self.student_joint, student.encoded)  # [B, T', V+1]
+        with torch.no_grad():
+            teacher_logits = encoder_logits(self.joint, teacher.encoded)  # [B, T, V+1]
+            teacher_logits, teacher_len = group_frames(
+                teacher_logits, teacher.encoded_len, self.teacher_frames_per_student_frame
+            )
+        frames = min(student_logits.shape[1], teacher_logits.shape[1])
+        return self.distillation_loss(
+            student_logits=student_logits[:, :frames],
+            teacher_logits=teacher_logits[:, :frames],
+            lengths=torch.minimum(student.encoded_len, teacher_len).clamp(max=frames),
+        )
+
+    def _refuse_non_finite(self, losses: dict[str, torch.Tensor], step: int) -> None:
+        if self._skip_nan_grad or torch.isfinite(losses["train_loss"]):
+            return
+        parts = {name: float(value) for name, value in losses.items()}
+        raise FloatingPointError(
+            f"step {step}: the training loss is not finite ({parts}). Lower the learning rate, look for broken audio, "
+            "or set model.skip_nan_grad to true to skip such steps"
+        )
+
+    def _log_training(self, losses: dict[str, torch.Tensor], step: int) -> None:
+        self.log_dict(
+            {
+                **losses,
+                "train_distillation_weight": float(distillation_weight(self.cfg.codert.distillation, step)),
+                "learning_rate": self._optimizer.param_groups[0]["lr"],
+                "global_step": torch.tensor(step, dtype=torch.float32),
+            }
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Overrides LightningModule.configure_gradient_clipping: each branch by its own norm, so that a large teacher
+        # gradient never scales the student's step. Shared modules count with the teacher.
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        teacher = self.teacher_transducer.parameters()
+        taken = {id(parameter) for parameter in teacher}
+        student = [p for p in self.student_transducer.parameters() if id(p) not in taken]
+        for branch in (teacher, student):
+            nn.utils.clip_grad_norm_(branch, gradient_clip_val)
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def validation_pass(self, batch: tuple[torch.Tensor, ...], batch_idx: int, dataloader_idx: int = 0) -> dict:
+        # Overrides EncDecRNNTModel.validation_pass: loss and WER of the student, WER of the teacher beside it.
+        signal, signal_len, transcript, transcript_len = batch
+        features, features_len = self.extract_features(signal, signal_len)
+        student = encode(self.student_transducer, features, features_len)
+        teacher = encode(self.teacher_transducer, features, features_len)
+        logs = {}
+        if self.compute_eval_loss:
+            decoded = predict(self.student_transducer, transcript, transcript_len)
+            logs["val_loss"] = self.transducer_loss(self.student_joint, student, decoded, transcript, transcript_len)
+        for suffix, metric, branch in (("", self.student_wer, student), ("_teacher", self.wer, teacher)):
+            metric.update(
+                predictions=branch.encoded,
+                predictions_lengths=branch.encoded_len,
+                targets=transcript,
+                targets_lengths=transcript_len,
+            )
+            wer, errors, words = metric.compute()
+            metric.reset()
+            logs.update({f"val_wer{suffix}": wer, f"val_wer{suffix}_num": errors, f"val_wer{suffix}_denom": words})
+        if self._trainer is not None:
+            self.log("global_step", torch.tensor(self._trainer.global_step, dtype=torch.float32))
+        return logs
+
+    def multi_validation_epoch_end(self, outputs: list[dict], dataloader_idx: int = 0) -> dict:
+        # Overrides EncDecRNNTModel.multi_validation_epoch_end: the stock one would lose the teacher's WER.
+        return _with_teacher_wer(super().multi_validation_epoch_end(outputs, dataloader_idx), outputs, "val")
+
+    def multi_test_epoch_end(self, outputs: list[dict], dataloader_idx: int = 0) -> dict:
+        # Overrides EncDecRNNTModel.multi_test_epoch_end: as above.
+        return _with_teacher_wer(super().multi_test_epoch_end(outputs, dataloader_idx), outputs, "test")
+
+    def maybe_enable_cuda_graphs(self, force_reinit: bool = False) -> bool:
+        # Overrides ASRModel.maybe_enable_cuda_graphs: the student's decoder too.
+        return super().maybe_enable_cuda_graphs(force_reinit) | switch_cuda_graphs(self.student_decoding, on=True)
+
+    def disable_cuda_graphs(self) -> bool:
+        # Overrides ASRModel.disable_cuda_graphs: the student's decoder too.
+        return super().disable_cuda_graphs() | switch_cuda_graphs(self.student_decoding, on=False)
+
+    # ---- what leaves the pair --------------------------------------------------------------------------------------
+
+    def student_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
+        """The student as a stock NeMo model with copied weights, in eval mode, without any trace of the teacher.
+
+        Args:
+            joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
+        """
+        student = self.cfg.student
+        cfg = stock_branch_config(
+            self.cfg, student.encoder, student.decoder or self.cfg.decoder, self.student_geometry.width
+        )
+        with open_dict(cfg):
+            cfg.decoder.vocab_size = self.cfg.decoder.vocab_size
+        return stock_model(self, self.student_transducer, cfg, joint)
+
+    def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
+        """The teacher as a stock NeMo model with copied weights, in eval mode."""
+        cfg = stock_branch_config(self.cfg, self.cfg.encoder, self.cfg.decoder, self.joint.encoder_hidden)
+        return stock_model(self, self.teacher_transducer, cfg, joint)
+
+    def transcribe(self, *args: Any, **kwargs: Any) -> Any:
+        # Overrides EncDecRNNTModel.transcribe: the student's text. A copy transcribes: the stock method would
+        # switch modes and unfreeze modules of the pair.
+        return self.student_model().transcribe(*args, **kwargs)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        # Overrides Exportable.export: the student. A copy is exported: the stock method spoils the live model.
+        return self.student_model().export(*args, **kwargs)
+
+    def change_decoding_strategy(self, decoding_cfg: DictConfig | None, verbose: bool = True) -> None:
+        # Overrides EncDecRNNTBPEModel.change_decoding_strategy: both branches.
+        super().change_decoding_strategy(decoding_cfg, verbose=verbose)
+        self._setup_student_decoding()
+        self.student_joint.temperature = self.joint.temperature
+
+    def change_vocabulary(
+        self,
+        new_tokenizer_dir: str | DictConfig,
+        new_tokenizer_type: str,
+        decoding_cfg: DictConfig | None = None,
+    ) -> None:
+        # Overrides EncDecRNNTBPEModel.change_vocabulary: also rebuilds the student, keeps sharing and loss settings.
+        if self.teacher_is_frozen:
+            raise ValueError(
+                "change_vocabulary: the teacher is frozen, its new prediction network and joint would never be "
+                "trained. Set model.codert.teacher to co_trained"
+            )
+        if new_tokenizer_type != "bpe":
+            raise ValueError(f"change_vocabulary: tokenizer type is {new_tokenizer_type!r}, wanted bpe")
+        super().change_vocabulary(new_tokenizer_dir, new_tokenizer_type, decoding_cfg)
+        with _student_generator():
+            self._build_student_output()
+        self.student_joint.to(self.joint.enc.weight)
+        self.student_decoder.to(self.joint.enc.weight)
+        self._setup_losses()
+        self._setup_student_decoding()
+
+
+@contextmanager
+def _student_generator() -> Iterator[None]:
+    """A generator for the student's initial weights alone, seeded as the process was: they depend on the seed only.
+
+    NeMo's own class, seeded the same way, draws the same weights for the lone student.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        yield
+
+
+def _refer(owner: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` reachable as `owner.name` without registering it: it has one owner, and one name in files."""
+    owner._modules.pop(name, None)
+    object.__setattr__(owner, name, module)
+
+
+def _with_teacher_wer(result: dict, outputs: list[dict], stem: str) -> dict:
+    errors = torch.stack([output[f"{stem}_wer_teacher_num"] for output in outputs]).sum()
+    words = torch.stack([output[f"{stem}_wer_teacher_denom"] for output in outputs]).sum()
+    result["log"][f"{stem}_wer_teacher"] = errors.float() / words
+    return result

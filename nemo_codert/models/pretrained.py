@@ -1,0 +1,212 @@
+"""Weights from a trained RNN-T: where they come from, whether they fit, and loading them without a silent gap.
+
+A source is a `.nemo` file or a pretrained name. It is restored as its own class and compared (networks, feature
+front end, tokenizer) before a single weight is copied; every tensor is then loaded strictly.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert.models.transducer import Transducer
+from nemo_codert.nemo_compat import forget_failed_restore
+
+# Keys that change training or bookkeeping but neither a weight's meaning nor the inference of a network.
+TRAINING_KEYS = (
+    "dropout",
+    "stochastic_depth",
+    "dither",
+    "pad_to",
+    "fuse_loss_wer",
+    "fused_batch_size",
+    "log_softmax",
+    "preserve_memory",
+    "vocabulary",
+    "num_classes",
+    "vocab_size",
+    "weights_init_scale",
+    "hidden_hidden_bias_scale",
+    "forget_gate_bias",
+    "t_max",
+    "sync_max_audio_length",
+    "encoder_hidden",
+    "pred_hidden",
+    "random_state_sampling",
+    "masking_prob",
+    "rng",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A restored RNN-T: its networks, the configs they were built from, and what they were trained on."""
+
+    name: str
+    networks: Transducer
+    config: dict[str, DictConfig]  # encoder, decoder, joint, preprocessor
+    featurizer: torch.nn.Module
+    pieces: list[str]
+
+
+def load_source(name: str, key: str, branch: str) -> Source:
+    """Restore an RNN-T from a `.nemo` path or a pretrained name.
+
+    Args:
+        name: the path or name.
+        key: config key that names it, for messages.
+        branch: which half of a file that is itself a pair: `teacher` or `student`.
+
+    Raises:
+        ValueError: no such file or name, or a model that is no standard RNN-T with a SentencePiece tokenizer.
+    """
+    path = Path(name)
+    if path.suffix == ".nemo" and not path.is_file():
+        raise ValueError(f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name")
+    try:
+        config = ASRModel.restore_from(name, return_config=True) if path.is_file() else None
+        refuse_other_models(config, f"{key} {name!r}")
+        restore = ASRModel.restore_from if path.is_file() else ASRModel.from_pretrained
+        model = restore(name, map_location="cpu")
+    except ValueError:
+        forget_failed_restore()
+        raise
+    except Exception as error:
+        forget_failed_restore()
+        raise ValueError(f"{key} is {name!r}: cannot be restored as a NeMo model ({error})") from error
+    refuse_other_models(model.cfg, f"{key} {name!r}")
+    return _source(name, model, branch)
+
+
+def refuse_other_models(config: DictConfig | None, what: str) -> None:
+    """Raise a ValueError that names the kind of a model that is no standard RNN-T (TDT, hybrid, CTC, ...)."""
+    if config is None:
+        return
+    target = str(config.get("target", ""))
+    kind = target.rsplit(".", 1)[-1]
+    if "Hybrid" in kind or config.get("aux_ctc") is not None:
+        kind = "a hybrid RNN-T/CTC model"
+    elif (config.get("joint") or {}).get("num_extra_outputs") or (config.get("loss") or {}).get("loss_name") == "tdt":
+        kind = "a TDT model"
+    elif kind in ("EncDecRNNTBPEModel", "EncDecCoDERTBPEModel"):
+        return
+    raise ValueError(f"{what} is {kind or 'of unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel)")
+
+
+def _source(name: str, model: EncDecRNNTBPEModel, branch: str) -> Source:
+    cfg = model.cfg
+    config = {part: cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
+    networks = Transducer(model.encoder, model.decoder, model.joint)
+    if branch == "student" and "student" in cfg:
+        networks = model.student_transducer
+        config.update(encoder=cfg.student.encoder, decoder=cfg.student.decoder or cfg.decoder)
+    return Source(name, networks, config, model.preprocessor, list(model.joint.vocabulary))
+
+
+def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool = True) -> dict[str, int]:
+    """Copy a source's weights into `target`, all or nothing; returns how many tensors and parameters were loaded.
+
+    Args:
+        decoder: False leaves the prediction network and `joint.pred` (shared with the teacher) alone.
+
+    Raises:
+        ValueError: tensors of other names or shapes.
+    """
+    parts = {"encoder": (source.networks.encoder, target.encoder), "joint": (source.networks.joint, target.joint)}
+    if decoder:
+        parts["decoder"] = (source.networks.decoder, target.decoder)
+    states, problems = {}, []
+    for part, (trained, module) in parts.items():
+        wanted = module.state_dict()
+        state = {k: v for k, v in _whole_state(trained).items() if decoder or not k.startswith("pred.")}
+        problems += _state_problems(part, wanted, state)
+        states[part] = state
+    if problems:
+        raise ValueError(f"{key} {source.name!r} does not fit the config:\n  - " + "\n  - ".join(problems))
+    for part, (_, module) in parts.items():
+        module.load_state_dict(states[part])
+    tensors = [value for state in states.values() for value in state.values()]
+    return {"tensors": len(tensors), "parameters": sum(value.numel() for value in tensors)}
+
+
+def _whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of a network; a student joint that shares its prediction projection names that one too."""
+    state = dict(module.state_dict())
+    if hasattr(module, "pred") and "pred.weight" not in state:
+        state.update({"pred.weight": module.pred.weight.detach(), "pred.bias": module.pred.bias.detach()})
+    return state
+
+
+def _state_problems(part: str, wanted: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> list[str]:
+    missing, unexpected = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
+    shapes = [k for k in wanted.keys() & got.keys() if wanted[k].shape != got[k].shape]
+    problems = [f"{part}: {len(missing)} tensors missing ({', '.join(missing[:3])}, ...)"] if missing else []
+    if unexpected:
+        problems.append(f"{part}: {len(unexpected)} tensors unexpected ({', '.join(unexpected[:3])}, ...)")
+    for k in sorted(shapes)[:3]:
+        problems.append(f"{part}.{k}: shape {tuple(got[k].shape)} in the file, {tuple(wanted[k].shape)} in the config")
+    return problems
+
+
+def check_source(source: Source, blocks: dict[str, DictConfig], pieces: list[str], front_end: torch.nn.Module) -> None:
+    """Compare a source with the config it is to be loaded into.
+
+    Args:
+        blocks: config path -> block of ours, e.g. {"model.encoder": ...}; the last word names the source's block.
+        pieces: our word pieces in order of id.
+        front_end: our preprocessor, whose window and mel filters must be the source's.
+
+    Raises:
+        ValueError: one error that lists every difference with both values and the remedy.
+    """
+    problems = []
+    for path, block in blocks.items():
+        problems += block_differences(path, block, source.config[path.rsplit(".", 1)[-1]])
+    problems += _tokenizer_problems(source.pieces, pieces)
+    if not _same_buffers(source.featurizer, front_end):
+        problems.append("model.preprocessor: window or mel filters differ from those the checkpoint was trained with")
+    if problems:
+        raise ValueError(
+            f"{source.name!r} was trained with other settings:\n  - "
+            + "\n  - ".join(problems)
+            + "\nSet these keys to the checkpoint's values (its config is in model_config.yaml inside the .nemo)."
+        )
+
+
+def block_differences(path: str, ours: DictConfig, theirs: DictConfig) -> list[str]:
+    """Differences between two blocks in keys that both have and that change what a network computes."""
+    flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+    return [
+        f"{path}.{key} is {flat_ours[key]!r}, the checkpoint has {flat_theirs[key]!r}"
+        for key in flat_ours
+        if key in flat_theirs
+        and flat_ours[key] != flat_theirs[key]
+        and not any(word in key.rsplit(".", 1)[-1] for word in TRAINING_KEYS)
+    ]
+
+
+def _flat(block: DictConfig | dict, prefix: str = "") -> dict[str, object]:
+    if OmegaConf.is_config(block):
+        block = OmegaConf.to_container(block, resolve=True)
+    flat: dict[str, object] = {}
+    for key, value in block.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _tokenizer_problems(theirs: list[str], ours: list[str]) -> list[str]:
+    if theirs == ours:
+        return []
+    first = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), None)
+    where = f", first difference at id {first}: {ours[first]!r} here, {theirs[first]!r} there" if first is not None else ""
+    return [f"model.tokenizer has {len(ours)} word pieces, the checkpoint's has {len(theirs)}{where}"]
+
+
+def _same_buffers(theirs: torch.nn.Module, ours: torch.nn.Module) -> bool:
+    a, b = theirs.state_dict(), ours.state_dict()
+    return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.allclose(a[k], b[k]) for k in a)

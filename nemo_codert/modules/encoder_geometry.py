@@ -1,0 +1,40 @@
+"""What an encoder's output looks like, read from the built module: any NeMo encoder will do.
+
+B batch, F mel bins, T_in feature frames, T encoder frames, D channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Long enough that a frame more or less (causal convolutions) rounds to the same stride up to 16x.
+PROBE_FRAMES = 960
+
+
+@dataclass(frozen=True)
+class EncoderGeometry:
+    """`width`: output channels D. `stride`: feature frames T_in per encoder frame T."""
+
+    width: int
+    stride: int
+
+
+@torch.no_grad()
+def encoder_geometry(encoder: nn.Module, features: int) -> EncoderGeometry:
+    """Run a silent input through `encoder` and read its width and stride; mode and random state are kept.
+
+    Args:
+        encoder: module called as `encoder(audio_signal=[B, F, T_in], length=[B])`.
+        features: F.
+    """
+    parameter = next(encoder.parameters())
+    signal = torch.zeros(1, features, PROBE_FRAMES, device=parameter.device, dtype=parameter.dtype)
+    length = torch.full((1,), PROBE_FRAMES, device=parameter.device, dtype=torch.int64)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        encoded, encoded_len = encoder(audio_signal=signal, length=length)[:2]
+    finally:
+        encoder.train(was_training)
+    return EncoderGeometry(width=encoded.shape[1], stride=round(PROBE_FRAMES / int(encoded_len[0])))

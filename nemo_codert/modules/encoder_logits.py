@@ -1,0 +1,41 @@
+"""The encoder-logit head: what each half of a joint says on its own, as logits over the V+1 classes.
+
+For the additive joint these are its two projections. For a stock joint they are its output with the other
+projection zeroed, bias included. Dropout is left out, so the head draws no random numbers.
+B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank.
+"""
+
+import torch
+from nemo.collections.asr.modules import RNNTJoint
+from torch import nn
+
+from nemo_codert.modules.additive_joint import AdditiveRNNTJoint
+
+
+def encoder_logits(joint: RNNTJoint, encoded: torch.Tensor) -> torch.Tensor:
+    """Raw logits of the encoder alone: `encoded` [B, D, T] -> [B, T, V+1] (E in arXiv:2106.07734, section 2.1)."""
+    return _output_layer(joint, joint.enc(encoded.transpose(1, 2)))
+
+
+def prediction_logits(joint: RNNTJoint, decoded: torch.Tensor) -> torch.Tensor:
+    """Raw logits of the prediction network alone: `decoded` [B, D, U+1] -> [B, U+1, V+1]."""
+    return _output_layer(joint, joint.pred(decoded.transpose(1, 2)))
+
+
+def joint_logits(joint: RNNTJoint, encoded: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """Raw logits of the whole lattice, dropout included: [B, D, T] and [B, D, U+1] -> [B, T, U+1, V+1].
+
+    NeMo's own `forward` returns log-probabilities on CPU and raw logits on CUDA; this is the same on both.
+    """
+    encoder_part = joint.enc(encoded.transpose(1, 2)).unsqueeze(2)  # [B, T, 1, H]
+    prediction_part = joint.pred(decoded.transpose(1, 2)).unsqueeze(1)  # [B, 1, U+1, H]
+    return joint.joint_net(encoder_part + prediction_part)  # [B, T, U+1, V+1]
+
+
+def _output_layer(joint: RNNTJoint, projected: torch.Tensor) -> torch.Tensor:
+    if isinstance(joint, AdditiveRNNTJoint):
+        return projected
+    for layer in joint.joint_net:
+        # The activation is in place in NeMo; on a tensor that autograd has saved for `joint.enc` that is fine.
+        projected = projected if isinstance(layer, nn.Dropout) else layer(projected)
+    return projected

@@ -1,0 +1,63 @@
+"""The only place that touches NeMo internals: target registration, version check, loss and augmentation details.
+
+Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's public classes.
+"""
+
+import random
+import warnings
+
+import nemo
+import torch
+from nemo.collections.asr.losses.rnnt import RNNTLoss
+from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
+from nemo.core.classes import common
+from nemo.utils.app_state import AppState
+
+TARGET_PREFIX = "nemo_codert."
+TESTED_NEMO = "3.0"
+
+
+def register_targets() -> None:
+    """Let NeMo build classes of this package from configs and `.nemo` files, and nothing else besides its own."""
+    if TARGET_PREFIX not in common.ALLOWED_TARGET_PREFIXES:
+        common.ALLOWED_TARGET_PREFIXES.append(TARGET_PREFIX)
+    if not nemo.__version__.startswith(TESTED_NEMO + "."):
+        warnings.warn(
+            f"nemo_toolkit {nemo.__version__} is untested with nemo_codert: it was made for {TESTED_NEMO}.x.",
+            stacklevel=2,
+        )
+
+
+def fastemit_lambda(loss: RNNTLoss) -> float:
+    """FastEmit's lambda of a NeMo RNN-T loss (its CUDA and CPU kernels keep it under one name)."""
+    return float(getattr(loss._loss, "fastemit_lambda", 0.0))
+
+
+def seed_augmentation(module: torch.nn.Module, seed: int) -> None:
+    """Give SpecAugment a generator seeded by us: NeMo's draws from the operating system, whatever the run's seed."""
+    for offset, part in enumerate(part for part in module.modules() if isinstance(_rng_of(part), random.Random)):
+        part._rng = random.Random(seed + offset)
+
+
+def _rng_of(part: torch.nn.Module) -> object:
+    return part.__dict__.get("_rng")
+
+
+def switch_cuda_graphs(decoding: object, *, on: bool) -> bool:
+    """Switch the CUDA graphs of a decoding object on (rebuilt) or off; False where it has none to switch."""
+    decoder = getattr(decoding, "decoding", None)
+    if not isinstance(decoder, WithOptionalCudaGraphs):
+        return False
+    changed = decoder.disable_cuda_graphs()
+    return decoder.maybe_enable_cuda_graphs() or changed if on else changed
+
+
+def is_being_restored() -> bool:
+    """True inside a `restore_from` or `load_from_checkpoint`, whose weights replace whatever is loaded now."""
+    return bool(AppState().is_model_being_restored)
+
+
+def forget_failed_restore() -> None:
+    """A failed restore leaves NeMo believing that one is under way, and later models get no dataloaders."""
+    AppState().is_model_being_restored = False
+    AppState().nemo_file_folder = None
