@@ -281,9 +281,10 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         )
 
     def _log_training(self, losses: dict[str, torch.Tensor], step: int) -> None:
+        self.log("train_loss", losses["train_loss"], prog_bar=True)
         self.log_dict(
             {
-                **losses,
+                **{name: value for name, value in losses.items() if name != "train_loss"},
                 "train_distillation_weight": float(distillation_weight(self.cfg.codert.distillation, step)),
                 "learning_rate": self._optimizer.param_groups[0]["lr"],
                 "global_step": torch.tensor(step, dtype=torch.float32),

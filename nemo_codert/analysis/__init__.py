@@ -1,0 +1,1 @@
+"""Measurements on trained models. May import models; nothing but scripts imports this."""

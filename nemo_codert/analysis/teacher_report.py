@@ -1,0 +1,119 @@
+"""Is the teacher any good, and do its encoder logits say anything? Measured before a step is trained on them.
+
+A stock teacher was never trained with its prediction projection masked, so its "encoder logits" may carry little
+(the entropy and the agreement tell). B batch, T encoder frames, U target tokens, V vocabulary without blank.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from nemo_codert.losses.frames import valid_frames
+from nemo_codert.losses.lattice import lattice_occupancies
+from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.transducer import encode, predict
+from nemo_codert.modules import encoder_logits
+from nemo_codert.modules.encoder_logits import joint_logits
+
+
+@torch.no_grad()
+def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batches: int = 50) -> dict[str, Any]:
+    """Measure a pair's teacher on development data.
+
+    Args:
+        batches: a validation dataloader, or several of which the first counts.
+        max_batches: enough for a verdict; the whole set is not needed.
+
+    Returns:
+        Tensors and parameters loaded, words and `wer`; per frame, in nats, `encoder_entropy` and `joint_entropy`;
+        `encoder_joint_top1_agreement`: how often the encoder logits and the joint name the same class, at the joint
+        node that the transcript's alignment most likely passes in that frame; the mode of the teacher's modules.
+    """
+    was_training = model.training
+    model.eval()
+    totals = dict.fromkeys(("frames", "encoder_entropy", "joint_entropy", "agreement"), 0.0)
+    loader = batches[0] if isinstance(batches, list) else batches
+    model.wer.reset()
+    try:
+        for index, batch in enumerate(loader):
+            if index == max_batches:
+                break
+            _measure(model, [part.to(model.device) for part in batch[:4]], totals)
+        wer, _, words = model.wer.compute()
+    finally:
+        model.wer.reset()
+        model.train(was_training)
+    frames = max(totals.pop("frames"), 1.0)
+    return {
+        **model.loaded.get("teacher", {}),
+        "wer": float(wer),
+        "words": int(words),
+        "encoder_entropy": totals["encoder_entropy"] / frames,
+        "joint_entropy": totals["joint_entropy"] / frames,
+        "encoder_joint_top1_agreement": totals["agreement"] / frames,
+        **_modes(model),
+    }
+
+
+def format_teacher_report(report: dict[str, Any]) -> str:
+    """The report as lines for a person."""
+    lines = [
+        f"Teacher {report.get('source', '(not loaded)')}: {report.get('tensors', 0)} tensors, "
+        f"{report.get('parameters', 0):,} parameters loaded",
+        f"  WER on the dev set {report['wer']:.2%} over {report['words']} words",
+        f"  encoder logits: entropy {report['encoder_entropy']:.3f} nats a frame (its joint {report['joint_entropy']:.3f}),"
+        f" top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
+        f"  in training: {report['mode']}; dropout {report['dropout']}, batch-norm statistics "
+        f"{report['batch_norm_statistics']}, SpecAugment {report['spec_augment']}",
+    ]
+    return "\n".join(lines)
+
+
+def _measure(model: EncDecCoDERTBPEModel, batch: list[torch.Tensor], totals: dict[str, float]) -> None:
+    signal, signal_len, transcript, transcript_len = batch
+    features, features_len = model.extract_features(signal, signal_len)
+    teacher = model.teacher_transducer
+    encoded = encode(teacher, features, features_len)
+    model.wer.update(
+        predictions=encoded.encoded,
+        predictions_lengths=encoded.encoded_len,
+        targets=transcript,
+        targets_lengths=transcript_len,
+    )
+    decoded = predict(teacher, transcript, transcript_len)
+    encoder_log_probs = encoder_logits(teacher.joint, encoded.encoded).log_softmax(-1)  # [B, T, V+1]
+    for i in range(len(transcript_len)):
+        frames, tokens = int(encoded.encoded_len[i]), int(transcript_len[i])
+        nodes = joint_logits(teacher.joint, encoded.encoded[i : i + 1, :, :frames], decoded[i : i + 1, :, : tokens + 1])
+        passed = _passed_nodes(nodes.log_softmax(-1), transcript[i : i + 1, :tokens])  # [T, V+1]
+        totals["frames"] += frames
+        totals["encoder_entropy"] += _entropy(encoder_log_probs[i, :frames])
+        totals["joint_entropy"] += _entropy(passed)
+        totals["agreement"] += float((passed.argmax(-1) == encoder_log_probs[i, :frames].argmax(-1)).sum())
+
+
+def _passed_nodes(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Joint log-probabilities [T, V+1] at the most likely u of each frame: [1, T, U+1, V+1], [1, U] -> [T, V+1]."""
+    _, frames, nodes, classes = log_probs.shape
+    labels = log_probs[:, :, :-1].gather(3, targets[:, None, :, None].expand(1, frames, -1, 1)).squeeze(3)
+    lengths = torch.tensor([frames], device=log_probs.device), torch.tensor([nodes - 1], device=log_probs.device)
+    _, _, blank_occupancy = lattice_occupancies(labels, log_probs[..., classes - 1], *lengths)
+    best = blank_occupancy[0].argmax(-1)  # every frame is left by exactly one blank
+    return log_probs[0, torch.arange(frames, device=best.device), best]
+
+
+def _entropy(log_probs: torch.Tensor) -> float:
+    return float(-(log_probs.exp() * log_probs).sum())
+
+
+def _modes(model: EncDecCoDERTBPEModel) -> dict[str, str]:
+    frozen = model.teacher_is_frozen
+    has_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.encoder.modules())
+    return {
+        "mode": "eval, no gradients" if frozen else "training, with gradients",
+        "dropout": "off" if frozen else "on",
+        "batch_norm_statistics": "none" if not has_norm else "fixed" if frozen else "updated",
+        "spec_augment": "off" if model.spec_augmentation is None else "on, the student's input: both see the same",
+    }

@@ -1,0 +1,23 @@
+"""What a run prints: ours, warnings and errors, without the libraries' start-up talk. Imports NeMo when called."""
+
+import logging
+import os
+import warnings
+
+
+def quieten_libraries() -> None:
+    """Keep NeMo, Lightning and their telemetry to errors. To be called before anything imports NeMo."""
+    logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
+    os.environ.setdefault("NEMO_REDIRECT_LOGS_TO_STDERR", "1")  # a progress bar owns standard output
+    warnings.filterwarnings("ignore")
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lhotse", "numba"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("nemo_codert").setLevel(logging.INFO)
+    if not logging.getLogger("nemo_codert").handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("nemo_codert").addHandler(handler)
+        logging.getLogger("nemo_codert").propagate = False
