@@ -37,6 +37,7 @@ from nemo_codert.data.manifest import screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, stock_of  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
+from nemo_codert.progress import StepProgress  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 
@@ -46,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     check_run(cfg)
     os.environ.pop("NEMO_EXPM_VERSION", None)  # a second run in one process would share the first one's folder
     pl.seed_everything(cfg.seed, verbose=False)
-    trainer = pl.Trainer(**cfg.trainer)
+    trainer = make_trainer(cfg)
     folder = Path(exp_manager(trainer, cfg.exp_manager))
     logger.info("Run folder: %s", folder)
     screen_data(cfg, folder)
@@ -57,6 +58,13 @@ def main(cfg: DictConfig) -> None:
     trainer.fit(model)
     if trainer.is_global_zero:
         finish(cfg, trainer, folder)
+
+
+def make_trainer(cfg: DictConfig) -> pl.Trainer:
+    """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
+    settings = dict(cfg.trainer)
+    callbacks = [StepProgress()] if settings.pop("enable_progress_bar", True) else []
+    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
 
 
 def check_run(cfg: DictConfig) -> None:

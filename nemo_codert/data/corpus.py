@@ -1,0 +1,69 @@
+"""One corpus folder as all recipes leave it: `audio/<set>/*.wav`, `<set>.json`, `tokenizer/`.
+
+Imports soundfile, soxr and tqdm only, neither torch nor NeMo.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm.auto import tqdm
+
+from nemo_codert.data.manifest import write_manifest
+
+SAMPLE_RATE = 16_000  # Hz, what NeMo's stock preprocessors expect
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance to be written. samples: [S] float32 in -1..1 at SAMPLE_RATE."""
+
+    samples: np.ndarray
+    text: str
+    speaker: str
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """[S] at `rate` Hz -> [S'] float32 at SAMPLE_RATE."""
+    return soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples
+
+
+def write_set(output_dir: Path, name: str, utterances: Iterable[Utterance], *, total: int) -> Path:
+    """Writes `audio/<name>/*.wav` (16 kHz, 16 bit), then `<name>.json` (paths relative to it), whose path it returns.
+
+    Everything is replaced file by file; wav files that an earlier run left and the new manifest lacks go last.
+    """
+    folder = Path(output_dir) / "audio" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, utterance in enumerate(tqdm(utterances, desc=name, total=total, unit="utt", mininterval=1.0)):
+        file_name = f"{name}_{number:06d}.wav"
+        write_wav(folder / file_name, utterance.samples)
+        entries.append(_entry(f"audio/{name}/{file_name}", utterance))
+    manifest = write_manifest(Path(output_dir) / f"{name}.json", entries)
+    kept = {Path(entry["audio_filepath"]).name for entry in entries}
+    for stale in folder.glob(f"{name}_*.wav"):
+        if stale.name not in kept:
+            stale.unlink()
+    return manifest
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """[S] float in -1..1 -> 16-bit wav at SAMPLE_RATE; nothing half-written is left under the final name."""
+    temporary = path.with_name(f".{path.name}.part")
+    soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    os.replace(temporary, path)
+
+
+def _entry(audio_filepath: str, utterance: Utterance) -> dict[str, Any]:
+    return {
+        "audio_filepath": audio_filepath,
+        "duration": round(len(utterance.samples) / SAMPLE_RATE, 4),
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+    }

@@ -1,0 +1,103 @@
+"""BPE tokenizers in the folder layout NeMo loads: `tokenizer.model`, `vocab.txt`, `tokenizer.vocab`.
+
+NeMo is imported inside the function: importing this module is quick.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TOKENIZER_FILES = ("tokenizer.vocab", "vocab.txt", "tokenizer.model")
+
+
+def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: int) -> Path:
+    """Trains a BPE tokenizer of exactly `vocab_size` pieces (with the unknown piece) through NeMo; returns its folder.
+
+    texts: transcripts, case kept as it is. Equal texts give equal files; an existing tokenizer is replaced.
+    Raises ValueError when there is no text, or when the texts support fewer or need more pieces than `vocab_size`.
+    """
+    output_dir = Path(output_dir)
+    lines = [text.strip() for text in texts if text.strip()]
+    if not lines:
+        raise ValueError(f"no text to train the tokenizer in {output_dir} on: every transcript is empty.")
+    with tempfile.TemporaryDirectory(prefix="tokenizer_") as folder:
+        (Path(folder) / "texts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # NeMo's function keeps whatever model it finds, so it always gets a new folder.
+        trained = _train_with_nemo(Path(folder) / "texts.txt", Path(folder) / "trained", vocab_size)
+        _check_size(trained, vocab_size)
+        _forget_paths(trained / "tokenizer.model")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(trained / name, output_dir / f".{name}.part")
+            os.replace(output_dir / f".{name}.part", output_dir / name)
+    return output_dir
+
+
+def _train_with_nemo(text_file: Path, output_dir: Path, vocab_size: int) -> Path:
+    from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
+
+    try:
+        with _quiet():
+            create_spt_model(
+                data_file=str(text_file),
+                vocab_size=vocab_size,
+                sample_size=-1,
+                do_lower_case=False,
+                tokenizer_type="bpe",
+                output_dir=str(output_dir),
+            )
+    except RuntimeError as error:
+        raise ValueError(_explain(str(error), vocab_size)) from error
+    return output_dir
+
+
+def _explain(message: str, vocab_size: int) -> str:
+    too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
+    if too_small:
+        return (
+            f"vocab_size is {vocab_size}, but the texts have {too_small[1]} different characters (with the unknown "
+            f"piece): use {too_small[1]} or more."
+        )
+    too_large = re.search(r"set it to a value <= (\d+)", message)
+    if too_large:
+        return f"vocab_size is {vocab_size}, the largest these texts support is {too_large[1]}: use that or less."
+    return f"vocab_size {vocab_size}: sentencepiece could not train a tokenizer ({message})."
+
+
+def _check_size(folder: Path, vocab_size: int) -> None:
+    import sentencepiece
+
+    got = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size()
+    if got < vocab_size:  # NeMo trains with hard_vocab_limit=false: too large a size shrinks without a word
+        raise ValueError(f"vocab_size is {vocab_size}, the largest these texts support is {got}: use {got} or less.")
+
+
+def _forget_paths(model_file: Path) -> None:
+    """sentencepiece writes its input path into the model: two equal trainings would differ, and tell the folder."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(model_file.read_bytes())
+    del model.trainer_spec.input[:]
+    model.trainer_spec.model_prefix = "tokenizer"
+    model_file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences sentencepiece's progress (some 250 lines) and NeMo's information lines."""
+    import sentencepiece
+    from nemo.utils import logging as nemo_logging
+
+    verbosity = nemo_logging.get_verbosity()
+    nemo_logging.set_verbosity(nemo_logging.WARNING)
+    sentencepiece.set_min_log_level(3)
+    try:
+        yield
+    finally:
+        sentencepiece.set_min_log_level(0)
+        nemo_logging.set_verbosity(verbosity)

@@ -1,0 +1,113 @@
+"""The command line of scripts/prepare_data.py."""
+
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nemo_codert.data.digits import make_digit_corpus
+from nemo_codert.data.librispeech import make_librispeech_corpus
+from nemo_codert.data.synthetic import make_synthetic_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "prepare_data.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
+    return script.main()
+
+
+def test_synthetic_writes_below_the_output_folder_and_prints_a_table(script, monkeypatch, capsys, tmp_path):
+    arguments = ["--output-dir", tmp_path / "out", "--train-utterances", "50", "--dev-utterances", "3"]
+    arguments += ["--test-utterances", "4", "--vocab-size", "48"]
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # a second run refuses nothing
+        assert run(script, monkeypatch, "synthetic", *arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["audio", "dev.json", "test.json", "tokenizer", "train.json"]
+    table = capsys.readouterr().out
+    for name, count in (("train", 50), ("dev", 3), ("test", 4)):
+        assert re.search(rf"^{name} +{count} +0\.\d\d  ", table, re.MULTILINE)
+    assert re.search(rf"^tokenizer +48 pieces +{re.escape(str(tmp_path / 'out' / 'tokenizer'))}$", table, re.MULTILINE)
+
+
+def test_relative_output_folders_work(script, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--train-utterances", "50", "--dev-utterances", "1", "--test-utterances", "1", "--vocab-size", "48"]
+    assert run(script, monkeypatch, "synthetic", "--output-dir", "data/new", *arguments) == 0
+    assert (tmp_path / "data" / "new" / "train.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["synthetic", "--dev-utterances", "0"], "dev_utterances is 0"),
+        (["fsdd", "--fsdd-dir", "absent"], "absent is not a folder"),
+        (["librispeech", "--corpus-dir", "absent"], "absent is not a folder"),
+        (["librispeech", "--corpus-dir", ".", "--parts", "music"], "part 'music'"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_two(script, monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(script, monkeypatch, *arguments, "--output-dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import runpy, sys; sys.argv = ['prepare_data.py', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'nemo', 'numpy', 'lhotse'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "scripts/prepare_data.py synthetic --output-dir data/synthetic" in done.stdout
+
+
+def test_every_command_of_the_docstring_is_understood(script):
+    text = script.__doc__.replace("\\\n", " ")
+    commands = re.findall(r"^    python scripts/prepare_data\.py (.*)$", text, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        assert script.parse_arguments(command.split()).output_dir
+
+
+@pytest.mark.parametrize(
+    "recipe, arguments",
+    [
+        (make_synthetic_corpus, ["synthetic"]),
+        (make_digit_corpus, ["fsdd", "--fsdd-dir", "in"]),
+        (make_librispeech_corpus, ["librispeech", "--corpus-dir", "in"]),
+    ],
+)
+def test_the_defaults_are_those_of_the_recipes(script, recipe, arguments):
+    options = vars(script.parse_arguments([*arguments, "--output-dir", "out"]))
+    parameters = inspect.signature(recipe).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    assert {name: options[name] for name in defaults} == defaults
+    assert set(options) == {p.name for p in parameters} | {"corpus"}
+
+
+@pytest.mark.parametrize("corpus", ["fsdd", "librispeech"])
+def test_the_source_of_real_speech_must_be_given(script, corpus, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_arguments([corpus, "--output-dir", "out"])
+    assert "required" in capsys.readouterr().err
