@@ -1,0 +1,15 @@
+"""The training criteria of CoDERT (arXiv:2106.07734). Pure torch and Numba: nothing in this package imports NeMo."""
+
+from nemo_codert.losses.additive_rnnt import additive_rnnt_loss
+from nemo_codert.losses.encoder_distillation import EncoderDistillationLoss, encoder_distillation_loss
+from nemo_codert.losses.frames import group_frames, valid_frames
+from nemo_codert.losses.joint_rnnt import joint_rnnt_loss
+
+__all__ = [
+    "EncoderDistillationLoss",
+    "additive_rnnt_loss",
+    "encoder_distillation_loss",
+    "group_frames",
+    "joint_rnnt_loss",
+    "valid_frames",
+]

@@ -1,0 +1,132 @@
+"""Distillation of encoder logits from teacher to student: the L_KD of CoDERT (arXiv:2106.07734, section 3).
+
+`KL(softmax(teacher / temperature) || softmax(student / temperature)) * temperature^2` over valid frames, in nats.
+Imports torch and `frames` alone.
+"""
+
+# B batch, T encoder frames, V vocabulary without blank, N valid frames of the batch
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from nemo_codert.losses.frames import valid_frames
+
+REDUCTIONS = ("per_utterance", "per_frame")
+
+
+def _divergence(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p || q) of each row and its gradient q - p with respect to the logits of q, the student.
+
+    Both arguments [N, V+1], finite; returns [N] and [N, V+1]. With x = log p - log q each summand is
+    p (x - 1 + e^-x), which is never negative; the bare p x sums to a negative number in half of the near-equal cases
+    in float32.
+    """
+    p, q = teacher_log_probs.exp(), student_log_probs.exp()
+    x = teacher_log_probs - student_log_probs
+    shrink = torch.expm1(-x)  # q / p - 1, exact where a subtraction would cancel; it may overflow where q >> p
+    student_above = x < -1
+    # The clamp is for an expm1 that errs in its last bit; on CPU it was never needed.
+    divergence = torch.where(student_above, p * (x - 1) + q, p * (x + shrink).clamp_(min=0)).sum(-1)
+    return divergence, torch.where(student_above, q - p, p * shrink)
+
+
+def _row_log_probs(logits: torch.Tensor, valid: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
+    """[B, T, V+1] -> [N, V+1]: log-probabilities of the valid frames; a class masked with -inf gets a finite floor."""
+    rows = logits[valid].to(dtype).div_(temperature)
+    return rows.log_softmax(-1).clamp_(min=torch.finfo(dtype).min)
+
+
+class _FrameDivergence(torch.autograd.Function):
+    """KL(teacher || student) of each frame, [B, T], 0 where a frame is padding. The teacher is a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+        sides = (_row_log_probs(side, valid, temperature, dtype) for side in (student, teacher))
+        rows, row_gradients = _divergence(*sides)  # [N], [N, V+1]
+        ctx.save_for_backward(row_gradients.div_(temperature), valid)
+        ctx.student_dtype = student.dtype
+        divergence = rows.new_zeros(valid.shape)
+        divergence[valid] = rows
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        row_gradients, valid = ctx.saved_tensors
+        gradient = row_gradients.new_zeros((*valid.shape, row_gradients.shape[-1]), dtype=ctx.student_dtype)
+        gradient[valid] = (row_gradients * upstream[valid][:, None]).to(ctx.student_dtype)
+        return gradient, None, None, None
+
+
+def _check_batch(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Raise ValueError unless the two sides have one shape [B, T, V+1] and lengths is [B] within [0, T]."""
+    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 3:
+        raise ValueError(
+            "student_logits and teacher_logits must have one shape [B, T, V+1], got "
+            f"{tuple(student_logits.shape)} (student) and {tuple(teacher_logits.shape)} (teacher). "
+            "Where the teacher has k times the frames, group them first with group_frames."
+        )
+    batch, num_frames, _ = student_logits.shape
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},) like the logits' batch, got {tuple(lengths.shape)}")
+    if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_frames:
+        raise ValueError(f"lengths must lie between 0 and the {num_frames} frames given, got {lengths.tolist()}")
+
+
+def _check_settings(temperature: float, reduction: str) -> None:
+    """Raise ValueError for a temperature that is not positive or a reduction without meaning."""
+    if not temperature > 0:
+        raise ValueError(f"distillation temperature must be above 0, got {temperature}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"distillation reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+
+
+def encoder_distillation_loss(
+    *,
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    lengths: torch.Tensor,
+    temperature: float = 1.0,
+    reduction: str = "per_utterance",
+) -> torch.Tensor:
+    """KL(teacher || student) of the encoder logits times temperature^2, in nats, over valid frames.
+
+    student_logits, teacher_logits: [B, T, V+1] float. lengths: [B] int64 in frames, 0 <= lengths <= T.
+    reduction: `per_utterance` sums over frames and averages over the batch, as `mean_batch` does for the RNN-T loss;
+    `per_frame` divides by the number of valid frames (by 1 if there is none).
+    No gradient reaches the teacher. Computed in float32 (float64 if an argument is). Returns a scalar: 0 iff the
+    distributions agree on every valid frame, never negative. CoDERT, arXiv:2106.07734, section 3.
+    Raises ValueError for shapes that differ, lengths out of range, temperature <= 0, an unknown reduction.
+    """
+    _check_settings(temperature, reduction)
+    _check_batch(student_logits, teacher_logits, lengths)
+    lengths = lengths.to(student_logits.device)
+    valid = valid_frames(lengths, student_logits.shape[1])
+    divergence = _FrameDivergence.apply(student_logits, teacher_logits.detach(), valid, temperature)  # [B, T]
+    count = max(len(lengths), 1) if reduction == "per_utterance" else lengths.sum().clamp(min=1)
+    return divergence.sum() * temperature**2 / count
+
+
+class EncoderDistillationLoss(torch.nn.Module):
+    """`encoder_distillation_loss` with its temperature and reduction fixed."""
+
+    def __init__(self, temperature: float = 1.0, reduction: str = "per_utterance") -> None:
+        super().__init__()
+        _check_settings(temperature, reduction)
+        self.temperature = temperature
+        self.reduction = reduction
+
+    def forward(
+        self, *, student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Both logits [B, T, V+1], lengths [B] int64 in frames -> scalar. No gradient reaches the teacher."""
+        return encoder_distillation_loss(
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            lengths=lengths,
+            temperature=self.temperature,
+            reduction=self.reduction,
+        )

@@ -1,0 +1,287 @@
+"""The RNN-T forward-backward over label and blank log-probabilities (Graves, arXiv:1211.3711, equations 16 to 21).
+
+What the additive and the full-joint loss share: argument checks, the recursion in float64 (Numba on CPU, torch on any
+other device), its gradient with FastEmit (arXiv:2010.11148), the reductions. Imports torch, numpy, numba, `frames`.
+"""
+
+# B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import pad
+
+from nemo_codert.losses.frames import valid_frames
+
+REDUCTIONS = ("none", "sum", "mean", "mean_batch", "mean_volume")
+
+
+class TransducerBatch(NamedTuple):
+    """Checked targets [B, U] int64 (0 in the padding, U the longest target) and lengths [B] int64, on one device."""
+
+    targets: torch.Tensor
+    encoded_lengths: torch.Tensor
+    target_lengths: torch.Tensor
+    num_frames: int  # the longest encoded length
+
+
+def _check_lengths(name: str, lengths: torch.Tensor, batch: int, low: int, high: int) -> int:
+    """The largest of lengths; ValueError unless it is [B] with low <= lengths <= high."""
+    if lengths.shape != (batch,) or batch == 0:
+        raise ValueError(f"{name} must have shape ({batch},) with at least one utterance, got {tuple(lengths.shape)}")
+    values = lengths.tolist()
+    if min(values) < low or max(values) > high:
+        raise ValueError(f"{name} must lie between {low} and {high}, got {values}")
+    return max(values)
+
+
+def check_transducer_batch(
+    targets: torch.Tensor,
+    encoded_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    *,
+    lattice_shape: tuple[int, int, int, int],
+    blank: int,
+    device: torch.device,
+) -> TransducerBatch:
+    """Check what a user hands to an RNN-T loss against lattice_shape, the sizes (B, T, U+1, V+1) of the logits.
+
+    targets: [B, U or more] int. encoded_lengths: [B] in frames, 1..T. target_lengths: [B] in tokens, 0..U.
+    Raises ValueError for any shape, length, blank or token out of place; padding is not looked at.
+    """
+    batch, num_frames, num_states, num_classes = lattice_shape
+    if targets.dim() != 2 or targets.shape[0] != batch:
+        raise ValueError(f"targets must be [{batch}, U] like the logits' batch, got {tuple(targets.shape)}")
+    if not 0 <= blank < num_classes:
+        raise ValueError(f"blank must lie between 0 and V = {num_classes - 1}, got {blank}")
+    longest = _check_lengths("encoded_lengths", encoded_lengths, batch, 1, num_frames)
+    widest = min(num_states - 1, targets.shape[1])
+    num_tokens = _check_lengths("target_lengths", target_lengths, batch, 0, widest)
+    encoded_lengths, target_lengths = encoded_lengths.to(device).long(), target_lengths.to(device).long()
+    targets = targets[:, :num_tokens].to(device).long()
+    given = valid_frames(target_lengths, num_tokens)
+    refused = targets[given & ((targets == blank) | (targets < 0) | (targets >= num_classes))]
+    if refused.numel():
+        raise ValueError(
+            f"targets must lie between 0 and V = {num_classes - 1} and differ from blank = {blank}, "
+            f"got {sorted(set(refused.tolist()))}"
+        )
+    return TransducerBatch(targets.masked_fill(~given, 0), encoded_lengths, target_lengths, longest)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError for a reduction `reduce_losses` does not know."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"RNN-T loss reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+
+
+def reduce_losses(losses: torch.Tensor, target_lengths: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Reduce per-utterance losses [B] as NeMo's RNNTLoss does.
+
+    `none`: [B]. `sum`. `mean_batch`: mean over utterances. `mean`: each loss over its number of tokens, then the mean
+    over utterances. `mean_volume`: summed losses over summed tokens. An empty target counts as one token in `mean`, as
+    does a batch of nothing but empty targets in `mean_volume` (NeMo divides by zero there).
+    """
+    check_reduction(reduction)
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "mean_batch":
+        return losses.mean()
+    if reduction == "mean":
+        return (losses / target_lengths.clamp(min=1)).mean()
+    if reduction == "mean_volume":
+        return losses.sum() / target_lengths.sum().clamp(min=1)
+    return losses
+
+
+@numba.njit(nogil=True)
+def _log_add(a: float, b: float) -> float:
+    """log(e^a + e^b), also for -inf."""
+    if a == -np.inf:
+        return b
+    if b == -np.inf:
+        return a
+    return max(a, b) + np.log1p(np.exp(-abs(a - b)))
+
+
+@numba.njit(nogil=True)
+def _forward_variables(label: np.ndarray, blank: np.ndarray, alpha: np.ndarray) -> None:
+    """Fill alpha [T, M]: log-probability of having reached (t, u). label [T, >= U], blank [T, >= M]."""
+    num_frames, num_states = alpha.shape
+    for t in range(num_frames):
+        for u in range(num_states):
+            value = 0.0 if t == 0 and u == 0 else -np.inf
+            if t > 0:
+                value = alpha[t - 1, u] + blank[t - 1, u]
+            if u > 0:
+                value = _log_add(value, alpha[t, u - 1] + label[t, u - 1])
+            alpha[t, u] = value
+
+
+# No cache=True (it writes beside the sources) and no parallel=True (its threads would fight torch's).
+@numba.njit(nogil=True)
+def _numba_kernel(
+    label: np.ndarray,
+    blank: np.ndarray,
+    encoded_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    losses: np.ndarray,
+    label_occupancy: np.ndarray,
+    blank_occupancy: np.ndarray,
+) -> None:
+    """Fill the last three arguments (zero on entry); shapes as in `lattice_occupancies`. Padding is never read."""
+    for b in range(len(encoded_lengths)):
+        num_frames, num_tokens = encoded_lengths[b], target_lengths[b]
+        alpha = np.empty((num_frames, num_tokens + 1))
+        _forward_variables(label[b], blank[b], alpha)
+        log_likelihood = alpha[-1, -1] + blank[b, num_frames - 1, num_tokens]
+        losses[b] = -log_likelihood
+        beta = np.full(num_tokens + 1, -np.inf)  # of frame t + 1, overwritten with frame t from the last state on
+        beta[num_tokens] = 0.0
+        for t in range(num_frames - 1, -1, -1):
+            for u in range(num_tokens, -1, -1):
+                start = alpha[t, u] - log_likelihood
+                after = blank[b, t, u] + beta[u]
+                blank_occupancy[b, t, u] = np.exp(start + after)
+                if u < num_tokens:
+                    emit = label[b, t, u] + beta[u + 1]
+                    label_occupancy[b, t, u] = np.exp(start + emit)
+                    after = _log_add(after, emit)
+                beta[u] = after
+
+
+def _numba_occupancies(
+    label: torch.Tensor, blank: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`lattice_occupancies` of float64 CPU tensors by the compiled kernel (compiled on the first call)."""
+    results = label.new_zeros(len(label)), label.new_zeros(label.shape), label.new_zeros(blank.shape)
+    inputs = label, blank, encoded_lengths, target_lengths
+    _numba_kernel(*(x.contiguous().numpy() for x in (*inputs, *results)))
+    return results
+
+
+def _skew(nodes: torch.Tensor) -> torch.Tensor:
+    """[B, T+1, M] -> [T+M, B, M]: row n holds the anti-diagonal t + u = n, -inf where it leaves the lattice."""
+    batch, num_rows, num_states = nodes.shape
+    rows = pad(nodes.transpose(1, 2), (0, num_states), value=-torch.inf).flatten(1)  # [B, M * (T+1+M)]
+    width = num_rows + num_states - 1
+    return rows[:, : num_states * width].view(batch, num_states, width).permute(2, 0, 1)
+
+
+def _reverse(nodes: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+    """[B, T+1, M] with (t, u) and (T_b - t, U_b - u) exchanged in every utterance b, -inf outside its lattice."""
+    batch, num_rows, num_states = nodes.shape
+    t = (encoded_lengths[:, None] - torch.arange(num_rows, device=nodes.device))[:, :, None]  # [B, T+1, 1]
+    u = (target_lengths[:, None] - torch.arange(num_states, device=nodes.device))[:, None, :]  # [B, 1, M]
+    b = torch.arange(batch, device=nodes.device)[:, None, None]
+    return nodes[b, t.clamp(min=0), u.clamp(min=0)].masked_fill((t < 0) | (u < 0), -torch.inf)
+
+
+def _forward_by_diagonals(by_blank: torch.Tensor, by_label: torch.Tensor) -> torch.Tensor:
+    """Forward variables [B, T+1, M] from the log-probabilities of entering each node by a blank and by a label."""
+    batch, num_rows, num_states = by_blank.shape
+    by_blank, by_label = _skew(by_blank), _skew(by_label)
+    diagonals = torch.full_like(by_blank, -torch.inf, memory_format=torch.contiguous_format)
+    diagonals[0, :, 0] = 0.0
+    for n in range(1, len(diagonals)):
+        before = diagonals[n - 1]
+        # What roll brings round to state 0 is lost: no label enters that state.
+        torch.logaddexp(before + by_blank[n], before.roll(1, dims=1) + by_label[n], out=diagonals[n])
+    t = torch.arange(num_rows, device=diagonals.device)[:, None]
+    u = torch.arange(num_states, device=diagonals.device)[None, :]
+    return diagonals[t + u, :, u].permute(2, 0, 1)
+
+
+def _torch_occupancies(
+    label: torch.Tensor, blank: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`lattice_occupancies` of float64 tensors on any device, T + U steps of vectorised work.
+
+    The backward variables are the forward variables of the reversed lattice, so both run in one recursion. The
+    lattice gets one more row: an utterance ends in the node (T_b, U_b), which only its last blank enters.
+    """
+    batch, num_frames, num_states = blank.shape
+    frames = valid_frames(encoded_lengths, num_frames)[:, :, None]
+    blank = blank.masked_fill(~(frames & valid_frames(target_lengths + 1, num_states)[:, None]), -torch.inf)
+    label = label.masked_fill(~(frames & valid_frames(target_lengths, num_states - 1)[:, None]), -torch.inf)
+    lengths = encoded_lengths, target_lengths
+    by_blank = pad(blank, (0, 0, 1, 0), value=-torch.inf), _reverse(pad(blank, (0, 0, 0, 1)), *lengths)
+    by_label = (
+        pad(label, (1, 0, 0, 1), value=-torch.inf),
+        _reverse(pad(label, (0, 1, 0, 1), value=-torch.inf), *lengths),
+    )
+    alpha, beta = _forward_by_diagonals(torch.cat(by_blank), torch.cat(by_label)).split(batch)  # [B, T+1, M]
+    log_likelihood = alpha[torch.arange(batch, device=blank.device), encoded_lengths, target_lengths]
+    beta = _reverse(beta, *lengths)
+    start = alpha[:, :-1] - log_likelihood[:, None, None]  # [B, T, M]
+    label_occupancy = (start[:, :, :-1] + label + beta[:, :-1, 1:]).exp()
+    return -log_likelihood, label_occupancy, (start + blank + beta[:, 1:]).exp()
+
+
+def lattice_occupancies(
+    label_log_probs: torch.Tensor,
+    blank_log_probs: torch.Tensor,
+    encoded_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forward-backward of the RNN-T lattice in float64: how likely the targets are, and by which steps.
+
+    label_log_probs: [B, T, U], of emitting target u + 1 in frame t with u tokens emitted. blank_log_probs:
+    [B, T, U+1]. encoded_lengths: [B] int64 in frames, 1..T. target_lengths: [B] int64 in tokens, 0..U.
+    Returns negative log-likelihoods [B] in nats and the posterior probabilities of taking each label step [B, T, U]
+    and each blank step [B, T, U+1], 0 beyond the lengths; no graph. Padding is never read. A likelihood of 0 gives
+    inf and NaN occupancies.
+    """
+    compute = _numba_occupancies if label_log_probs.device.type == "cpu" else _torch_occupancies
+    with torch.no_grad():
+        return compute(label_log_probs.double(), blank_log_probs.double(), encoded_lengths, target_lengths)
+
+
+class RNNTLatticeFunction(torch.autograd.Function):
+    """Per-utterance RNN-T losses [B] with the analytic gradient; see `rnnt_lattice_loss`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        label_log_probs: torch.Tensor,
+        blank_log_probs: torch.Tensor,
+        encoded_lengths: torch.Tensor,
+        target_lengths: torch.Tensor,
+        fastemit_lambda: float,
+    ) -> torch.Tensor:
+        losses, label_occupancy, blank_occupancy = lattice_occupancies(
+            label_log_probs, blank_log_probs, encoded_lengths, target_lengths
+        )
+        ctx.save_for_backward(label_occupancy.to(label_log_probs.dtype), blank_occupancy.to(blank_log_probs.dtype))
+        ctx.fastemit_lambda = fastemit_lambda
+        return (losses * (1 + fastemit_lambda)).to(label_log_probs.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+        label_occupancy, blank_occupancy = ctx.saved_tensors
+        upstream = -upstream[:, None, None]
+        return label_occupancy * (upstream * (1 + ctx.fastemit_lambda)), blank_occupancy * upstream, None, None, None
+
+
+def rnnt_lattice_loss(
+    label_log_probs: torch.Tensor,
+    blank_log_probs: torch.Tensor,
+    encoded_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    fastemit_lambda: float,
+) -> torch.Tensor:
+    """Per-utterance RNN-T losses [B] in nats; arguments as in `lattice_occupancies`.
+
+    FastEmit (arXiv:2010.11148) as NeMo has it: the gradient of the label log-probabilities is scaled by 1 + lambda,
+    that of the blanks is not, and the value as a whole is scaled by 1 + lambda. So for lambda > 0 the gradient is not
+    the derivative of the value. Raises ValueError for a negative lambda.
+    """
+    if not fastemit_lambda >= 0:
+        raise ValueError(f"fastemit_lambda must be 0 or more, got {fastemit_lambda}")
+    return RNNTLatticeFunction.apply(
+        label_log_probs, blank_log_probs, encoded_lengths, target_lengths, fastemit_lambda
+    )

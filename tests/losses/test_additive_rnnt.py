@@ -1,0 +1,327 @@
+"""The additive RNN-T loss against the plain float64 recursion, NeMo's loss, and what must not change it."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nemo_codert.losses import additive_rnnt, additive_rnnt_loss, valid_frames
+from tests.reference.rnnt_recursion import additive_losses
+
+SHAPES = [(2, 12, 5, 16), (3, 7, 4, 5), (2, 1, 3, 4), (2, 6, 0, 7), (1, 1, 0, 2), (3, 6, 4, 2), (2, 9, 3, 600)]
+LOGITS = ("encoder_logits", "prediction_logits")
+
+
+def random_batch(
+    B: int = 3, T: int = 7, U: int = 4, V: int = 5, scale: float = 1.0, disagreement: float = 0.0, seed: int = 0
+) -> dict:
+    """Arguments of `additive_rnnt_loss`, ragged, the first utterance the longest.
+
+    disagreement raises one class of the encoder logits and another of the prediction logits, so that the product of
+    exponentials shifted by their maxima is near exp(-disagreement).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    encoder_logits = scale * torch.randn(B, T, V + 1, generator=generator)
+    prediction_logits = scale * torch.randn(B, U + 1, V + 1, generator=generator)
+    encoder_logits[..., 0] += disagreement
+    prediction_logits[..., 1] += disagreement
+    return {
+        "encoder_logits": encoder_logits,
+        "prediction_logits": prediction_logits,
+        "targets": torch.randint(0, V, (B, U), generator=generator),
+        "encoded_lengths": torch.randint(1, T + 1, (B,), generator=generator).index_fill_(0, torch.tensor([0]), T),
+        "target_lengths": torch.randint(0, U + 1, (B,), generator=generator).index_fill_(0, torch.tensor([0]), U),
+        "blank": V,
+    }
+
+
+def loss_and_gradients(batch: dict, upstream: float = 1.0, **options: float | str) -> tuple[torch.Tensor, ...]:
+    """The loss, and the gradients of upstream times its sum with respect to both logits."""
+    leaves = {name: batch[name].detach().clone().requires_grad_() for name in LOGITS}
+    loss = additive_rnnt_loss(**(batch | leaves), **options)
+    (upstream * loss.sum()).backward()
+    return loss.detach(), *(leaf.grad for leaf in leaves.values())
+
+
+def reference(batch: dict, upstream: float = 1.0) -> tuple[torch.Tensor, ...]:
+    """The same for per-utterance losses by the recursion, float64."""
+    leaves = {name: batch[name].detach().double().requires_grad_() for name in LOGITS}
+    losses = additive_losses(**(batch | leaves))
+    (upstream * losses.sum()).backward()
+    return losses.detach(), *(leaf.grad for leaf in leaves.values())
+
+
+def fill_padding(batch: dict, garbage: float) -> dict:
+    """The batch with everything beyond the lengths overwritten, targets with -100."""
+    lengths = dict(zip(LOGITS, (batch["encoded_lengths"], batch["target_lengths"] + 1), strict=True))
+    filled = {name: batch[name].clone() for name in LOGITS}
+    for name, logits in filled.items():
+        logits[~valid_frames(lengths[name], logits.shape[1])] = garbage
+    beyond = ~valid_frames(batch["target_lengths"], batch["targets"].shape[1])
+    return batch | filled | {"targets": batch["targets"].masked_fill(beyond, -100)}
+
+
+@pytest.mark.parametrize("B, T, U, V", SHAPES)
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0, 100.0])
+def test_value_and_gradients_match_the_recursion_at_any_scale(B, T, U, V, scale):
+    batch = random_batch(B, T, U, V, scale)
+    losses, *gradients = loss_and_gradients(batch, upstream=2.5, reduction="none")
+    expected_losses, *expected = reference(batch, upstream=2.5)
+    # Float32 products, float64 recursion: 6e-8 (value, its float32 rounding) and 3e-7 of the largest (gradient) seen.
+    torch.testing.assert_close(losses.double(), expected_losses, rtol=3e-7, atol=1e-7)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item() + 1e-12)
+
+
+@pytest.mark.parametrize("B, T, U, V", [shape for shape in SHAPES if shape[3] > 2])
+@pytest.mark.parametrize("disagreement", [50.0, 200.0, 1000.0])
+def test_maxima_that_disagree_do_not_underflow_unseen(B, T, U, V, disagreement):
+    batch = random_batch(B, T, U, V, disagreement=disagreement)
+    losses, *gradients = loss_and_gradients(batch, upstream=2.5, reduction="none")
+    expected_losses, *expected = reference(batch, upstream=2.5)
+    # As above; at 50 the float32 shift (E - max E) rounds by 4e-6, the gradient then is off by 1.3e-6 of its largest.
+    torch.testing.assert_close(losses.double(), expected_losses, rtol=3e-7, atol=1e-7)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient.double(), wanted, rtol=0, atol=5e-6 * wanted.abs().max().item() + 1e-12)
+
+
+@pytest.mark.parametrize("disagreement", [0.0, 200.0, 1000.0])
+def test_float64_logits_are_computed_in_float64(disagreement):
+    batch = random_batch(disagreement=disagreement)
+    batch |= {name: batch[name].double() for name in LOGITS}
+    results = loss_and_gradients(batch, reduction="none")
+    # float64 sums of 6 terms at logits of up to 1000, whose ulp is 1e-13; 1.3e-12 relative seen
+    for result, wanted in zip(results, reference(batch), strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("disagreement, utterances, cells", [(20.0, 0, 0), (200.0, 1, 0), (1000.0, 1, 7 * 5)])
+def test_only_what_underflows_is_redone(monkeypatch, disagreement, utterances, cells):
+    # Without this the tests above could pass by redoing everything, or by never reaching the redone cells.
+    batch, apart = random_batch(), random_batch(disagreement=disagreement)
+    batch |= {name: torch.cat([apart[name][:1], batch[name][1:]]) for name in LOGITS}
+    redone = []
+    multiply = additive_rnnt._multiply_in_float64
+
+    def spy(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        log_z, listed = multiply(encoder_logits, prediction_logits)
+        redone.append((len(encoder_logits), len(listed)))
+        return log_z, listed
+
+    monkeypatch.setattr(additive_rnnt, "_multiply_in_float64", spy)
+    losses, *gradients = loss_and_gradients(batch, reduction="none")
+    assert redone == ([(utterances, cells)] if utterances else [])
+    for result, wanted in zip((losses, *gradients), reference(batch), strict=True):
+        # float32 results, 9000 (value) and 5 (gradient) at most; 2e-7 of the largest seen
+        torch.testing.assert_close(result.double(), wanted, rtol=3e-7, atol=5e-6)
+
+
+def test_cells_summed_one_chunk_at_a_time_give_the_same(monkeypatch):
+    batch = random_batch(disagreement=1000.0)
+    expected = loss_and_gradients(batch)
+    monkeypatch.setattr(additive_rnnt, "CELL_CHUNK_ELEMENTS", 17)  # two cells of six classes
+    # Same float64 additions in the same order, then rounded to float32
+    torch.testing.assert_close(loss_and_gradients(batch), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("disagreement", [0.0, 200.0, 1000.0])
+def test_the_gradient_is_the_derivative_in_float64(disagreement):
+    batch = random_batch(B=2, T=4, U=2, V=3, disagreement=disagreement)
+    leaves = [batch.pop(name).double().requires_grad_() for name in LOGITS]
+    weights = torch.tensor([2.5, -0.5], dtype=torch.float64)
+    # At logits of 1000 a central difference of 1e-6 resolves 1e-7.
+    assert torch.autograd.gradcheck(lambda e, g: weights @ additive_rnnt_loss(e, g, **batch, reduction="none"), leaves,
+                                    atol=1e-5 if disagreement < 500 else 1e-4)  # fmt: skip
+
+
+def test_a_second_backward_pass_gives_the_same_gradient():
+    batch = random_batch(disagreement=200.0)
+    leaf = batch["encoder_logits"].requires_grad_()
+    loss = additive_rnnt_loss(**batch)
+    first = torch.autograd.grad(loss, leaf, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf), first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("blank", [0, 2, 5])
+def test_the_blank_may_be_any_class(blank):
+    batch = random_batch(scale=3.0)
+    order = [*range(blank), 5, *range(blank, 5)]  # class 5, the blank, is moved to index `blank`
+    moved = {name: batch[name][..., order] for name in LOGITS}
+    moved |= {"targets": batch["targets"] + (batch["targets"] >= blank).long(), "blank": blank}
+    losses, *gradients = loss_and_gradients(batch | moved)
+    expected_losses, *expected = loss_and_gradients(batch)
+    # Another order of six float32 terms; 1e-7 seen
+    torch.testing.assert_close(losses, expected_losses, rtol=1e-6, atol=0)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted[..., order], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("disagreement", [0.0, 200.0, 1000.0])
+def test_garbage_in_the_padding_changes_nothing_and_gets_no_gradient(garbage, disagreement):
+    batch = random_batch(disagreement=disagreement)
+    expected_loss, *expected = loss_and_gradients(batch)
+    dirty = fill_padding(batch, garbage)
+    for name, extra in zip(LOGITS, (3, 2), strict=True):  # beyond the longest utterance too
+        dirty[name] = torch.nn.functional.pad(dirty[name], (0, 0, 0, extra), value=garbage)
+    dirty["targets"] = torch.nn.functional.pad(dirty["targets"], (0, 2), value=-100)
+    loss, *gradients = loss_and_gradients(dirty)
+    torch.testing.assert_close(loss, expected_loss, rtol=0, atol=0)
+    lengths = batch["encoded_lengths"], batch["target_lengths"] + 1
+    for gradient, wanted, length in zip(gradients, expected, lengths, strict=True):
+        torch.testing.assert_close(gradient[:, : wanted.shape[1]], wanted, rtol=0, atol=0)
+        assert not gradient[~valid_frames(length, gradient.shape[1])].any()
+
+
+def test_a_nan_shows_in_its_own_utterance_alone():
+    batch = random_batch()
+    batch["encoder_logits"][0, 2, 3] = math.nan
+    losses, *gradients = loss_and_gradients(batch, reduction="none")
+    assert losses.isnan().tolist() == [True, False, False]
+    assert all(gradient[0].isnan().any() and gradient[1:].isfinite().all() for gradient in gradients)
+
+
+def test_the_order_of_the_utterances_does_not_matter():
+    batch = random_batch(B=4, disagreement=30.0)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = {name: value[order] if torch.is_tensor(value) else value for name, value in batch.items()}
+    expected = loss_and_gradients(batch, reduction="none")
+    for result, wanted in zip(loss_and_gradients(shuffled, reduction="none"), expected, strict=True):
+        # Each utterance has its own product; nothing but its place in the batch moves. 0 seen
+        torch.testing.assert_close(result, wanted[order], rtol=1e-6, atol=1e-6)
+
+
+def test_a_constant_added_to_a_frame_or_a_state_changes_nothing():
+    batch = random_batch()
+    moved = {name: batch[name] + 8 * torch.randn(*batch[name].shape[:2], 1) for name in LOGITS}
+    for result, wanted in zip(loss_and_gradients(batch | moved), loss_and_gradients(batch), strict=True):
+        # Adding up to 25 rounds the float32 logits by 1e-6 each; 1e-6 seen
+        torch.testing.assert_close(result, wanted, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_with_gradients_in_its_own_type(dtype):
+    half = random_batch()
+    half |= {name: half[name].to(dtype) for name in LOGITS}
+    loss, *gradients = loss_and_gradients(half)
+    single_loss, *single = loss_and_gradients(half | {name: half[name].float() for name in LOGITS})
+    torch.testing.assert_close(loss, single_loss, rtol=0, atol=0)
+    for gradient, wanted in zip(gradients, single, strict=True):
+        torch.testing.assert_close(gradient, wanted.to(dtype), rtol=0, atol=0)
+
+
+def test_views_of_other_layouts_are_taken():
+    batch = random_batch()
+    turned = {name: batch[name].transpose(1, 2).contiguous().transpose(1, 2) for name in LOGITS}
+    assert not turned["encoder_logits"].is_contiguous()
+    for result, wanted in zip(loss_and_gradients(batch | turned), loss_and_gradients(batch), strict=True):
+        # A float32 product over another layout may sum in another order; 0 seen
+        torch.testing.assert_close(result, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_integer_types_of_targets_and_lengths_do_not_matter():
+    batch = random_batch()
+    narrow = {name: batch[name].int() for name in ("targets", "encoded_lengths", "target_lengths")}
+    torch.testing.assert_close(loss_and_gradients(batch | narrow), loss_and_gradients(batch), rtol=0, atol=0)
+
+
+@pytest.fixture
+def reduced_precision_products() -> Iterator[None]:
+    """TF32 and bfloat16 products allowed, as many training scripts do."""
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch, reduced_precision_products):
+    batch = random_batch(T=40, U=20, V=300)
+    expected = loss_and_gradients(batch)
+    seen, bmm = [], torch.bmm
+
+    def spy(*factors: torch.Tensor) -> torch.Tensor:
+        product = bmm(*factors)
+        precisions = (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+        seen.append((*precisions, product.dtype))
+        return product
+
+    monkeypatch.setattr(torch, "bmm", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results = loss_and_gradients(batch)
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+    assert seen == [("ieee", "ieee", torch.float32)] * 3
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_no_tensor_grows_with_the_vocabulary_times_the_lattice():
+    class LargestTensor(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+            result = func(*args, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(result):
+                if torch.is_tensor(tensor):
+                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return result
+
+    with LargestTensor() as largest:
+        loss_and_gradients(random_batch(B=2, T=50, U=30, V=400))
+    assert largest.elements == 2 * 50 * 401
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"encoder_logits": torch.zeros(3, 7, 9)}, r"\(3, 7, 9\), \(3, 5, 6\)"),
+    ({"prediction_logits": torch.zeros(2, 5, 6)}, r"\(3, 7, 6\), \(2, 5, 6\)"),
+    ({"prediction_logits": torch.zeros(3, 6)}, r"\(3, 6\)"),
+    ({"targets": torch.zeros(3).long()}, r"\[3, U\].*\(3,\)"),
+    ({"encoded_lengths": torch.tensor([7, 3])}, r"encoded_lengths must have shape \(3,\).*\(2,\)"),
+    ({"encoded_lengths": torch.tensor([7, 3, 0])}, r"between 1 and 7, got \[7, 3, 0\]"),
+    ({"encoded_lengths": torch.tensor([8, 3, 1])}, "between 1 and 7"),
+    ({"target_lengths": torch.tensor([4, 5, 0])}, "target_lengths must lie between 0 and 4"),
+    ({"target_lengths": torch.tensor([4, -1, 0])}, "target_lengths must lie between 0 and 4"),
+    ({"blank": 6}, "blank must lie between 0 and V = 5, got 6"),
+    ({"targets": torch.full((3, 4), 5)}, r"differ from blank = 5, got \[5\]"),
+    ({"targets": torch.full((3, 4), 6)}, r"got \[6\]"),
+    ({"targets": torch.full((3, 4), -1)}, r"got \[-1\]"),
+    ({"reduction": "average"}, "got 'average'"),
+    ({"fastemit_lambda": -1.0}, "got -1.0"),
+])  # fmt: skip
+def test_bad_arguments_are_refused_with_what_was_got(change, message):
+    with pytest.raises(ValueError, match=message):
+        additive_rnnt_loss(**(random_batch() | change))
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="at least one utterance"):
+        additive_rnnt_loss(**random_batch(B=1) | {
+            "encoder_logits": torch.zeros(0, 7, 6), "prediction_logits": torch.zeros(0, 5, 6),
+            "targets": torch.zeros(0, 4).long(), "encoded_lengths": torch.zeros(0).long(),
+            "target_lengths": torch.zeros(0).long(),
+        })  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "mean_batch", "mean_volume"])
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.01])
+def test_nemo_gives_the_same_value_and_gradients(reduction, fastemit_lambda):
+    rnnt = pytest.importorskip("nemo.collections.asr.losses.rnnt", reason="NeMo is the second witness")
+    batch = random_batch(B=3, T=8, U=4, V=6)
+    batch["target_lengths"] = torch.tensor([4, 2, 1])  # NeMo divides by the target length
+    results = loss_and_gradients(batch, upstream=2.5, reduction=reduction, fastemit_lambda=fastemit_lambda)
+    leaves = {name: batch[name].clone().requires_grad_() for name in LOGITS}
+    loss = rnnt.RNNTLoss(
+        num_classes=6,
+        reduction=None if reduction == "none" else reduction,
+        loss_name="warprnnt_numba",
+        loss_kwargs={"fastemit_lambda": fastemit_lambda},
+    )(
+        log_probs=leaves["encoder_logits"][:, :, None] + leaves["prediction_logits"][:, None],
+        targets=batch["targets"],
+        input_lengths=batch["encoded_lengths"],
+        target_lengths=batch["target_lengths"],
+    )
+    (2.5 * loss.sum()).backward()
+    wanted = loss.detach(), *(leaf.grad for leaf in leaves.values())
+    # NeMo's recursion is float32; 7e-7 of the largest, 4e-6 absolute seen
+    for result, expected in zip(results, wanted, strict=True):
+        torch.testing.assert_close(result, expected, rtol=3e-6, atol=1e-5)

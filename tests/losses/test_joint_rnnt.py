@@ -1,0 +1,141 @@
+"""The RNN-T loss of materialised joint logits, against the plain recursion and the additive loss."""
+
+import math
+
+import pytest
+import torch
+
+from nemo_codert.losses import additive_rnnt_loss, joint_rnnt_loss, valid_frames
+from tests.reference.rnnt_recursion import joint_losses
+
+
+def random_batch(B: int = 3, T: int = 7, U: int = 4, V: int = 5, scale: float = 1.0, blank: int | None = None) -> dict:
+    """Arguments of `joint_rnnt_loss`: ragged, the longest utterance first."""
+    generator = torch.Generator().manual_seed(0)
+    blank = V if blank is None else blank
+    targets = torch.randint(0, V, (B, U), generator=generator)
+    return {
+        "joint_logits": scale * torch.randn(B, T, U + 1, V + 1, generator=generator),
+        "targets": targets + (targets >= blank).long(),
+        "encoded_lengths": torch.randint(1, T + 1, (B,), generator=generator).index_fill_(0, torch.tensor([0]), T),
+        "target_lengths": torch.randint(0, U + 1, (B,), generator=generator).index_fill_(0, torch.tensor([0]), U),
+        "blank": blank,
+    }
+
+
+def gradient_of(batch: dict, upstream: float = 1.0, **options: float | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and the gradient of upstream times the loss with respect to the joint logits."""
+    logits = batch["joint_logits"].detach().clone().requires_grad_()
+    loss = joint_rnnt_loss(**(batch | {"joint_logits": logits}), **options)
+    (upstream * loss.sum()).backward()
+    return loss.detach(), logits.grad
+
+
+def cells_beyond_the_lengths(batch: dict) -> torch.Tensor:
+    """[B, T, U+1] bool."""
+    _, T, M, _ = batch["joint_logits"].shape
+    frames, states = valid_frames(batch["encoded_lengths"], T), valid_frames(batch["target_lengths"] + 1, M)
+    return ~(frames[:, :, None] & states[:, None, :])
+
+
+@pytest.mark.parametrize("B, T, U, V", [(2, 12, 5, 16), (3, 7, 4, 5), (2, 1, 3, 4), (2, 6, 0, 7), (3, 6, 4, 2)])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0, 100.0])
+def test_value_and_gradient_match_the_recursion(B, T, U, V, scale):
+    batch = random_batch(B, T, U, V, scale)
+    losses, gradient = gradient_of(batch, upstream=2.5, reduction="none")
+    logits = batch.pop("joint_logits").double().requires_grad_()
+    expected = joint_losses(logits, **batch)
+    (2.5 * expected.sum()).backward()
+    # float32 sums over V+1 classes, the rest float64; 6e-8 (value) and 4e-7 (gradient) seen
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), logits.grad, rtol=0, atol=3e-6)
+
+
+def test_it_is_the_derivative_in_float64():
+    batch = random_batch()
+    logits = batch.pop("joint_logits").double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: joint_rnnt_loss(x, **batch, reduction="none"), logits)
+
+
+def test_the_blank_may_be_any_class():
+    batch = random_batch(blank=2)
+    losses, gradient = gradient_of(batch, reduction="none")
+    moved = {**batch, "joint_logits": batch["joint_logits"][..., [0, 1, 3, 4, 5, 2]], "blank": 5}
+    moved["targets"] = batch["targets"] - (batch["targets"] > 2).long()
+    other_losses, other_gradient = gradient_of(moved, reduction="none")
+    # another order of the same six float32 terms; 6e-8 seen
+    torch.testing.assert_close(losses, other_losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient[..., [0, 1, 3, 4, 5, 2]], other_gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.01])
+def test_it_is_the_additive_loss_where_the_joint_is_additive(fastemit_lambda):
+    batch = random_batch()
+    encoder_logits, prediction_logits = batch.pop("joint_logits")[:, :, 0].clone(), torch.randn(3, 5, 6)
+    encoder_logits.requires_grad_()
+    joint_logits = encoder_logits[:, :, None] + prediction_logits[:, None]
+    gradients = []
+    for loss in (
+        joint_rnnt_loss(joint_logits, **batch, fastemit_lambda=fastemit_lambda),
+        additive_rnnt_loss(encoder_logits, prediction_logits, **batch, fastemit_lambda=fastemit_lambda),
+    ):
+        gradients.append((loss.detach(), *torch.autograd.grad(loss, encoder_logits)))
+    # float32 on both sides; 2e-7 seen
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_padding_is_never_read_and_gets_no_gradient(garbage):
+    batch = random_batch()
+    loss, gradient = gradient_of(batch)
+    beyond = cells_beyond_the_lengths(batch)
+    assert beyond.any()
+    batch["joint_logits"].masked_fill_(beyond[..., None], garbage)
+    batch["joint_logits"] = torch.nn.functional.pad(batch["joint_logits"], (0, 0, 0, 1, 0, 2), value=garbage)
+    batch["targets"] = batch["targets"].masked_fill(~valid_frames(batch["target_lengths"], 4), -1)
+    dirty_loss, dirty_gradient = gradient_of(batch)
+    torch.testing.assert_close(dirty_loss, loss, rtol=0, atol=0)
+    torch.testing.assert_close(dirty_gradient[:, :7, :5], gradient, rtol=0, atol=0)
+    assert not dirty_gradient[cells_beyond_the_lengths(batch)].any()
+
+
+def test_log_probabilities_may_stand_for_logits():
+    batch = random_batch()
+    loss, _ = gradient_of(batch)
+    # normalised twice in float32; 0 seen
+    torch.testing.assert_close(
+        gradient_of(batch | {"joint_logits": batch["joint_logits"].log_softmax(-1)})[0], loss, rtol=1e-6, atol=0
+    )
+
+
+def test_a_class_masked_with_minus_infinity_has_no_part_in_it():
+    batch = random_batch()
+    loss, _ = gradient_of(batch)
+    batch["joint_logits"] = torch.nn.functional.pad(batch["joint_logits"], (0, 1), value=-math.inf)
+    masked_loss, gradient = gradient_of(batch)
+    torch.testing.assert_close(masked_loss, loss, rtol=1e-6, atol=0)  # one more float32 summand of 0
+    assert gradient.isfinite().all() and not gradient[..., -1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_with_a_gradient_in_its_own_type(dtype):
+    batch = random_batch()
+    half = batch | {"joint_logits": batch["joint_logits"].to(dtype)}
+    single = batch | {"joint_logits": half["joint_logits"].float()}
+    (loss, gradient), (single_loss, single_gradient) = gradient_of(half), gradient_of(single)
+    torch.testing.assert_close(loss, single_loss, rtol=0, atol=0)
+    torch.testing.assert_close(gradient, single_gradient.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"joint_logits": torch.zeros(3, 7, 6)}, r"\(3, 7, 6\)"),
+    ({"targets": torch.zeros(2, 4).long()}, r"\[3, U\].*\(2, 4\)"),
+    ({"encoded_lengths": torch.tensor([7, 8, 1])}, "encoded_lengths must lie between 1 and 7"),
+    ({"encoded_lengths": torch.tensor([7, 0, 1])}, r"\[7, 0, 1\]"),
+    ({"target_lengths": torch.tensor([5, 0, 1])}, "target_lengths must lie between 0 and 4"),
+    ({"blank": 6}, "got 6"),
+    ({"reduction": None}, "got None"),
+])  # fmt: skip
+def test_bad_arguments_are_refused_with_what_was_got(change, message):
+    with pytest.raises(ValueError, match=message):
+        joint_rnnt_loss(**(random_batch() | change))
