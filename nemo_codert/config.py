@@ -5,6 +5,7 @@ before any weight is allocated. The stock keys we support, ignore or refuse are 
 May import omegaconf only.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ class StudentConfig:
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
 
 
+PARAMETER_GROUPS = ("encoder", "decoder", "joint", "student_encoder", "student_decoder", "student_joint")
 CHOICES = {
     "teacher": ("co_trained", "frozen"),
     "rnnt_loss": ("auto", "exact", "nemo"),
@@ -66,7 +68,7 @@ CHOICES = {
 
 
 def checked_config(cfg: DictConfig) -> DictConfig:
-    """Model config of a pair with all defaults of our blocks filled in.
+    """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
@@ -74,15 +76,18 @@ def checked_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
     """
+    cfg = _resolved(cfg)
     problems: list[str] = []
     student = _typed_block(cfg, "student", StudentConfig, problems)
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
-    problems += [*_student_problems(student, codert), *_codert_problems(codert), *_unsupported_options(cfg)]
-    problems += _frame_rate_problems(cfg, student)
+    problems += [*_student_problems(student, codert), *_codert_problems(codert), *_stock_block_problems(cfg)]
+    problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, codert)]
+    for name, encoder in (("model.encoder", _block(cfg, "encoder")), ("model.student.encoder", _encoder(student))):
+        problems += _encoder_problems(name, encoder)
+    problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
     _warn_of_keys_without_effect(cfg, codert)
-    cfg = cfg.copy()
     with open_dict(cfg):
         cfg.student, cfg.codert, cfg.nemo_codert_version = student, codert, __version__
     return cfg
@@ -100,9 +105,12 @@ def distillation_weight(distillation: DistillationConfig | DictConfig, step: int
 def encoder_stride(encoder: DictConfig) -> int | None:
     """Feature frames per encoder frame as the config of an encoder states it, None where it does not."""
     factor = encoder.get("subsampling_factor")
-    if not isinstance(factor, int):
+    if not _is_count(factor):
         return None
-    return factor * encoder.get("reduction_factor", 1) if encoder.get("reduction") else factor
+    if "subsampling" in encoder and not encoder.get("subsampling"):
+        factor = 1  # NeMo's encoders then leave the convolutions out, whatever the factor
+    reduction = encoder.get("reduction_factor", 1) if encoder.get("reduction") else 1
+    return factor * reduction if _is_count(reduction) else None
 
 
 def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
@@ -116,48 +124,75 @@ def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
     )
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _resolved(cfg: DictConfig) -> DictConfig:
+    """A copy without interpolations; `???` stays."""
+    try:
+        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"The model config has an interpolation that cannot be resolved: {error}") from error
+
+
+def _block(cfg: DictConfig | dict, name: str) -> DictConfig | dict:
+    """A block of keys, empty where there is none (`_stock_block_problems` says so)."""
+    block = cfg.get(name)
+    return block if OmegaConf.is_dict(block) else {}
+
+
+def _encoder(student: DictConfig) -> DictConfig | dict:
+    return _block(student, "encoder")
+
+
 def _typed_block(cfg: DictConfig, name: str, schema: type, problems: list[str]) -> DictConfig:
     """The block merged into its schema, key by key so that every fault is found and not just the first."""
     block = cfg.get(name)
     if block is None:
         problems.append(f"model.{name} is missing: add the block (docs/configuration.md lists its keys)")
-        block = {}
-    if not OmegaConf.is_dict(block) and not isinstance(block, dict):
+    elif not OmegaConf.is_dict(block):
         problems.append(f"model.{name} is {block!r}, wanted a block of keys")
-        block = {}
     typed = OmegaConf.structured(schema)
-    _merge(typed, block, f"model.{name}", problems)
+    _merge(typed, _block(cfg, name), f"model.{name}", problems)
     return OmegaConf.create(OmegaConf.to_container(typed))
 
 
 def _merge(typed: DictConfig, block: DictConfig | dict, path: str, problems: list[str]) -> None:
+    known = [str(key) for key in typed]
     for key in block:
-        if OmegaConf.is_config(block) and OmegaConf.is_missing(block, key):
+        if OmegaConf.is_missing(block, key):
             problems.append(f"{path}.{key} is ???: it has no default, give it a value")
-            continue
-        value = block[key]
-        if key not in typed:
-            problems.append(f"{path}.{key} is not a key of this version, known are {', '.join(map(str, typed))}")
+        elif key not in known:
+            problems.append(f"{path}.{key} is not a key of this version, known are {', '.join(known)}")
         elif OmegaConf.is_dict(typed[key]):
-            if OmegaConf.is_dict(value) or isinstance(value, dict):
-                _merge(typed[key], value, f"{path}.{key}", problems)
+            if OmegaConf.is_dict(block[key]):
+                _merge(typed[key], block[key], f"{path}.{key}", problems)
             else:
-                problems.append(f"{path}.{key} is {value!r}, wanted a block of keys")
+                problems.append(f"{path}.{key} is {block[key]!r}, wanted a block of keys")
         else:
             try:
-                typed[key] = value
-            except OmegaConfBaseException:
+                typed[key] = block[key]
+            except (OmegaConfBaseException, OverflowError):
                 wanted = OmegaConf.get_type(typed).__annotations__[key]
-                wanted = getattr(wanted, "__name__", str(wanted))
-                problems.append(f"{path}.{key} is {value!r}, wanted {wanted}")
+                problems.append(f"{path}.{key} is {block[key]!r}, wanted {getattr(wanted, '__name__', wanted)}")
 
 
 def _student_problems(student: DictConfig, codert: DictConfig) -> Iterator[str]:
     if student.encoder is None:
         yield "model.student.encoder is missing: give it any NeMo encoder block (with its _target_)"
-    elif not OmegaConf.is_dict(student.encoder) or "_target_" not in student.encoder:
+    elif "_target_" not in _encoder(student):
         yield "model.student.encoder has no _target_: name the encoder class, as in model.encoder"
-    if student.decoder is not None and codert.share_decoder:
+    else:
+        yield from _missing_values("model.student.encoder", student.encoder)
+    if student.decoder is None:
+        return
+    yield from _decoder_problems("model.student.decoder", student.decoder)
+    if codert.share_decoder:
         yield (
             "model.student.decoder is set but model.codert.share_decoder is true: the student would never use its "
             "own prediction network. Set model.student.decoder to null or share_decoder to false"
@@ -181,7 +216,7 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
         "student_loss_weight": codert.student_loss_weight,
     }
     for key, value in at_least_zero.items():
-        if not (math.isfinite(value) and value >= 0):
+        if not 0 <= value < math.inf:
             yield f"model.codert.{key} is {value}, wanted a number that is 0 or above"
     if codert.teacher == "co_trained" and codert.teacher_loss_weight == 0:
         yield (
@@ -195,90 +230,201 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
         )
 
 
+def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
+    """Blocks of a stock RNN-T config that are absent, of the wrong kind or incomplete."""
+    for name in ("preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults"):
+        block = cfg.get(name)
+        if block is None:
+            yield f"model.{name} is missing: a pair starts from a complete stock RNN-T config"
+        elif not OmegaConf.is_dict(block):
+            yield f"model.{name} is {block!r}, wanted a block of keys"
+        elif name != "tokenizer":
+            yield from _missing_values(f"model.{name}", block)
+    if _block(cfg, "decoder"):
+        yield from _decoder_problems("model.decoder", cfg.decoder)
+    if _block(cfg, "encoder") and "_target_" not in cfg.encoder:
+        yield "model.encoder has no _target_: name the encoder class"
+    if _block(cfg, "joint") and not _block(cfg.joint, "jointnet"):
+        yield "model.joint.jointnet is missing: give it joint_hidden, activation and dropout"
+    if _block(cfg, "preprocessor") and not _is_count(cfg.preprocessor.get("features")):
+        yield f"model.preprocessor.features is {cfg.preprocessor.get('features')!r}, wanted the number of mel bins"
+
+
+def _missing_values(path: str, block: DictConfig) -> Iterator[str]:
+    for key in block:
+        if OmegaConf.is_missing(block, key):
+            yield f"{path}.{key} is ???: give it a value"
+        elif OmegaConf.is_dict(block[key]):
+            yield from _missing_values(f"{path}.{key}", block[key])
+
+
+def _decoder_problems(path: str, decoder: object) -> Iterator[str]:
+    if not OmegaConf.is_dict(decoder):
+        yield f"{path} is {decoder!r}, wanted a prediction network's block or null"
+        return
+    if "_target_" not in decoder:
+        yield f"{path} has no _target_: name the class of the prediction network"
+    if str(decoder.get("_target_")).endswith(".RNNTDecoder") and decoder.get("normalization_mode") is not None:
+        # The states of NeMo's normalised LSTMs do not pass the type check of its own prediction network.
+        yield f"{path}.normalization_mode is {decoder.normalization_mode!r}: NeMo cannot run it, set it to null"
+    width = _block(decoder, "prednet").get("pred_hidden")
+    if not _is_count(width):
+        yield f"{path}.prednet.pred_hidden is {width!r}, wanted the number of channels"
+
+
 def _unsupported_options(cfg: DictConfig) -> Iterator[str]:
     """Stock keys that a pair cannot honour, refused by name."""
-    joint, loss = cfg.get("joint") or {}, cfg.get("loss") or {}
-    for block in ("preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults"):
-        if cfg.get(block) is None:
-            yield f"model.{block} is missing: a pair starts from a complete stock RNN-T config"
-    if joint and joint.get("_target_") not in (ADDITIVE_JOINT, STOCK_JOINT):
-        yield f"model.joint._target_ is {joint.get('_target_')!r}, wanted {ADDITIVE_JOINT} or {STOCK_JOINT}"
-    if (joint.get("num_extra_outputs") or 0) > 0:
-        yield "model.joint.num_extra_outputs is above 0 (a TDT model): only standard RNN-T is supported, set it to 0"
-    if (joint.get("masking_prob") or -1.0) > 0:
-        yield "model.joint.masking_prob is above 0 (a HAINAN model): not supported, remove the key"
-    loss_name = loss.get("loss_name", "default")
-    if loss_name not in RNNT_LOSSES:
-        yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)} (standard RNN-T)"
-    yield from _loss_kwargs_problems(loss.get("warprnnt_numba_kwargs") or {})
+    if _block(cfg, "joint"):
+        yield from _joint_problems(cfg.joint)
+    yield from _loss_problems(_block(cfg, "loss"))
     reduction = cfg.get("rnnt_reduction", "mean_batch")
     if reduction not in RNNT_REDUCTIONS:
         yield f"model.rnnt_reduction is {reduction!r}, wanted one of {', '.join(RNNT_REDUCTIONS)}"
-    if (cfg.get("tokenizer") or {}).get("type", "bpe") != "bpe":
-        yield f"model.tokenizer.type is {cfg.tokenizer.type!r}, wanted bpe (a SentencePiece tokenizer)"
+    tokenizer, decoding = _block(cfg, "tokenizer"), _block(cfg, "decoding")
+    if tokenizer and str(tokenizer.get("type")).lower() != "bpe":
+        yield f"model.tokenizer.type is {tokenizer.get('type')!r}, wanted bpe (a SentencePiece tokenizer)"
+    if tokenizer.get("custom_tokenizer") is not None:
+        yield "model.tokenizer.custom_tokenizer is set: only a plain SentencePiece tokenizer is supported, remove it"
+    for key in ("durations", "big_blank_durations"):
+        if decoding.get(key):
+            yield f"model.decoding.{key} is set (a TDT or multi-blank model): only standard RNN-T is supported"
+    if decoding.get("model_type", "rnnt") != "rnnt":
+        yield f"model.decoding.model_type is {decoding.get('model_type')!r}, wanted rnnt (standard RNN-T)"
+    size = decoding.get("fused_batch_size")
+    if _is_number(size) and size > 0 and not _block(cfg, "joint").get("fuse_loss_wer"):
+        yield f"model.decoding.fused_batch_size is {size} but model.joint.fuse_loss_wer is false: remove it"
     if cfg.get("aux_ctc") is not None:
         yield "model.aux_ctc is set (a hybrid RNN-T/CTC model): only standard RNN-T is supported, remove the block"
     if cfg.get("adapters"):
         yield "model.adapters is set: adapters act on the joint's sum and are not supported, remove the block"
-    for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
-        if cfg.get(key):
-            yield f"model.{key} is true: it would act on the teacher alone, set it to false"
-    if ((cfg.get("variational_noise") or {}).get("std") or 0) > 0:
-        yield "model.variational_noise.std is above 0: it would act on the teacher alone, set it to 0"
-    for name, encoder in (("model.encoder", cfg.get("encoder")), ("model.student.encoder", _student_encoder(cfg))):
-        yield from _encoder_problems(name, encoder)
+    if _block(cfg, "preprocessor").get("frame_splicing", 1) not in (None, 1):
+        yield f"model.preprocessor.frame_splicing is {cfg.preprocessor.frame_splicing!r}: not supported, set it to 1"
 
 
-def _loss_kwargs_problems(kwargs: DictConfig | dict) -> Iterator[str]:
-    for key, value in kwargs.items():
+def _joint_problems(joint: DictConfig) -> Iterator[str]:
+    target = joint.get("_target_")
+    if target not in (ADDITIVE_JOINT, STOCK_JOINT):
+        yield f"model.joint._target_ is {target!r}, wanted {ADDITIVE_JOINT} or {STOCK_JOINT}"
+    if joint.get("num_extra_outputs"):
+        yield "model.joint.num_extra_outputs is above 0 (a TDT model): only standard RNN-T is supported, set it to 0"
+    masking = joint.get("masking_prob", -1.0)
+    if not _is_number(masking) or masking > 0:
+        yield f"model.joint.masking_prob is {masking!r} (a HAINAN model): not supported, remove the key"
+    if joint.get("experimental_fuse_loss_wer") is not None:
+        yield "model.joint.experimental_fuse_loss_wer is an old name: use model.joint.fuse_loss_wer"
+    size = joint.get("fused_batch_size")
+    if joint.get("fuse_loss_wer") and not _is_count(size):
+        yield (
+            f"model.joint.fused_batch_size is {size!r} but fuse_loss_wer is true: give the number of utterances that "
+            "share one lattice, or set fuse_loss_wer to false"
+        )
+    if target == STOCK_JOINT and _block(joint, "jointnet"):
+        for key in ("joint_hidden", "activation"):
+            if joint.jointnet.get(key) is None:
+                yield f"model.joint.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
+
+
+def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
+    loss_name = loss.get("loss_name", "default")
+    if loss_name not in RNNT_LOSSES:
+        yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)} (standard RNN-T)"
+    for key, value in _block(loss, "warprnnt_numba_kwargs").items():
         path = f"model.loss.warprnnt_numba_kwargs.{key}"
-        if key == "fastemit_lambda" and not 0.0 <= value < 1.0:
-            yield f"{path} is {value}, wanted a number in [0, 1)"
-        elif key == "clamp" and value > 0:
-            yield f"{path} is {value}: clamped gradients are not exact, set it to -1 and clip with the trainer"
-        elif key not in ("fastemit_lambda", "clamp"):
+        if key == "fastemit_lambda":
+            if not _is_number(value) or not 0.0 <= value < 1.0:
+                yield f"{path} is {value!r}, wanted a number in [0, 1)"
+        elif key == "clamp":
+            if not _is_number(value) or value > 0:
+                yield f"{path} is {value!r}: clamped gradients are not exact, set it to -1 and clip with the trainer"
+        else:
             yield f"{path} is not supported, known are fastemit_lambda and clamp"
 
 
-def _student_encoder(cfg: DictConfig) -> DictConfig | dict | None:
-    student = cfg.get("student")
-    return student.get("encoder") if OmegaConf.is_dict(student) or isinstance(student, dict) else None
+def _optimisation_problems(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
+    for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
+        if cfg.get(key):
+            yield f"model.{key} is true: it would act on the teacher alone, set it to false"
+    if _block(cfg, "variational_noise").get("std"):
+        yield "model.variational_noise.std is above 0: it would act on the teacher alone, set it to 0"
+    if _block(cfg, "freeze_updates").get("enabled"):
+        yield (
+            "model.freeze_updates.enabled is true: NeMo leaves dropout and batch-norm statistics of such modules "
+            "live. Set it to false; a frozen teacher is model.codert.teacher: frozen"
+        )
+    for name in _block(cfg, "optim_param_groups"):
+        if name not in PARAMETER_GROUPS:
+            yield f"model.optim_param_groups.{name} is no part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
+        elif name == "student_decoder" and codert.share_decoder:
+            yield (
+                "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
+                "prediction network has one learning rate, set it under decoder"
+            )
 
 
-def _encoder_problems(name: str, encoder: DictConfig | None) -> Iterator[str]:
+def _encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
     """NeMo's RNNEncoder has settings that crash or whose output depends on the padding: refused by name."""
-    if encoder is None or not str(encoder.get("_target_", "")).endswith(".RNNEncoder"):
+    if not str(encoder.get("_target_")).endswith(".RNNEncoder"):
         return
     if encoder.get("rnn_type", "lstm") != "lstm":
         yield f"{name}.rnn_type is {encoder.rnn_type!r}: NeMo's RNNEncoder can only build lstm"
     if encoder.get("bidirectional", True):
         yield f"{name}.bidirectional is true: its output changes with the padding of a batch, set it to false"
     if encoder.get("subsampling", "striding") not in ("striding", "dw_striding"):
-        yield f"{name}.subsampling is {encoder.subsampling!r}: wanted striding or dw_striding (lengths differ otherwise)"
-    if not 0 < encoder.get("proj_size", -1) < encoder.get("d_model", 0):
-        yield f"{name}.proj_size is {encoder.get('proj_size', -1)}, wanted a number above 0 and below d_model"
+        yield f"{name}.subsampling is {encoder.subsampling!r}: its lengths vary, use striding or dw_striding"
+    if "feat_out" in encoder:
+        yield f"{name}.feat_out is no key of RNNEncoder: its output width is proj_size, remove it"
+    projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
+    if not (_is_count(projection) and _is_count(channels) and projection < channels):
+        yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"
 
 
 def _frame_rate_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
-    if cfg.get("encoder") is None or not OmegaConf.is_dict(student.encoder):
-        return
-    teacher_stride, student_stride = encoder_stride(cfg.encoder), encoder_stride(student.encoder)
+    teacher_stride, student_stride = encoder_stride(_block(cfg, "encoder")), encoder_stride(_encoder(student))
     if teacher_stride and student_stride and (problem := rate_problem(teacher_stride, student_stride)):
         yield problem
-    teacher_in, student_in = cfg.encoder.get("feat_in"), student.encoder.get("feat_in")
-    if teacher_in is not None and student_in is not None and teacher_in != student_in:
-        yield (
-            f"model.encoder.feat_in is {teacher_in} but model.student.encoder.feat_in is {student_in}: both encoders "
-            f"see the same features. Set both to model.preprocessor.features"
-        )
+
+
+def _width_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
+    """Sizes that a stock config states twice and that must agree, where a config tells."""
+    features, defaults = _block(cfg, "preprocessor").get("features"), _block(cfg, "model_defaults")
+    for name, encoder in (("model.encoder", _block(cfg, "encoder")), ("model.student.encoder", _encoder(student))):
+        feat_in = encoder.get("feat_in")
+        if features is not None and feat_in is not None and feat_in != features:
+            yield f"{name}.feat_in is {feat_in!r} but model.preprocessor.features is {features!r}: make them equal"
+    wanted = {
+        "enc_hidden": ("encoder's output width", _encoder_width(_block(cfg, "encoder"))),
+        "pred_hidden": ("decoder.prednet.pred_hidden", _block(_block(cfg, "decoder"), "prednet").get("pred_hidden")),
+    }
+    for key, (owner, width) in wanted.items():
+        if width is not None and defaults and defaults.get(key) != width:
+            yield f"model.model_defaults.{key} is {defaults.get(key)!r} but model.{owner} is {width!r}: set both alike"
+
+
+def _encoder_width(encoder: DictConfig | dict) -> int | None:
+    """Output channels as the config of a Conformer or RNNEncoder states them, None where it does not."""
+    kind = str(encoder.get("_target_")).rsplit(".", 1)[-1]
+    if kind == "RNNEncoder":
+        return encoder.get("proj_size")
+    if kind != "ConformerEncoder":
+        return None
+    return encoder.get("feat_out") if _is_count(encoder.get("feat_out")) else encoder.get("d_model")
 
 
 def _warn_of_keys_without_effect(cfg: DictConfig, codert: DictConfig) -> None:
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
-        logger.warning("model.codert.teacher_loss_weight has no effect: the teacher is frozen.")
+        _warn_once("model.codert.teacher_loss_weight has no effect: the teacher is frozen.")
     if codert.distillation.weight == 0 and (codert.distillation.start_step or codert.distillation.ramp_steps):
-        logger.warning("model.codert.distillation start_step and ramp_steps have no effect: its weight is 0.")
+        _warn_once("model.codert.distillation start_step and ramp_steps have no effect: its weight is 0.")
     if cfg.joint.get("preserve_memory"):
-        logger.warning("model.joint.preserve_memory has no effect: a pair computes the joint itself.")
+        _warn_once("model.joint.preserve_memory has no effect: a pair computes the joint itself.")
     if cfg.joint.get("log_softmax") is not None:
-        logger.warning("model.joint.log_softmax has no effect in training: the losses take raw logits.")
+        _warn_once("model.joint.log_softmax has no effect in training: the losses take raw logits.")
+    for key in _block(cfg, "loss"):
+        if key not in ("loss_name", "warprnnt_numba_kwargs"):
+            _warn_once(f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only.")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A config is checked several times on its way to a model; a key is warned about once."""
+    logger.warning(message)

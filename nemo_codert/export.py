@@ -2,34 +2,85 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.pretrained import restore_rnnt
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.transducer import Transducer
+from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
+
+
+def load_model(path: str | Path) -> EncDecRNNTBPEModel:
+    """Restore a `.nemo` file on the CPU, in eval mode: a pair, or an RNN-T with a stock or an additive joint.
+
+    Raises:
+        ValueError: no such file, a broken file, or a model that is no standard RNN-T.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file. Give the path of a .nemo file")
+    return restore_rnnt(path, str(path))
 
 
 def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str = "auto") -> EncDecRNNTBPEModel:
-    """A stock model of a pair's branch, or of a model trained alone whose joint may be the additive one.
+    """A stock copy of a pair's branch, or of a model trained alone whose joint may be the additive one.
+
+    Args:
+        branch: `student` or `teacher` of a pair; a model trained alone is its own `student`.
+        joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
 
     Raises:
-        ValueError: unknown branch.
+        ValueError: unknown branch or form, or a branch that the model does not have.
     """
     if branch not in ("student", "teacher"):
         raise ValueError(f"branch is {branch!r}, wanted student or teacher")
     if isinstance(model, EncDecCoDERTBPEModel):
         return model.student_model(joint) if branch == "student" else model.teacher_model(joint)
+    if branch == "teacher":
+        raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
     return stock_model(model, Transducer(model.encoder, model.decoder, model.joint), model.cfg, joint)
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
     """`save_to` that leaves either the whole file under `path` or nothing."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing_") as folder:
-        partial = Path(folder) / path.name
-        model.save_to(str(partial))
-        os.replace(partial, path)
+    with _moved_when_complete(path.parent) as folder:
+        model.save_to(str(folder / path.name))
     return path
+
+
+def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path]:
+    """NeMo's ONNX export of a model, or of a pair's student: two files, `encoder-NAME` and `decoder_joint-NAME`.
+
+    A copy is exported, because NeMo's `export` spoils the model it is called on. LSTM encoders are rewritten without
+    projections first (`nemo_codert.modules.unprojected_lstm`); the joint's output is raw logits.
+
+    Args:
+        path: `folder/NAME.onnx`.
+
+    Raises:
+        ValueError: `path` does not end in `.onnx`.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path} does not end in .onnx")
+    with torch.random.fork_rng(devices=[]), _moved_when_complete(path.parent) as folder:
+        copy = stock_of(model).cpu()
+        replace_projected_lstms(copy.encoder)
+        copy.export(str(folder / path.name))
+    return path.with_name(f"encoder-{path.name}"), path.with_name(f"decoder_joint-{path.name}")
+
+
+@contextmanager
+def _moved_when_complete(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, whose files move up when the block ends well and vanish when it does not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:
+        yield Path(name)
+        for file in sorted(Path(name).iterdir()):
+            os.replace(file, folder / file.name)

@@ -113,7 +113,7 @@ def evaluate_branches(run: Path, manifest: Path, folder: Path) -> list[dict[str,
     from nemo_codert.analysis.evaluation import evaluate, write_predictions
     from nemo_codert.export import load_model, stock_of
 
-    pair = load_model(run / "quickstart.nemo")
+    pair = load_model(run / "pair.nemo")
     results = []
     for branch in ("student", "teacher"):
         model = stock_of(pair, branch=branch)
@@ -150,7 +150,10 @@ def transcribe_in_stock_nemo(model: Path, manifest: Path) -> dict[str, object]:
 
 def table(results: list[dict[str, object]]) -> str:
     """The results as a Markdown table, which also reads well in a terminal."""
-    lines = ["| branch  | parameters | test WER | real-time factor |", "|---------|-----------:|---------:|-----------------:|"]
+    lines = [
+        "| branch  | parameters | test WER | real-time factor |",
+        "|---------|-----------:|---------:|-----------------:|",
+    ]
     for row in results:
         lines.append(
             f"| {row['branch']:7} | {row['parameters']:>10,} | {row['wer']:>8.1%} | {row['real_time_factor']:>16.3f} |"
@@ -179,7 +182,8 @@ prediction network, on {CORPUS_SIZES["train"]} synthetic utterances. The test se
 
 ## In stock NeMo
 
-`student.nemo` restored as `{stock["model"]}` with `{stock["joint"]}` in a process where `nemo_codert` cannot be imported:
+`student.nemo` restored as `{stock["model"]}` with `{stock["joint"]}`, in a process where `nemo_codert` cannot be
+imported:
 
 | said | read |
 |------|------|

@@ -9,13 +9,15 @@ Strategies (conf/strategy): student, static, tandem, tandem_kd, shared, shared_k
 makes the checkpoint that the static ones take as model.codert.teacher_checkpoint=....
 
 Everything goes into one folder, exp_manager.exp_dir/NAME/DATE: checkpoints (the best student by val_wer), curves,
-the list of dropped utterances, `NAME.nemo` (the pair, for more training or as a teacher) and `student.nemo`, a stock
-NeMo model (with strategy=teacher: `teacher.nemo`).
+the list of dropped utterances, `pair.nemo` (for more training, evaluation of both branches, export) and `student.nemo`,
+a stock NeMo model. strategy=student leaves `lone_student.nemo` in place of the pair, strategy=teacher `teacher.nemo`
+alone.
 """
 
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
 from nemo_codert.config import checked_config, encoder_stride  # noqa: E402
-from nemo_codert.data.manifest import screen_dataset  # noqa: E402
+from nemo_codert.data.manifest import read_manifest, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, stock_of  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
@@ -41,9 +43,27 @@ from nemo_codert.progress import StepProgress  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 
+# The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
+TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
+
 
 @hydra_runner(config_path="../conf", config_name="fsdd")
 def main(cfg: DictConfig) -> None:
+    try:
+        trainer, model, folder = prepare(cfg)
+    except ValueError as error:  # what a user wrote: one message, no traceback
+        sys.exit(f"error: {error}")
+    trainer.fit(model)
+    if trainer.is_global_zero:
+        finish(cfg, trainer, folder)
+
+
+def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
+    """Everything before the first step: checks, run folder, usable data, model, report on a loaded teacher.
+
+    Raises:
+        ValueError: see `check_run`, `screen_data` and the model's own checks.
+    """
     check_run(cfg)
     os.environ.pop("NEMO_EXPM_VERSION", None)  # a second run in one process would share the first one's folder
     pl.seed_everything(cfg.seed, verbose=False)
@@ -55,9 +75,7 @@ def main(cfg: DictConfig) -> None:
     seed_augmentation(model, cfg.seed)
     describe(model, folder, is_writer=trainer.is_global_zero)
     pl.seed_everything(cfg.seed, verbose=False)  # same data order whatever was built before
-    trainer.fit(model)
-    if trainer.is_global_zero:
-        finish(cfg, trainer, folder)
+    return trainer, model, folder
 
 
 def make_trainer(cfg: DictConfig) -> pl.Trainer:
@@ -71,43 +89,70 @@ def check_run(cfg: DictConfig) -> None:
     """Faults that can be known before anything is built or written, each with its key.
 
     Raises:
-        ValueError: faults of the model config (listed together), a missing manifest or tokenizer, contradictions.
+        ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
+            tokenizer, and settings that contradict each other.
     """
-    problems = []
-    if cfg.train not in ("pair", "student", "teacher"):
-        problems.append(f"train is {cfg.train!r}, wanted pair, student or teacher (set by strategy=...)")
-    if cfg.train != "pair" and cfg.model.codert.distillation.weight:
-        problems.append(
-            f"model.codert.distillation.weight is {cfg.model.codert.distillation.weight} but train is {cfg.train}: "
-            "there is no pair to distil in. Set the weight to 0 or choose a strategy with a teacher"
-        )
-    if cfg.train == "pair" and cfg.model.codert.teacher == "frozen" and not cfg.model.codert.teacher_checkpoint:
-        problems.append(
-            "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
-        )
-    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath", "model.tokenizer.dir"):
-        problems += _missing_path(cfg, key)
-    if OmegaConf.is_missing(cfg.exp_manager, "exp_dir"):
-        problems.append("exp_manager.exp_dir is ???: give the folder for this run")
-    for key in cfg:
-        if str(key).startswith("init_from_"):
-            problems.append(f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from")
+    problems = [*_config_problems(cfg), *_run_problems(cfg)]
+    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
+        problems += _manifest_problems(cfg, key)
+    problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
-    checked_config(OmegaConf.create(OmegaConf.to_container(cfg.model, resolve=True)))
 
 
-def _missing_path(cfg: DictConfig, key: str) -> Iterator[str]:
+def _config_problems(cfg: DictConfig) -> Iterator[str]:
+    if not OmegaConf.is_dict(cfg.get("model")):
+        yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
+        return
+    try:
+        checked_config(cfg.model)
+    except ValueError as error:
+        yield from str(error).split("\n  - ")[1:] or [str(error)]
+
+
+def _run_problems(cfg: DictConfig) -> Iterator[str]:
+    codert = OmegaConf.select(cfg, "model.codert")
+    train, codert = cfg.get("train"), codert if OmegaConf.is_dict(codert) else {}
+    if train not in ("pair", "student", "teacher"):
+        yield f"train is {train!r}, wanted pair, student or teacher (set by strategy=...)"
+    weight = OmegaConf.select(cfg, "model.codert.distillation.weight") if codert else None
+    if train in ("student", "teacher") and weight:
+        yield (
+            f"model.codert.distillation.weight is {weight} but train is {train}: there is no pair to distil in. "
+            "Set the weight to 0 or choose a strategy with a teacher"
+        )
+    if train == "pair" and codert.get("teacher") == "frozen" and not codert.get("teacher_checkpoint"):
+        yield "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
+    manager = cfg.get("exp_manager")
+    if not OmegaConf.is_dict(manager) or OmegaConf.is_missing(manager, "exp_dir") or not manager.get("exp_dir"):
+        yield "exp_manager.exp_dir is missing: give the folder for this run"
+    for key in cfg:
+        if str(key).startswith("init_from_"):
+            yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"
+
+
+def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     section, name = key.rsplit(".", 1)
     block = OmegaConf.select(cfg, section)
-    if block is None or (name not in block and not OmegaConf.is_missing(block, name)):
+    if not OmegaConf.is_dict(block) or name not in block:
         return  # other kinds of data (tarred shards, lhotse input_cfg) have no such key
     if OmegaConf.is_missing(block, name) or block[name] is None:
-        yield f"{key} is missing: scripts/prepare_data.py makes manifests and a tokenizer"
-        return
-    for path in manifest_paths(block[name]):
-        if not Path(path).exists():
-            yield f"{key} is {path!r}: no such file or folder"
+        yield f"{key} is missing: scripts/prepare_data.py makes manifests"
+    elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
+        yield f"{key} is {block[name]!r}, wanted a path or a list of paths"
+    else:
+        for path in manifest_paths(block[name]):
+            try:
+                read_manifest(path)
+            except ValueError as error:
+                yield f"{key}: {error}"
+
+
+def _tokenizer_problems(folder: object) -> Iterator[str]:
+    if not folder:
+        yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
+    elif not (Path(str(folder)) / "tokenizer.model").is_file():
+        yield f"model.tokenizer.dir is {folder!r}: no tokenizer.model in there. scripts/prepare_data.py makes one"
 
 
 def manifest_paths(value: object) -> list[str]:
@@ -164,17 +209,14 @@ def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> Non
 
 
 def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
-    """Write `NAME.nemo` and the stock `student.nemo` (or `teacher.nemo`) of the best checkpoint."""
+    """Write the trained model and the stock `student.nemo` of the best checkpoint."""
     model = trainer.lightning_module
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if best and Path(best).is_file():
         model.load_state_dict(torch.load(best, map_location="cpu", weights_only=False)["state_dict"])
     model = model.cpu().eval()
-    name = OmegaConf.select(cfg, "exp_manager.name") or cfg.name
-    save_model(model, folder / f"{name}.nemo")
-    if cfg.train == "teacher":
-        save_model(model, folder / "teacher.nemo")
-    else:
+    save_model(model, folder / TRAINED_FILES[cfg.train])
+    if cfg.train != "teacher":
         save_model(stock_of(model), folder / "student.nemo")
     with open_dict(cfg):
         OmegaConf.save(cfg, folder / "config.yaml")

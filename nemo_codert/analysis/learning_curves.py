@@ -48,7 +48,9 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) ->
             if points := curves.get(name):
                 scale = 100.0 if "wer" in name else 1.0
                 marker = "o" if name.startswith("val") else None
-                axis.plot([step for step, _ in points], [scale * v for _, v in points], label=label, marker=marker, ms=3)
+                axis.plot(
+                    [step for step, _ in points], [scale * v for _, v in points], label=label, marker=marker, ms=3
+                )
         axis.set(title=title, xlabel="optimizer step", ylim=(0, _top(curves, names)))
         axis.grid(alpha=0.3)
         if axis.lines:

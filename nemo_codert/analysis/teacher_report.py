@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemo_codert.losses.frames import valid_frames
 from nemo_codert.losses.lattice import lattice_occupancies
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.transducer import encode, predict
@@ -33,7 +32,7 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
     """
     was_training = model.training
     model.eval()
-    totals = dict.fromkeys(("frames", "encoder_entropy", "joint_entropy", "agreement"), 0.0)
+    totals = dict.fromkeys(("frames", "encoder_entropy", "joint_entropy", "agreement", "errors", "words"), 0.0)
     loader = batches[0] if isinstance(batches, list) else batches
     model.wer.reset()
     try:
@@ -41,15 +40,14 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
             if index == max_batches:
                 break
             _measure(model, [part.to(model.device) for part in batch[:4]], totals)
-        wer, _, words = model.wer.compute()
     finally:
         model.wer.reset()
         model.train(was_training)
     frames = max(totals.pop("frames"), 1.0)
     return {
         **model.loaded.get("teacher", {}),
-        "wer": float(wer),
-        "words": int(words),
+        "wer": totals["errors"] / max(totals["words"], 1.0),
+        "words": int(totals["words"]),
         "encoder_entropy": totals["encoder_entropy"] / frames,
         "joint_entropy": totals["joint_entropy"] / frames,
         "encoder_joint_top1_agreement": totals["agreement"] / frames,
@@ -63,8 +61,8 @@ def format_teacher_report(report: dict[str, Any]) -> str:
         f"Teacher {report.get('source', '(not loaded)')}: {report.get('tensors', 0)} tensors, "
         f"{report.get('parameters', 0):,} parameters loaded",
         f"  WER on the dev set {report['wer']:.2%} over {report['words']} words",
-        f"  encoder logits: entropy {report['encoder_entropy']:.3f} nats a frame (its joint {report['joint_entropy']:.3f}),"
-        f" top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
+        f"  encoder logits: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
+        f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
         f"  in training: {report['mode']}; dropout {report['dropout']}, batch-norm statistics "
         f"{report['batch_norm_statistics']}, SpecAugment {report['spec_augment']}",
     ]
@@ -82,11 +80,16 @@ def _measure(model: EncDecCoDERTBPEModel, batch: list[torch.Tensor], totals: dic
         targets=transcript,
         targets_lengths=transcript_len,
     )
+    _, errors, words = model.wer.compute()  # of this batch: NeMo's metric does not add up over updates
+    totals["errors"] += float(errors)
+    totals["words"] += float(words)
     decoded = predict(teacher, transcript, transcript_len)
     encoder_log_probs = encoder_logits(teacher.joint, encoded.encoded).log_softmax(-1)  # [B, T, V+1]
     for i in range(len(transcript_len)):
         frames, tokens = int(encoded.encoded_len[i]), int(transcript_len[i])
-        nodes = joint_logits(teacher.joint, encoded.encoded[i : i + 1, :, :frames], decoded[i : i + 1, :, : tokens + 1])
+        nodes = joint_logits(
+            teacher.joint, encoded.encoded[i : i + 1, :, :frames], decoded[i : i + 1, :, : tokens + 1]
+        )
         passed = _passed_nodes(nodes.log_softmax(-1), transcript[i : i + 1, :tokens])  # [T, V+1]
         totals["frames"] += frames
         totals["encoder_entropy"] += _entropy(encoder_log_probs[i, :frames])

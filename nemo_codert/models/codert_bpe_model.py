@@ -80,10 +80,15 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             self.student_encoder = self.from_config_dict(copy.deepcopy(student.encoder))
             self.student_geometry = self._geometry(self.student_encoder)
             self._build_student_output()
-        stride = self._geometry(self.encoder).stride
-        if problem := rate_problem(stride, self.student_geometry.stride):
+        teacher = self._geometry(self.encoder)
+        if teacher.width != self.joint.encoder_hidden:
+            raise ValueError(
+                f"model.model_defaults.enc_hidden is {self.joint.encoder_hidden} but model.encoder makes "
+                f"{teacher.width} channels: set enc_hidden to {teacher.width}"
+            )
+        if problem := rate_problem(teacher.stride, self.student_geometry.stride):
             raise ValueError(problem)
-        self.teacher_frames_per_student_frame = self.student_geometry.stride // stride
+        self.teacher_frames_per_student_frame = self.student_geometry.stride // teacher.stride
 
     def _build_student_output(self) -> None:
         """Prediction network and joint of the student, for the teacher's present vocabulary."""
@@ -179,9 +184,9 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
                 module.eval()
         return self
 
-    def unfreeze(self, partial: bool = False) -> None:
-        # Overrides NeuralModule.unfreeze: a frozen teacher stays frozen.
-        super().unfreeze(partial=partial)
+    def unfreeze(self) -> None:
+        # Overrides LightningModule.unfreeze: a frozen teacher stays frozen.
+        super().unfreeze()
         if self.teacher_is_frozen:
             self._freeze_teacher()
 
@@ -257,7 +262,7 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         return losses
 
     def _distill(self, student: Encoded, teacher: Encoded) -> torch.Tensor:
-        """KL(teacher || student) of the encoder logits over their common valid frames; the teacher gets no gradient."""
+        """KL(teacher || student) of the encoder logits over common valid frames; the teacher gets no gradient."""
         student_logits = encoder_logits(self.student_joint, student.encoded)  # [B, T', V+1]
         with torch.no_grad():
             teacher_logits = encoder_logits(self.joint, teacher.encoded)  # [B, T, V+1]
@@ -360,17 +365,14 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         Args:
             joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
         """
-        student = self.cfg.student
-        cfg = stock_branch_config(
-            self.cfg, student.encoder, student.decoder or self.cfg.decoder, self.student_geometry.width
-        )
+        cfg = stock_branch_config(self.cfg, "student", self.student_geometry.width)
         with open_dict(cfg):
             cfg.decoder.vocab_size = self.cfg.decoder.vocab_size
         return stock_model(self, self.student_transducer, cfg, joint)
 
     def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
         """The teacher as a stock NeMo model with copied weights, in eval mode."""
-        cfg = stock_branch_config(self.cfg, self.cfg.encoder, self.cfg.decoder, self.joint.encoder_hidden)
+        cfg = stock_branch_config(self.cfg, "teacher", self.joint.encoder_hidden)
         return stock_model(self, self.teacher_transducer, cfg, joint)
 
     def transcribe(self, *args: Any, **kwargs: Any) -> Any:

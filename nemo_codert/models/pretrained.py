@@ -4,8 +4,10 @@ A source is a `.nemo` file or a pretrained name. It is restored as its own class
 front end, tokenizer) before a single weight is copied; every tensor is then loaded strictly.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
@@ -62,28 +64,44 @@ def load_source(name: str, key: str, branch: str) -> Source:
     Raises:
         ValueError: no such file or name, or a model that is no standard RNN-T with a SentencePiece tokenizer.
     """
+    return _source(name, restore_rnnt(name, f"{key} is {name!r}"), branch)
+
+
+def restore_rnnt(name: str | Path, what: str) -> EncDecRNNTBPEModel:
+    """Restore a standard RNN-T or a pair, as its own class, on the CPU; its kind is checked before it is built.
+
+    Args:
+        name: path of a `.nemo` file, or a pretrained name.
+        what: how messages call it.
+
+    Raises:
+        ValueError: no such file or name, a broken file, or a model that is no standard RNN-T.
+    """
     path = Path(name)
-    if path.suffix == ".nemo" and not path.is_file():
-        raise ValueError(f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name")
+    if path.is_file():
+        refuse_other_models(_restored(ASRModel.restore_from, path, what, return_config=True), what)
+        model = _restored(ASRModel.restore_from, path, what, map_location="cpu")
+    elif path.suffix == ".nemo" or path.exists():
+        raise ValueError(f"{what}: no such file. Give the path of a .nemo file or a pretrained name")
+    else:
+        model = _restored(ASRModel.from_pretrained, path, what, map_location="cpu")
+    refuse_other_models(model.cfg, what)
+    return model.eval()
+
+
+def _restored(restore: Callable[..., Any], path: Path, what: str, **options: Any) -> Any:
     try:
-        config = ASRModel.restore_from(name, return_config=True) if path.is_file() else None
-        refuse_other_models(config, f"{key} {name!r}")
-        restore = ASRModel.restore_from if path.is_file() else ASRModel.from_pretrained
-        model = restore(name, map_location="cpu")
-    except ValueError:
-        forget_failed_restore()
-        raise
+        return restore(str(path), **options)
     except Exception as error:
         forget_failed_restore()
-        raise ValueError(f"{key} is {name!r}: cannot be restored as a NeMo model ({error})") from error
-    refuse_other_models(model.cfg, f"{key} {name!r}")
-    return _source(name, model, branch)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, FileNotFoundError):  # names a file in a temporary folder, gone by now
+            reason = f"the archive has no {Path(error.filename or 'model_config.yaml').name}"
+        raise ValueError(f"{what}: cannot be restored as a NeMo model: {reason}") from error
 
 
-def refuse_other_models(config: DictConfig | None, what: str) -> None:
+def refuse_other_models(config: DictConfig, what: str) -> None:
     """Raise a ValueError that names the kind of a model that is no standard RNN-T (TDT, hybrid, CTC, ...)."""
-    if config is None:
-        return
     target = str(config.get("target", ""))
     kind = target.rsplit(".", 1)[-1]
     if "Hybrid" in kind or config.get("aux_ctc") is not None:
@@ -92,7 +110,7 @@ def refuse_other_models(config: DictConfig | None, what: str) -> None:
         kind = "a TDT model"
     elif kind in ("EncDecRNNTBPEModel", "EncDecCoDERTBPEModel"):
         return
-    raise ValueError(f"{what} is {kind or 'of unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel)")
+    raise ValueError(f"{what}: {kind or 'an unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel)")
 
 
 def _source(name: str, model: EncDecRNNTBPEModel, branch: str) -> Source:
@@ -203,7 +221,9 @@ def _tokenizer_problems(theirs: list[str], ours: list[str]) -> list[str]:
     if theirs == ours:
         return []
     first = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), None)
-    where = f", first difference at id {first}: {ours[first]!r} here, {theirs[first]!r} there" if first is not None else ""
+    where = (
+        f", first difference at id {first}: {ours[first]!r} here, {theirs[first]!r} there" if first is not None else ""
+    )
     return [f"model.tokenizer has {len(ours)} word pieces, the checkpoint's has {len(theirs)}{where}"]
 
 

@@ -25,9 +25,8 @@ def student_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(_plain(cfg))
-    decoder = cfg.student.decoder or cfg.decoder
-    return stock_branch_config(cfg, cfg.student.encoder, decoder, _built_width(cfg.student.encoder, cfg))
+    cfg = checked_config(cfg)
+    return stock_branch_config(cfg, "student", _built_width(cfg.student.encoder, cfg))
 
 
 def teacher_config(cfg: DictConfig) -> DictConfig:
@@ -36,13 +35,8 @@ def teacher_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(_plain(cfg))
-    return stock_branch_config(cfg, cfg.encoder, cfg.decoder, _built_width(cfg.encoder, cfg))
-
-
-def _plain(cfg: DictConfig) -> DictConfig:
-    """Interpolations resolved (they may point outside the `model` section), `???` kept."""
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    cfg = checked_config(cfg)
+    return stock_branch_config(cfg, "teacher", _built_width(cfg.encoder, cfg))
 
 
 def _built_width(encoder: DictConfig, cfg: DictConfig) -> int:
@@ -51,16 +45,32 @@ def _built_width(encoder: DictConfig, cfg: DictConfig) -> int:
     return encoder_geometry(module, cfg.preprocessor.features).width
 
 
-def stock_branch_config(cfg: DictConfig, encoder: DictConfig, decoder: DictConfig, width: int) -> DictConfig:
-    """The pair's config with one branch's networks in the stock places and our own blocks left out."""
+def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
+    """A pair's checked config with one branch's networks in the stock places and our own blocks left out.
+
+    Args:
+        branch: `student` or `teacher`.
+        width: output channels of its encoder.
+    """
     stock = copy.deepcopy(cfg)
     with open_dict(stock):
-        stock.encoder, stock.decoder = copy.deepcopy(encoder), copy.deepcopy(decoder)
+        if branch == "student":
+            stock.encoder = copy.deepcopy(cfg.student.encoder)
+            stock.decoder = copy.deepcopy(cfg.student.decoder or cfg.decoder)
         stock.model_defaults.enc_hidden = width
-        stock.model_defaults.pred_hidden = decoder.prednet.pred_hidden
+        stock.model_defaults.pred_hidden = stock.decoder.prednet.pred_hidden
         if stock.joint._target_ == ADDITIVE_JOINT:
             stock.joint.fuse_loss_wer = cfg.codert.rnnt_loss != "nemo"
             stock.joint.fused_batch_size = WER_BATCH_SIZE
+            stock.decoding.pop("fused_batch_size", None)  # -1 would switch the fused step off again
+        if stock.get("optim_param_groups"):
+            stock.optim_param_groups = _own_groups(stock.optim_param_groups, branch)
         for key in ("student", "codert", "target"):
             stock.pop(key, None)
     return stock
+
+
+def _own_groups(groups: DictConfig, branch: str) -> DictConfig:
+    """Optimiser settings of one branch's networks under their stock names: `student_encoder` -> `encoder`."""
+    own = {name: group for name, group in groups.items() if name.startswith("student_") == (branch == "student")}
+    return OmegaConf.create({name.removeprefix("student_"): group for name, group in own.items()})

@@ -79,8 +79,9 @@ def to_stock_joint(joint: RNNTJoint, form: str = "auto") -> RNNTJoint:
 
     Since x = relu(x) - relu(-x), an additive joint is a stock one of twice the width:
 
-    * `exact`: `joint_hidden = 2(V+1)`, projections [W; -W], output weight [I, -I]. Every output is the same sum of
-      the same two numbers: bit-equal on CPU for two or more rows.
+    * `exact`: `joint_hidden = 2(V+1)`, projections [W; -W], output weight [I, -I]. Every output is the sum of the
+      same two numbers: bit-equal wherever BLAS rounds a product with W and one with [W; -W] alike (on CPU from some
+      8 rows on), else equal to rounding.
     * `compact`: `joint_hidden = 2(D_enc + D_pred)`, output weight [W_enc, W_pred, -W_enc, -W_pred]. Equal to
       rounding, smaller when V is large.
     * `auto`: `exact` while V+1 <= D_enc + D_pred.
@@ -107,18 +108,19 @@ def to_stock_joint(joint: RNNTJoint, form: str = "auto") -> RNNTJoint:
 
 def stock_joint_like(joint: RNNTJoint, joint_hidden: int, activation: str, dropout: float) -> RNNTJoint:
     """An untrained stock joint with the inputs, classes and switches of `joint`, on its device and dtype."""
-    stock = RNNTJoint(
-        jointnet={
-            "encoder_hidden": joint.encoder_hidden,
-            "pred_hidden": joint.pred_hidden,
-            "joint_hidden": joint_hidden,
-            "activation": activation,
-            "dropout": dropout,
-        },
-        num_classes=joint.num_classes_with_blank - 1,
-        vocabulary=joint.vocabulary,
-        log_softmax=joint.log_softmax,
-    )
+    with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, so they cost the run no numbers
+        stock = RNNTJoint(
+            jointnet={
+                "encoder_hidden": joint.encoder_hidden,
+                "pred_hidden": joint.pred_hidden,
+                "joint_hidden": joint_hidden,
+                "activation": activation,
+                "dropout": dropout,
+            },
+            num_classes=joint.num_classes_with_blank - 1,
+            vocabulary=joint.vocabulary,
+            log_softmax=joint.log_softmax,
+        )
     return stock.to(joint.enc.weight)
 
 

@@ -1,0 +1,57 @@
+"""Word errors: substitutions, insertions and deletions of a hypothesis against its reference, and their sums.
+
+A word error rate is always summed errors over summed reference words, never a mean of rates. Imports kaldialign only.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import kaldialign
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """Counts of one utterance or of many; add them up. `words` is the number of reference words."""
+
+    substitutions: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    words: int = 0
+
+    @property
+    def errors(self) -> int:
+        """All errors."""
+        return self.substitutions + self.insertions + self.deletions
+
+    @property
+    def wer(self) -> float:
+        """Errors per reference word, 0.0 and up; without any reference word 0.0 if there is no error, else inf."""
+        if self.words:
+            return self.errors / self.words
+        return math.inf if self.errors else 0.0
+
+    def __add__(self, other: "WordErrors") -> "WordErrors":
+        return WordErrors(
+            self.substitutions + other.substitutions,
+            self.insertions + other.insertions,
+            self.deletions + other.deletions,
+            self.words + other.words,
+        )
+
+
+def word_errors(reference: str, hypothesis: str) -> WordErrors:
+    """Counts of the alignment with the fewest errors; words are split at white space and compared as they are."""
+    words = reference.split()
+    counts = kaldialign.edit_distance(words, hypothesis.split())
+    return WordErrors(counts["sub"], counts["ins"], counts["del"], len(words))
+
+
+def total_word_errors(references: Iterable[str], hypotheses: Iterable[str]) -> WordErrors:
+    """Summed counts of several utterances.
+
+    Raises:
+        ValueError: not as many hypotheses as references.
+    """
+    pairs = zip(references, hypotheses, strict=True)
+    return sum((word_errors(reference, hypothesis) for reference, hypothesis in pairs), WordErrors())

@@ -1,0 +1,151 @@
+"""Word error rate and speed of a trained model on test manifests.
+
+    python scripts/evaluate.py --model runs/fsdd/student.nemo --manifest data/fsdd/test_seen.json
+    python scripts/evaluate.py --model runs/fsdd/fsdd.nemo --branch teacher --decoding malsd_batch \\
+        --manifest data/fsdd/test_seen.json --manifest data/fsdd/test_unseen.json --output predictions.json
+
+--model is a stock RNN-T, a pair (--branch says which half, the student by default), or an RNN-T trained alone with an
+additive joint. The stock model of it transcribes, with NeMo's own `transcribe`, on the GPU if there is one.
+
+--decoding: greedy, greedy_batch, beam, tsd, alsd, maes, maes_batch, malsd_batch; by default what the model's config
+says. Beam size and the other decoding settings stay the model's; maes takes 4 steps a frame at least.
+
+One table is printed: reference words, substitutions, insertions, deletions, WER (summed errors over summed words), and
+the real-time factor: seconds of the whole `transcribe` call (reading files, features, encoder, decoding; not loading
+the model) per second of audio. --output writes the manifests' lines with `pred_text` added, and NAME_summary.json.
+
+Exit status 2: bad options, files or data; the message says what to change.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nemo_codert.analysis.evaluation import Evaluation
+
+COLUMNS = ("manifest", "utterances", "words", "sub", "ins", "del", "WER", "audio", "real-time factor")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Options of the command line (by default this process's)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, metavar="M.nemo")
+    parser.add_argument("--manifest", type=Path, required=True, action="append", metavar="TEST.json")
+    parser.add_argument("--branch", choices=["student", "teacher"], default="student")
+    parser.add_argument("--decoding", metavar="STRATEGY", help="see above (the model's own)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N")
+    parser.add_argument("--output", type=Path, metavar="PREDICTIONS.json")
+    return parser.parse_args(arguments)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Mistakes that can be known before NeMo is imported.
+
+    Raises:
+        ValueError: a file that is missing, a manifest that cannot be read, numbers out of range.
+    """
+    from nemo_codert.data.manifest import read_manifest
+
+    if not options.model.is_file():
+        raise ValueError(f"--model is {options.model}: no such file. Give the path of a .nemo file")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size is {options.batch_size}, wanted 1 or more")
+    if options.output is not None and options.output.is_dir():
+        raise ValueError(f"--output is {options.output}: that is a folder, give a file name")
+    for manifest in options.manifest:
+        read_manifest(manifest)
+        if options.output is not None and options.output.resolve() == manifest.resolve():
+            raise ValueError(f"--output is --manifest itself ({manifest}): give another name")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, print the table, write the predictions."""
+    check_options(options)
+    from nemo_codert.console import quieten_libraries
+
+    quieten_libraries()
+    import torch
+
+    from nemo_codert.analysis.evaluation import evaluate, set_decoding, usable_entries, write_predictions
+    from nemo_codert.export import load_model, stock_of
+
+    model = stock_of(load_model(options.model), branch=options.branch)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if options.decoding is not None:
+        set_decoding(model, options.decoding)
+    for manifest in options.manifest:
+        usable_entries(manifest)  # faults of the last manifest are told before the first one is transcribed
+    about = {
+        "model": str(options.model),
+        "branch": options.branch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "decoding": model.cfg.decoding.strategy,
+        "batch_size": options.batch_size,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+    }
+    evaluations = [evaluate(model, manifest, batch_size=options.batch_size) for manifest in options.manifest]
+    title = (
+        f"{options.model.name}: {about['parameters']:,} parameters, {about['decoding']}, "
+        f"batches of {options.batch_size}, {about['device']}, {about['threads']} threads"
+    )
+    print_table(title, [table_row(evaluation) for evaluation in evaluations])
+    if options.output is not None:
+        for path in write_predictions(options.output, evaluations, about):
+            print(f"wrote {path}")
+
+
+def table_row(evaluation: "Evaluation") -> tuple[str, ...]:
+    """The cells of one manifest."""
+    errors = evaluation.errors
+    return (
+        Path(evaluation.manifest).name,
+        str(len(evaluation.predictions)),
+        str(errors.words),
+        str(errors.substitutions),
+        str(errors.insertions),
+        str(errors.deletions),
+        f"{errors.wer:.2%}",
+        f"{evaluation.audio_seconds:.0f} s",
+        f"{evaluation.real_time_factor:.4f}",
+    )
+
+
+def print_table(title: str, rows: list[tuple[str, ...]]) -> None:
+    """With rich where it is installed, in plain columns elsewhere."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(title)
+        widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
+        for row in (COLUMNS, *rows):
+            print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+        return
+    print(title)
+    table = Table()
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a log file has no width to keep to
+        console = Console(width=200)
+    console.print(table)
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    options = parse_arguments()
+    try:
+        run(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Every YAML under conf/: composed with every strategy, checked, and built (the big ones shrunk) as a model."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert.config import checked_config
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+TOP = ("fsdd", "librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm", "quickstart")
+BIG = tuple(name for name in TOP if name.startswith("librispeech"))
+
+# strategy: train, teacher, share_decoder, distillation weight; None where the file leaves the base's value.
+STRATEGIES = {
+    "student": ("student", None, None, 0.0),
+    "teacher": ("teacher", None, None, 0.0),
+    "static": ("pair", "frozen", False, 0.1),
+    "tandem": ("pair", "co_trained", False, 0.0),
+    "tandem_kd": ("pair", "co_trained", False, 0.1),
+    "shared": ("pair", "co_trained", True, 0.0),
+    "shared_kd": ("pair", "co_trained", True, 0.1),
+    "static_shared": ("pair", "frozen", True, 0.1),
+}
+# Values that differ from those of every strategy file: whatever is left of them was not set.
+MARKS = {"train": "unset", "model.codert.teacher": "unset", "model.codert.share_decoder": "unset"}
+MARKS["model.codert.distillation.weight"] = 123.0
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> str:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base=None):
+        return OmegaConf.to_yaml(compose(name, list(overrides)))
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    """The config as scripts/train.py gets it."""
+    return OmegaConf.create(_composed(name, overrides))
+
+
+def model_section(name: str, tokenizer_dir: Path, *overrides: str) -> DictConfig:
+    """The model section without data, its tokenizer being the fixture's."""
+    cfg = composed(name, *overrides)
+    cfg.model.tokenizer.dir = str(tokenizer_dir)
+    for key in ("train_ds", "validation_ds"):
+        cfg.model.pop(key)
+    return OmegaConf.create(OmegaConf.to_container(cfg.model, resolve=True))
+
+
+def shrunk(cfg: DictConfig) -> DictConfig:
+    """One layer of a few channels, everything else as it is."""
+    for encoder, channels in ((cfg.encoder, 32), (cfg.student.encoder, 16)):
+        encoder.n_layers, encoder.d_model = 1, channels
+        if "proj_size" in encoder:
+            encoder.proj_size = channels // 2
+        if "n_heads" in encoder:
+            encoder.n_heads, encoder.subsampling_conv_channels = 2, 8
+    cfg.model_defaults.enc_hidden = cfg.encoder.get("proj_size", cfg.encoder.d_model)
+    cfg.model_defaults.pred_hidden = cfg.decoder.prednet.pred_hidden = 16
+    return cfg
+
+
+def built_encoder(encoder: DictConfig) -> torch.nn.Module:
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
+
+    return EncDecRNNTBPEModel.from_config_dict(encoder)
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def millions_of(encoder: DictConfig) -> float:
+    """Parameters of an encoder of like layers, from one and two of them: a full-size one takes seconds to build."""
+    one, two = (millions(built_encoder({**encoder, "n_layers": layers})) for layers in (1, 2))
+    return one + (encoder.n_layers - 1) * (two - one)
+
+
+def test_every_yaml_is_known_here():
+    found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
+    assert found == {"base", *TOP, *(f"strategy/{name}" for name in STRATEGIES)}
+    assert len(found) == 14
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_file_starts_with_the_global_package_line(strategy):
+    lines = (CONF / "strategy" / f"{strategy}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"  # anything above it, and the file silently changes nothing
+    assert lines[1].startswith("# ")
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_a_config_explains_itself_and_is_built_on_the_base(name):
+    text = (CONF / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert "defaults:\n  - base\n  - _self_\n  - strategy: shared_kd\n" in text
+    assert composed(name).name == name
+
+
+@pytest.mark.parametrize("name", TOP)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_changes_exactly_its_keys_of_the_merged_config(strategy, name):
+    plain = composed(name, "~strategy")
+    cfg = composed(name, f"strategy={strategy}")
+    train, teacher, share_decoder, weight = STRATEGIES[strategy]
+    expected = OmegaConf.create(OmegaConf.to_container(plain))
+    expected.train = train
+    expected.model.codert.distillation.weight = weight
+    if teacher is not None:
+        expected.model.codert.teacher, expected.model.codert.share_decoder = teacher, share_decoder
+    assert cfg == expected
+    assert plain.model.codert.teacher == "co_trained" and plain.model.codert.share_decoder is True
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_wins_over_the_file_that_it_is_used_with(strategy, tmp_path):
+    base = OmegaConf.create({"model": {"codert": {"distillation": {}}}})
+    for key, value in MARKS.items():
+        OmegaConf.update(base, key, value)
+    body = "defaults:\n  - _self_\n  - strategy: ???\n\n" + OmegaConf.to_yaml(base)
+    (tmp_path / "marked.yaml").write_text(body)
+    (tmp_path / "strategy").symlink_to(CONF / "strategy")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(tmp_path), version_base=None):
+        cfg = compose("marked", [f"strategy={strategy}"])
+    train, teacher, share_decoder, weight = STRATEGIES[strategy]
+    codert = cfg.model.codert
+    assert (cfg.train, codert.distillation.weight) == (train, weight)
+    assert codert.teacher == (teacher or "unset")
+    assert codert.share_decoder == ("unset" if share_decoder is None else share_decoder)
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_the_command_line_wins_over_the_strategy(name):
+    cfg = composed(name, "model.codert.distillation.weight=0.7", "strategy=tandem")
+    assert cfg.model.codert.distillation.weight == 0.7
+
+
+@pytest.mark.parametrize("name", TOP)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_config_passes_every_check_at_its_full_size(strategy, name, tokenizer_dir):
+    cfg = model_section(name, tokenizer_dir, f"strategy={strategy}")
+    assert checked_config(cfg).codert == cfg.codert
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_a_run_ends_with_a_validation_and_counts_steps(name):
+    trainer = composed(name).trainer
+    assert trainer.max_steps % trainer.val_check_interval == 0  # NeMo would skip the last validation otherwise
+    assert trainer.max_epochs == -1 and trainer.check_val_every_n_epoch is None
+    assert trainer.use_distributed_sampler is False
+    assert trainer.logger is False and trainer.enable_checkpointing is False  # made by exp_manager
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_a_config_asks_the_user_for_paths_only(name):
+    assert OmegaConf.missing_keys(composed(name)) == {
+        "model.train_ds.manifest_filepath",
+        "model.validation_ds.manifest_filepath",
+        "model.tokenizer.dir",
+        "exp_manager.exp_dir",
+    }
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_a_launch_command_in_the_header_composes(name):
+    text = (CONF / f"{name}.yaml").read_text()
+    command = re.search(r"python scripts/train\.py ((?:.*\\\n)*.*)", text.replace("#      ", "").replace("#   ", ""))
+    if command is None:
+        assert name == "quickstart" and "scripts/quickstart.py" in text
+        return
+    words = command[1].replace("\\\n", " ").split()
+    assert words[0] == f"--config-name={name}"
+    cfg = composed(name, *words[1:])
+    assert not OmegaConf.missing_keys(cfg)
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name, tokenizer_dir):
+    cfg = model_section(name, tokenizer_dir)
+    counts = {
+        "teacher encoder": millions_of(cfg.encoder),
+        "student encoder": millions_of(cfg.student.encoder),
+        "prediction network": millions(built_encoder({**cfg.decoder, "vocab_size": 1024})),
+    }
+    print(f"\n{name}:", ", ".join(f"{part} {count:.2f} M" for part, count in counts.items()))
+    header = (CONF / f"{name}.yaml").read_text().split("defaults:")[0]
+    named = {part: float(count) for part, count in re.findall(r"^#   (\w+ \w+) +([\d.]+) M", header, re.MULTILINE)}
+    assert named == {part: round(count, 2) for part, count in counts.items()}
+
+
+@pytest.mark.parametrize("name", TOP)
+@pytest.mark.parametrize("strategy", ["shared_kd", "tandem", "static"])
+def test_a_config_builds_a_pair(strategy, name, tokenizer_dir):
+    from nemo_codert.models import EncDecCoDERTBPEModel
+
+    cfg = model_section(name, tokenizer_dir, f"strategy={strategy}")
+    model = EncDecCoDERTBPEModel(shrunk(cfg))
+    assert (model.student_decoder is model.decoder) == (strategy == "shared_kd")
+    assert model.teacher_frames_per_student_frame == 1
+    assert any(parameter.requires_grad for parameter in model.encoder.parameters()) == (strategy != "static")
+
+
+@pytest.mark.parametrize("name", TOP)
+@pytest.mark.parametrize("strategy", ["student", "teacher"])
+def test_a_config_builds_the_stock_model_of_a_branch(strategy, name, tokenizer_dir):
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
+
+    from nemo_codert.models import student_config, teacher_config
+
+    cfg = shrunk(model_section(name, tokenizer_dir, f"strategy={strategy}"))
+    make, encoder = (student_config, cfg.student.encoder) if strategy == "student" else (teacher_config, cfg.encoder)
+    model = EncDecRNNTBPEModel(make(cfg))
+    assert type(model) is EncDecRNNTBPEModel
+    assert model.encoder.d_model == encoder.d_model
+    assert model.joint.encoder_hidden == encoder.get("proj_size", encoder.d_model)
+    assert not hasattr(model, "student_encoder") and "codert" not in model.cfg
+
+
+@pytest.mark.parametrize("name", ["fsdd", "quickstart"])
+def test_the_small_pairs_are_built_as_they_are(name, tokenizer_dir):
+    from nemo_codert.models import EncDecCoDERTBPEModel
+
+    model = EncDecCoDERTBPEModel(model_section(name, tokenizer_dir))
+    assert millions(model.student_encoder) < 0.5 < millions(model.encoder)

@@ -1,0 +1,418 @@
+"""The `model.student` and `model.codert` blocks and the stock keys that a pair refuses or ignores."""
+
+import dataclasses
+import logging
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert import __version__, config
+from nemo_codert.config import CoDERTConfig, DistillationConfig, StudentConfig, checked_config, distillation_weight
+
+STOCK = "nemo.collections.asr.modules.RNNTJoint"
+CONFORMER = {
+    "_target_": "nemo.collections.asr.modules.ConformerEncoder",
+    "feat_in": 32,
+    "feat_out": -1,
+    "n_layers": 1,
+    "d_model": 16,
+    "subsampling": "striding",
+    "subsampling_factor": 4,
+}
+RNN = {
+    "_target_": "nemo.collections.asr.modules.RNNEncoder",
+    "feat_in": 32,
+    "n_layers": 1,
+    "d_model": 24,
+    "proj_size": 16,
+    "rnn_type": "lstm",
+    "bidirectional": False,
+    "subsampling": "striding",
+    "subsampling_factor": 4,
+}
+DECODER = {
+    "_target_": "nemo.collections.asr.modules.RNNTDecoder",
+    "prednet": {"pred_hidden": 20, "pred_rnn_layers": 1},
+}
+
+
+def model_config(**overrides) -> DictConfig:
+    """A valid model section; nothing is built from it."""
+    cfg = {
+        "sample_rate": 16000,
+        "model_defaults": {"enc_hidden": 16, "pred_hidden": 20, "joint_hidden": 20},
+        "tokenizer": {"dir": "tokenizer", "type": "bpe"},
+        "preprocessor": {"features": 32},
+        "encoder": CONFORMER,
+        "decoder": DECODER,
+        "joint": {"_target_": config.ADDITIVE_JOINT, "jointnet": {"joint_hidden": 20, "activation": "relu"}},
+        "decoding": {"strategy": "greedy_batch"},
+        "student": {"encoder": CONFORMER},
+        "codert": {},
+    }
+    return OmegaConf.create({**cfg, **overrides})
+
+
+def faults(cfg: DictConfig) -> list[str]:
+    """The faults that the one error lists."""
+    with pytest.raises(ValueError) as caught:
+        checked_config(cfg)
+    first, *lines = str(caught.value).split("\n  - ")
+    assert first == "The model config cannot be used:"
+    return lines
+
+
+def set_to(key: str, value: object) -> DictConfig:
+    """A valid config but for one key, which may name blocks that are not there yet."""
+    cfg = model_config()
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return cfg
+
+
+def test_defaults_are_filled_in_from_the_dataclasses_and_the_given_config_is_left_alone():
+    cfg = model_config()
+    before = OmegaConf.to_container(cfg)
+    checked = checked_config(cfg)
+    assert OmegaConf.to_container(cfg) == before
+    assert OmegaConf.to_container(checked.codert) == dataclasses.asdict(CoDERTConfig())
+    assert checked.student.decoder is None and checked.student.init_from is None
+    assert checked.nemo_codert_version == __version__
+    assert checked_config(checked) == checked  # a restored model's config passes again
+
+
+def test_the_defaults_are_those_that_the_design_fixes():
+    assert dataclasses.asdict(CoDERTConfig()) == {
+        "teacher": "co_trained",
+        "teacher_checkpoint": None,
+        "share_decoder": True,
+        "teacher_loss_weight": 1.0,
+        "student_loss_weight": 1.0,
+        "rnnt_loss": "auto",
+        "distillation": {
+            "weight": 0.1,
+            "temperature": 1.0,
+            "reduction": "per_utterance",
+            "start_step": 0,
+            "ramp_steps": 0,
+        },
+        "bad_utterances": "drop",
+    }
+    assert dataclasses.asdict(StudentConfig()) == {"encoder": None, "decoder": None, "init_from": None}
+
+
+def test_interpolations_are_resolved_and_broken_ones_named():
+    root = OmegaConf.create({"size": 32, "model": model_config(preprocessor={"features": "${size}"})})
+    assert checked_config(root.model).preprocessor.features == 32
+    root.model.codert.rnnt_loss = "${model.no_such_key}"
+    with pytest.raises(ValueError, match="interpolation that cannot be resolved.*no_such_key"):
+        checked_config(root.model)
+
+
+def test_all_faults_are_reported_together():
+    cfg = model_config(
+        student={"encoder": CONFORMER, "enconder": 1},
+        codert={"teachr": 1, "distillation": {"weigth": 1, "temperature": "hot"}, "rnnt_loss": "exakt"},
+        rnnt_reduction="median",
+    )
+    assert [fault.split()[0] for fault in faults(cfg)] == [
+        "model.student.enconder",
+        "model.codert.teachr",
+        "model.codert.distillation.weigth",
+        "model.codert.distillation.temperature",
+        "model.codert.rnnt_loss",
+        "model.rnnt_reduction",
+    ]
+
+
+REFUSED = [
+    # unknown keys
+    ("student.heads", 4, "model.student.heads is not a key of this version, known are encoder, decoder, init_from"),
+    ("codert.alpha", 1, "model.codert.alpha is not a key of this version"),
+    ("codert.distillation.alpha", 1, "known are weight, temperature, reduction, start_step, ramp_steps"),
+    # wrong types
+    ("codert", 5, "model.codert is 5, wanted a block of keys"),
+    ("codert", None, "model.codert is missing: add the block"),
+    ("student", [1], r"model.student is \[1\], wanted a block"),
+    ("codert.distillation", "off", "model.codert.distillation is 'off', wanted a block of keys"),
+    ("codert.distillation.weight", "lots", "weight is 'lots', wanted float"),
+    ("codert.distillation.weight", None, "weight is None, wanted float"),
+    ("codert.distillation.weight", [0.1], r"weight is \[0.1\], wanted float"),
+    ("codert.distillation.start_step", 1.5, "start_step is 1.5, wanted int"),
+    ("codert.share_decoder", "maybe", "share_decoder is 'maybe', wanted bool"),
+    ("codert.rnnt_loss", None, "rnnt_loss is None, wanted str"),
+    ("codert.teacher_checkpoint", {"path": "a"}, r"teacher_checkpoint is {'path': 'a'}, wanted str \| None"),
+    ("student.encoder", 5, "model.student.encoder has no _target_"),
+    ("student.encoder", {"d_model": 5}, "model.student.encoder has no _target_"),
+    ("student.encoder", None, "model.student.encoder is missing"),
+    ("encoder", "conformer", "model.encoder is 'conformer', wanted a block of keys"),
+    # values nobody gave
+    ("student.encoder", "???", r"model.student.encoder is \?\?\?: it has no default, give it a value"),
+    ("student.encoder.d_model", "???", r"model.student.encoder.d_model is \?\?\?"),
+    ("model_defaults.enc_hidden", "???", r"model.model_defaults.enc_hidden is \?\?\?: give it a value"),
+    ("codert.distillation.weight", "???", r"model.codert.distillation.weight is \?\?\?"),
+    ("decoding", None, "model.decoding is missing: a pair starts from a complete stock RNN-T config"),
+    # ranges
+    ("codert.teacher", "pretrained", "'pretrained', wanted one of co_trained, frozen"),
+    ("codert.rnnt_loss", "k2", "'k2', wanted one of auto, exact, nemo"),
+    ("codert.bad_utterances", "skip", "'skip', wanted one of drop, refuse"),
+    ("codert.distillation.reduction", "mean", "'mean', wanted one of per_utterance, per_frame"),
+    ("codert.distillation.temperature", 0, "temperature is 0.0, wanted a number above 0"),
+    ("codert.distillation.temperature", math.inf, "temperature is inf, wanted a number above 0"),
+    ("codert.distillation.weight", -0.1, "weight is -0.1, wanted a number that is 0 or above"),
+    ("codert.distillation.weight", math.nan, "weight is nan, wanted a number"),
+    ("codert.distillation.start_step", -1, "start_step is -1, wanted a number that is 0 or above"),
+    ("codert.distillation.ramp_steps", -1, "ramp_steps is -1"),
+    ("codert.teacher_loss_weight", -1, "teacher_loss_weight is -1.0"),
+    ("codert.student_loss_weight", math.inf, "student_loss_weight is inf"),
+    # contradictions
+    ("student.decoder", DECODER, "model.student.decoder is set but model.codert.share_decoder is true"),
+    ("codert.teacher_loss_weight", 0, "teacher_loss_weight is 0 but model.codert.teacher is co_trained"),
+    ("codert", {"student_loss_weight": 0, "distillation": {"weight": 0}}, "student_loss_weight is 0: nothing would"),
+    ("codert", {"student_loss_weight": 0, "share_decoder": False}, "student_loss_weight is 0: nothing would"),
+    ("student", {"encoder": {**CONFORMER, "subsampling_factor": 2}}, "teacher frames cannot be grouped"),
+    ("encoder.subsampling_factor", 6, "one frame of 6 feature frames, model.student.encoder one of 4"),
+    ("student.encoder.feat_in", 80, "feat_in is 80 but model.preprocessor.features is 32"),
+    ("model_defaults.enc_hidden", 99, "enc_hidden is 99 but model.encoder's output width is 16"),
+    ("model_defaults.pred_hidden", 99, "pred_hidden is 99 but model.decoder.prednet.pred_hidden is 20"),
+    ("encoder.feat_out", 24, "enc_hidden is 16 but model.encoder's output width is 24"),
+    ("decoder.prednet.pred_hidden", None, "model.decoder.prednet.pred_hidden is None, wanted the number of channels"),
+    ("optim_param_groups", {"student_decoder": {"lr": 1e-3}}, "the shared prediction network has one learning rate"),
+    # stock options that a pair cannot honour
+    ("joint._target_", "nemo.collections.asr.modules.SampledRNNTJoint", "SampledRNNTJoint', wanted nemo_codert"),
+    ("joint.num_extra_outputs", 5, "TDT"),
+    ("joint.masking_prob", 0.5, "HAINAN"),
+    ("joint.experimental_fuse_loss_wer", True, "use model.joint.fuse_loss_wer"),
+    ("joint.fuse_loss_wer", True, "fused_batch_size is None but fuse_loss_wer is true"),
+    ("joint.jointnet", None, "model.joint.jointnet is missing"),
+    ("joint", {"_target_": STOCK, "jointnet": {"activation": "relu"}}, "jointnet.joint_hidden is missing"),
+    ("loss.loss_name", "tdt", "'tdt', wanted one of default, warprnnt_numba"),
+    ("loss.loss_name", "multiblank_rnnt", "'multiblank_rnnt', wanted one of"),
+    ("loss.loss_name", "pytorch", "'pytorch', wanted one of"),
+    ("loss.warprnnt_numba_kwargs", {"clamp": 1.0}, "clamp is 1.0: clamped gradients are not exact"),
+    ("loss.warprnnt_numba_kwargs", {"clamp": None}, "clamp is None"),
+    ("loss.warprnnt_numba_kwargs", {"fastemit_lambda": 1.0}, r"fastemit_lambda is 1.0, wanted a number in \[0, 1\)"),
+    ("loss.warprnnt_numba_kwargs", {"fastemit_lambda": "some"}, "fastemit_lambda is 'some'"),
+    ("loss.warprnnt_numba_kwargs", {"sigma": 0.1}, "warprnnt_numba_kwargs.sigma is not supported"),
+    ("rnnt_reduction", "none", "model.rnnt_reduction is 'none', wanted one of mean_batch"),
+    ("rnnt_reduction", None, "model.rnnt_reduction is None"),
+    ("aux_ctc", {"decoder": {}}, "hybrid RNN-T/CTC"),
+    ("adapters", {"adapter": {}}, "adapters act on the joint's sum"),
+    ("normalize_joint_txu", True, "model.normalize_joint_txu is true: it would act on the teacher alone"),
+    ("normalize_encoder_norm", True, "model.normalize_encoder_norm is true"),
+    ("normalize_decoder_norm", True, "model.normalize_decoder_norm is true"),
+    ("normalize_joint_norm", True, "model.normalize_joint_norm is true"),
+    ("variational_noise", {"std": 0.1}, "model.variational_noise.std is above 0"),
+    ("freeze_updates", {"enabled": True}, "a frozen teacher is model.codert.teacher: frozen"),
+    ("optim_param_groups", {"encodr": {"lr": 1e-3}}, "optim_param_groups.encodr is no part of a pair"),
+    ("tokenizer.type", "wpe", "model.tokenizer.type is 'wpe', wanted bpe"),
+    ("tokenizer.type", "agg", "model.tokenizer.type is 'agg', wanted bpe"),
+    ("tokenizer.custom_tokenizer", {"_target_": "x"}, "only a plain SentencePiece tokenizer"),
+    ("decoding.durations", [0, 1], "TDT or multi-blank"),
+    ("decoding.big_blank_durations", [2], "TDT or multi-blank"),
+    ("decoding.model_type", "tdt", "wanted rnnt"),
+    ("decoding.fused_batch_size", 4, "fused_batch_size is 4 but model.joint.fuse_loss_wer is false"),
+    ("decoder.normalization_mode", "layer", "normalization_mode is 'layer': NeMo cannot run it"),
+    ("preprocessor.frame_splicing", 3, "frame_splicing is 3: not supported"),
+    ("preprocessor", {"_target_": "x"}, "model.preprocessor.features is None, wanted the number of mel bins"),
+    # NeMo's RNNEncoder
+    ("student.encoder", {**RNN, "rnn_type": "gru"}, "rnn_type is 'gru': NeMo's RNNEncoder can only build lstm"),
+    ("student.encoder", {**RNN, "bidirectional": True}, "model.student.encoder.bidirectional is true"),
+    ("encoder", {k: v for k, v in RNN.items() if k != "bidirectional"}, "model.encoder.bidirectional is true"),
+    ("student.encoder", {**RNN, "subsampling": "stacking"}, "subsampling is 'stacking': its lengths vary"),
+    ("student.encoder", {**RNN, "subsampling": "vggnet"}, "subsampling is 'vggnet'"),
+    (
+        "student.encoder",
+        {**RNN, "proj_size": 24},
+        r"proj_size is 24, wanted .* below d_model \(24\)",
+    ),
+    ("student.encoder", {**RNN, "proj_size": "half"}, "proj_size is 'half'"),
+    ("student.encoder", {**RNN, "feat_out": -1}, "feat_out is no key of RNNEncoder"),
+]
+
+
+@pytest.mark.parametrize("key, value, message", REFUSED, ids=[f"{key}-{value}"[:60] for key, value, _ in REFUSED])
+def test_a_value_that_cannot_be_used_is_refused_by_name(key, value, message):
+    lines = faults(set_to(key, value))
+    assert any(re.search(message, line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("codert", {"student_loss_weight": 0}),  # shared decoder, distilled encoder
+        ("codert", {"teacher": "frozen", "teacher_loss_weight": 0}),
+        ("codert", {"teacher": "frozen"}),  # built without a checkpoint, not fitted
+        ("codert.distillation.weight", 0),
+        ("codert.distillation.weight", "0.5"),
+        ("encoder.subsampling_factor", 2),
+        ("student.encoder", RNN),
+        ("joint._target_", STOCK),
+        ("joint.masking_prob", -1.0),
+        ("joint.num_extra_outputs", 0),
+        (
+            "joint",
+            {
+                "_target_": STOCK,
+                "fuse_loss_wer": True,
+                "fused_batch_size": 2,
+                "jointnet": dict(DECODER) | {"joint_hidden": 4, "activation": "tanh"},
+            },
+        ),
+        ("loss", {"loss_name": "warprnnt_numba", "warprnnt_numba_kwargs": {"fastemit_lambda": 0.01, "clamp": -1.0}}),
+        ("loss", None),
+        ("rnnt_reduction", "mean_volume"),
+        ("adapters", {}),
+        ("aux_ctc", None),
+        ("variational_noise", {"std": 0.0, "start_step": 0}),
+        ("freeze_updates", {"enabled": False}),
+        ("normalize_joint_txu", False),
+        ("optim_param_groups", {"encoder": {"lr": 1e-4}, "student_encoder": {"lr": 1e-3}}),
+        ("tokenizer.type", "BPE"),
+        ("decoding", {"strategy": "beam", "durations": [], "big_blank_durations": [], "model_type": "rnnt"}),
+        ("preprocessor.frame_splicing", 1),
+    ],
+    ids=str,
+)
+def test_a_value_that_can_be_used_is_accepted(key, value):
+    checked_config(set_to(key, value))
+
+
+def test_an_own_student_decoder_is_accepted_when_nothing_is_shared():
+    cfg = model_config(student={"encoder": CONFORMER, "decoder": DECODER}, codert={"share_decoder": False})
+    assert checked_config(cfg).student.decoder == OmegaConf.create(DECODER)
+
+
+@pytest.mark.parametrize("value", [5, "lstm", {"prednet": {"pred_hidden": 4}}, {"_target_": "x", "prednet": None}])
+def test_a_student_decoder_that_is_no_prediction_network_is_refused(value):
+    cfg = model_config(student={"encoder": CONFORMER, "decoder": value}, codert={"share_decoder": False})
+    assert all(line.startswith("model.student.decoder") for line in faults(cfg))
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("codert", {"teacher": "frozen", "teacher_loss_weight": 0.5}, "codert.teacher_loss_weight has no effect"),
+        ("codert.distillation", {"weight": 0, "ramp_steps": 5}, "start_step and ramp_steps have no effect"),
+        ("codert.distillation", {"weight": 0, "start_step": 5}, "start_step and ramp_steps have no effect"),
+        ("joint.preserve_memory", True, "joint.preserve_memory has no effect"),
+        ("joint.log_softmax", False, "joint.log_softmax has no effect in training"),
+        ("loss.default_kwargs", {"fastemit_lambda": 0.1}, "model.loss.default_kwargs has no effect"),
+        ("loss.tdt_kwargs", {"sigma": 0.1}, "model.loss.tdt_kwargs has no effect"),
+    ],
+)
+def test_a_key_without_effect_is_warned_about(key, value, words, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)  # a script may have switched it off
+    checked_config(model_config())
+    assert not caplog.text
+    checked_config(set_to(key, value))
+    assert words in caplog.text
+
+
+@given(
+    weight=st.floats(0, 100, allow_subnormal=False),
+    start=st.integers(0, 50),
+    ramp=st.integers(0, 50),
+    step=st.integers(0, 150),
+)
+def test_the_distillation_weight_starts_late_never_falls_and_ends_at_its_value(weight, start, ramp, step):
+    schedule = DistillationConfig(weight=weight, start_step=start, ramp_steps=ramp)
+    now, later = distillation_weight(schedule, step), distillation_weight(schedule, step + 1)
+    assert 0 <= now <= later <= weight
+    if step < start:
+        assert now == 0
+    elif step >= start + ramp - 1:
+        assert now == weight
+    else:
+        assert now == pytest.approx(weight * (step - start + 1) / ramp)  # the first step already distils
+
+
+@pytest.mark.parametrize(
+    "encoder, stride",
+    [
+        ({"subsampling_factor": 8}, 8),
+        ({"subsampling_factor": 4, "subsampling": "striding"}, 4),
+        ({"subsampling_factor": 4, "subsampling": None}, 1),
+        ({"subsampling_factor": 4, "reduction": "pooling", "reduction_factor": 2}, 8),
+        ({"subsampling_factor": 4, "reduction": None, "reduction_factor": 2}, 4),
+        ({"subsampling_factor": 4, "reduction": "pooling", "reduction_factor": "two"}, None),
+        ({"subsampling_factor": "4"}, None),
+        ({"subsampling_factor": True}, None),
+        ({"d_model": 4}, None),
+    ],
+)
+def test_the_stride_of_an_encoder_is_what_its_config_says(encoder, stride):
+    assert config.encoder_stride(OmegaConf.create(encoder)) == stride
+
+
+@given(teacher=st.integers(1, 16), student=st.integers(1, 16))
+def test_frame_rates_fit_where_the_student_makes_a_whole_number_of_teacher_frames_into_one(teacher, student):
+    fits = any(teacher * k == student for k in range(1, 17))
+    assert (config.rate_problem(teacher, student) is None) == fits
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.just(10**400),
+    st.floats(),
+    st.text(st.characters(exclude_characters="$", exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(["???", "co_trained", "frozen", "drop", "exact", "per_frame", "true", "1e3", "nan"]),
+    st.binary(max_size=3),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["_target_", "prednet", "pred_hidden", "weight", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def blocks(schema: type, nested: dict | None = None):
+    """Blocks with some of the known keys, sometimes with unknown or odd ones, any value under each."""
+    known = {field.name: VALUES for field in dataclasses.fields(schema)} | (nested or {})
+    odd = st.dictionaries(st.text("abc_", max_size=4) | st.integers() | st.booleans(), VALUES, max_size=1)
+    return st.builds(lambda a, b: {**a, **b}, st.fixed_dictionaries({}, optional=known), odd) | VALUES
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    student=blocks(StudentConfig, {"encoder": st.just(CONFORMER) | st.just(RNN) | VALUES}),
+    codert=blocks(CoDERTConfig, {"distillation": blocks(DistillationConfig)}),
+)
+def test_any_block_ends_in_a_valid_config_or_a_value_error(student, codert):
+    cfg = model_config(student=student, codert=codert)
+    try:
+        checked = checked_config(cfg)
+    except ValueError as error:
+        assert "\n  - model." in str(error)
+        return
+    assert checked_config(checked).codert.teacher in ("co_trained", "frozen")
+
+
+STOCK_BLOCKS = ["preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults", "loss"]
+STOCK_KEYS = ["_target_", "feat_in", "features", "subsampling_factor", "proj_size", "jointnet", "joint_hidden", "type"]
+STOCK_KEYS += ["warprnnt_numba_kwargs", "clamp", "fastemit_lambda", "masking_prob", "fused_batch_size", "prednet"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.sampled_from([*STOCK_BLOCKS, "variational_noise", "freeze_updates", "optim_param_groups", "aux_ctc"]),
+    value=VALUES | st.dictionaries(st.sampled_from(STOCK_KEYS), VALUES, max_size=4),
+    merge=st.booleans(),
+)
+def test_any_stock_block_ends_in_a_valid_config_or_a_value_error(name, value, merge):
+    cfg = model_config()
+    if merge and isinstance(value, dict) and name in cfg:
+        value = {**OmegaConf.to_container(cfg[name]), **value}
+    cfg[name] = value
+    try:
+        checked_config(cfg)
+    except ValueError as error:
+        assert "\n  - model." in str(error)

@@ -1,0 +1,235 @@
+"""What keeps the repository readable: one-way imports, bounded files and functions, docstrings, no machine paths."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nemo_codert
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "nemo_codert"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 60
+
+# Part of the package -> the parts it may import (DESIGN: scripts -> {export, analysis} -> models -> modules ->
+# {losses, config, nemo_compat}). A part may import itself and the package's own __init__.
+LEAVES = {"losses", "config", "nemo_compat"}
+MAY_IMPORT = {
+    "losses": set(),
+    "config": set(),
+    "nemo_compat": set(),
+    "console": set(),
+    "progress": set(),
+    "data": set(),
+    "modules": LEAVES,
+    "models": LEAVES | {"modules"},
+    "export": LEAVES | {"modules", "models"},
+    "analysis": LEAVES | {"modules", "models", "data"},
+}
+# Heavy packages that a part must not import, not even inside a function where `anywhere` says so.
+FORBIDDEN = {
+    "losses": {"nemo", "lightning", "omegaconf", "hydra"},
+    "config": {"nemo", "torch", "lightning", "hydra"},
+    "data": {"nemo", "torch", "lightning"},
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Absolute names of everything that a file imports, functions included."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def imports_at_import(tree: ast.Module) -> set[str]:
+    """The same without those inside functions, which run later."""
+    top = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return set().union(*(imports(node) for node in top)) if top else set()
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_part_of_the_package_has_its_place():
+    assert {part_of(path) for path in FILES} - {"__init__"} <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_one_way(path):
+    part = part_of(path)
+    if part == "__init__":
+        allowed = set()
+    else:
+        allowed = MAY_IMPORT[part] | {part, "__version__"}
+    ours = {name.split(".")[1] for name in imports(parse(path)) if name.startswith("nemo_codert.")}
+    assert ours <= allowed, f"{name_of(path)} imports {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_light_parts_stay_light(path):
+    tree, part = parse(path), part_of(path)
+    found = imports(tree) if part in ("losses", "config") else imports_at_import(tree)
+    packages = {name.split(".")[0] for name in found}
+    assert not packages & FORBIDDEN.get(part, set())
+    if part == "__init__":
+        assert packages <= {"importlib"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=name_of)
+def test_scripts_are_imported_by_nobody_and_import_no_other_script(path):
+    assert not any(name.split(".")[0] in ("scripts", "tests") for name in imports(parse(path)))
+    assert not any(name.split(".")[0] in ("scripts", "tests") for file in FILES for name in imports(parse(file)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_one_file_touches_the_internals_of_nemo(path):
+    if part_of(path) != "nemo_compat":
+        source = path.read_text(encoding="utf-8")
+        assert "ALLOWED_TARGET_PREFIXES" not in source and "AppState" not in source
+
+
+def test_the_allowed_targets_grow_by_our_prefix_once_and_nothing_else():
+    from nemo.core.classes import common
+
+    import nemo_codert.models  # noqa: F401
+    from nemo_codert.nemo_compat import register_targets
+
+    name, body = "ALLOWED_TARGET_PREFIXES", parse(Path(common.__file__)).body
+    lists = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]
+    register_targets()  # a second time
+    assert [*ast.literal_eval(lists[0].value), "nemo_codert."] == common.ALLOWED_TARGET_PREFIXES
+
+
+@pytest.mark.parametrize("path", FILES + sorted((ROOT / "scripts").glob("*.py")), ids=name_of)
+def test_files_and_functions_stay_short(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_FILE_LINES
+    for function in functions(ast.parse(source)):
+        lines = function.end_lineno - function.lineno + 1
+        assert lines <= MAX_FUNCTION_LINES, f"{function.name} has {lines} lines"
+
+
+def is_called_by_a_library(method: ast.AST, owner: ast.AST) -> bool:
+    """Methods whose meaning another library fixes: autograd's two, and Lightning's hooks."""
+    bases = " ".join(ast.unparse(base) for base in getattr(owner, "bases", []))
+    if "Function" in bases:
+        return method.name in ("forward", "backward")
+    return "Callback" in bases and method.name.startswith("on_")
+
+
+def undocumented(path: Path) -> list[str]:
+    """Public functions, methods and classes without a docstring. Overridden methods say so in a first comment."""
+    source = path.read_text(encoding="utf-8").splitlines()
+    missing = []
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if not is_function and not isinstance(child, ast.ClassDef):
+                continue
+            if child.name.startswith("_"):
+                continue
+            head = "\n".join(source[child.lineno - 1 : child.body[0].lineno])
+            if not (ast.get_docstring(child) or "# Overrides " in head or is_called_by_a_library(child, node)):
+                missing.append(f"{child.lineno}: {child.name}")
+            if not is_function:
+                visit(child)
+
+    visit(ast.parse("\n".join(source)))
+    return missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_file_and_every_public_function_has_a_docstring(path):
+    assert ast.get_docstring(parse(path)), "no module docstring"
+    assert not undocumented(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_public_function_is_annotated(path):
+    for function in functions(parse(path)):
+        if not function.name.startswith("_"):
+            arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not bare and function.returns is not None, f"{function.name}: {bare or 'return value'}"
+
+
+def tracked_files() -> list[Path]:
+    """Text files of the repository: tracked, or new and not ignored. Without git: the folders that we know."""
+    try:
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+        paths = [ROOT / name for name in names if name]
+    except (OSError, subprocess.CalledProcessError):
+        folders = ("nemo_codert", "scripts", "conf", "docs", "tests")
+        paths = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*.*"))
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".json", ".cff", ".sh", ""}
+    return [path for path in paths if path.is_file() and path.suffix in suffixes]
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    # Written in two halves, so that this file does not find itself.
+    pattern = re.compile(r"(?<![\w.~/$}:-])/(?:home|root|work|Users|mnt|scratch)" + r"/\w")
+    hits = []
+    for path in tracked_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if pattern.search(line):
+                hits.append(f"{name_of(path)}:{number}: {line.strip()[:100]}")
+    assert not hits, "\n".join(hits)
+
+
+def test_test_files_have_unique_names_and_no_init():
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) == len(set(names))
+    assert "__init__.py" not in names
+
+
+def test_the_version_is_stated_once():
+    project = (ROOT / "pyproject.toml").read_text()
+    stated = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    if stated:
+        assert stated[1] == nemo_codert.__version__
+    else:
+        assert 'dynamic = ["version"]' in project
+        assert 'version = { attr = "nemo_codert.__version__" }' in project
+    assert re.fullmatch(r"\d+\.\d+\.\d+", nemo_codert.__version__)
+    assert sum('__version__ = "' in path.read_text() for path in FILES) == 1
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, nemo_codert; print(sorted({'torch', 'nemo', 'omegaconf', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_found_where_they_are_promised():
+    assert set(nemo_codert._PUBLIC_NAMES.values()) <= {
+        "nemo_codert.models",
+        "nemo_codert.modules",
+        "nemo_codert.losses",
+    }
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = nemo_codert.absent
