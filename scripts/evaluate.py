@@ -1,7 +1,7 @@
 """Word error rate and speed of a trained model on test manifests.
 
     python scripts/evaluate.py --model runs/fsdd/student.nemo --manifest data/fsdd/test_seen.json
-    python scripts/evaluate.py --model runs/fsdd/fsdd.nemo --branch teacher --decoding malsd_batch \\
+    python scripts/evaluate.py --model runs/fsdd/fsdd/DATE/pair.nemo --branch teacher --decoding malsd_batch \\
         --manifest data/fsdd/test_seen.json --manifest data/fsdd/test_unseen.json --output predictions.json
 
 --model is a stock RNN-T, a pair (--branch says which half, the student by default), or an RNN-T trained alone with an

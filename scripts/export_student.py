@@ -1,8 +1,8 @@
 """Makes a stock NeMo model of a trained pair's student: a `.nemo` that needs nothing but NeMo, or ONNX files.
 
-    python scripts/export_student.py --model runs/fsdd/fsdd.nemo --output student.nemo
-    python scripts/export_student.py --model runs/fsdd/fsdd.nemo --output student.onnx --format onnx
-    python scripts/export_student.py --model runs/fsdd/fsdd.nemo --output teacher.nemo --branch teacher
+    python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output student.nemo
+    python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output student.onnx --format onnx
+    python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output teacher.nemo --branch teacher
 
 --model is a pair, or one RNN-T trained alone (strategy=student or teacher), also with an additive joint. The exported
 file holds no weight of the other branch and no path of this machine. Of --format onnx come two files beside each

@@ -9,9 +9,9 @@ Strategies (conf/strategy): student, static, tandem, tandem_kd, shared, shared_k
 makes the checkpoint that the static ones take as model.codert.teacher_checkpoint=....
 
 Everything goes into one folder, exp_manager.exp_dir/NAME/DATE: checkpoints (the best student by val_wer), curves,
-the list of dropped utterances, `pair.nemo` (for more training, evaluation of both branches, export) and `student.nemo`,
-a stock NeMo model. strategy=student leaves `lone_student.nemo` in place of the pair, strategy=teacher `teacher.nemo`
-alone.
+the list of dropped utterances, `pair.nemo` (for more training, evaluation of both branches, export) and
+`student.nemo`, a stock NeMo model. strategy=student leaves `lone_student.nemo` in place of the pair, strategy=teacher
+`teacher.nemo` alone.
 """
 
 import json

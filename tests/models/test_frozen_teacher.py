@@ -1,0 +1,253 @@
+"""Teachers from checkpoints: frozen ones that never move, warm starts, and sources that are refused before a step."""
+
+import copy
+
+import pytest
+import torch
+from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
+from nemo.utils.app_state import AppState
+from omegaconf import OmegaConf, open_dict
+
+from nemo_codert.data.tokenizer import train_tokenizer
+from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
+from nemo_codert.models.pretrained import refuse_other_models
+from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
+from tests.models.training_runs import equal_states, train
+
+JOINTS = {"additive": ADDITIVE, "stock": STOCK}
+FROZEN = ("static", "static_shared")
+BATCH_NORM = {**conformer(layers=2, channels=24), "conv_norm_type": "batch_norm", "dropout": 0.1, "dropout_att": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def no_restore_under_way():
+    """A failed restore must not leave NeMo believing that one is under way: later models would get no data."""
+    yield
+    assert AppState().is_model_being_restored is False
+
+
+@pytest.fixture
+def teacher_file(make_config, tmp_path):
+    """Factory of stock `.nemo` files: returns the path and the weights of a teacher that was trained alone."""
+
+    def make(name: str = "teacher.nemo", seed: int = 7, **settings):
+        torch.manual_seed(seed)
+        model = EncDecRNNTBPEModel(teacher_config(make_config(**settings)))
+        model.save_to(str(tmp_path / name))
+        return str(tmp_path / name), model.state_dict()
+
+    return make
+
+
+def teacher_state(model: EncDecCoDERTBPEModel) -> dict[str, torch.Tensor]:
+    """The teacher's weights and buffers under stock names."""
+    names = ("preprocessor.", "encoder.", "decoder.", "joint.")
+    return {name: value.clone() for name, value in model.state_dict().items() if name.startswith(names)}
+
+
+def test_a_frozen_teacher_without_weights_can_be_built_but_not_fitted(make_model):
+    model = make_model(strategy="static")
+    with pytest.raises(ValueError, match="teacher is frozen but model.codert.teacher_checkpoint is null.*Give the"):
+        model.on_fit_start()
+
+
+@pytest.mark.parametrize("joint", JOINTS)
+@pytest.mark.parametrize("strategy", FROZEN)
+def test_a_teacher_is_loaded_whole_from_a_stock_file(make_model, teacher_file, strategy, joint):
+    path, weights = teacher_file(joint=JOINTS[joint])
+    model = make_model(strategy=strategy, joint=JOINTS[joint], codert={"teacher_checkpoint": path})
+    assert equal_states(teacher_state(model), weights)
+    networks = [value for name, value in weights.items() if not name.startswith("preprocessor.")]
+    assert model.loaded == {
+        "teacher": {"source": path, "tensors": len(networks), "parameters": sum(v.numel() for v in networks)}
+    }
+    model.on_fit_start()
+    assert AppState().is_model_being_restored is False
+
+
+@pytest.mark.parametrize("strategy", FROZEN)
+def test_a_frozen_teacher_never_moves(make_model, teacher_file, batch, manifest, strategy):
+    path, weights = teacher_file(joint=STOCK, teacher=BATCH_NORM)
+    model = make_model(strategy=strategy, joint=STOCK, teacher=BATCH_NORM, codert={"teacher_checkpoint": path})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for step in range(3):
+        model.train()
+        if step == 1:
+            model.transcribe([str(manifest.parent / "0.wav")], verbose=False)
+            model.unfreeze()
+        optimizer.zero_grad()
+        model.training_step(batch, 0)["loss"].backward()
+        model.configure_gradient_clipping(optimizer, 1.0, "norm")
+        optimizer.step()
+        for network in (model.encoder, model.decoder, model.joint):
+            assert not any(module.training for module in network.modules() if list(module.buffers()))
+            assert not any(module.training for module in network.modules() if isinstance(module, torch.nn.Dropout))
+            assert all(parameter.grad is None for parameter in network.parameters() if not parameter.requires_grad)
+            assert not any(parameter.requires_grad for parameter in network.parameters())
+            assert not any(parameter in optimizer.state for parameter in network.parameters())
+    assert any(name.endswith("running_mean") for name in weights)
+    assert equal_states(teacher_state(model), weights)
+
+
+def test_a_frozen_teachers_frames_do_not_depend_on_the_mode_of_the_pair(make_model, teacher_file, batch):
+    path, _ = teacher_file(teacher=BATCH_NORM)
+    model = make_model(strategy="static", teacher=BATCH_NORM, codert={"teacher_checkpoint": path})
+    features = model.extract_features(*batch[:2])
+    frames = [model.train(mode)._encode_teacher(*features, step=0).encoded for mode in (True, False)]
+    assert torch.equal(*frames) and not frames[0].requires_grad
+
+
+def test_a_frozen_teacher_that_was_restored_with_the_pair_can_be_fitted(make_model, teacher_file, tmp_path):
+    path, weights = teacher_file()
+    model = make_model(strategy="static", codert={"teacher_checkpoint": path})
+    model.save_to(str(tmp_path / "pair.nemo"))
+    (tmp_path / "teacher.nemo").unlink()  # the pair's own file holds the teacher
+    restored = EncDecCoDERTBPEModel.restore_from(str(tmp_path / "pair.nemo"), map_location="cpu")
+    assert equal_states(teacher_state(restored), weights)
+    restored.on_fit_start()
+    assert not any(p.requires_grad for p in restored.encoder.parameters())
+
+
+def test_a_co_trained_teacher_starts_from_its_checkpoint_and_moves(make_model, teacher_file, batch):
+    path, weights = teacher_file()
+    model = make_model(strategy="shared_kd", codert={"teacher_checkpoint": path})
+    assert equal_states(teacher_state(model), weights)
+    train(model, [batch])
+    moved = teacher_state(model)
+    assert not torch.equal(moved["encoder.pre_encode.out.weight"], weights["encoder.pre_encode.out.weight"])
+
+
+@pytest.mark.parametrize("share_decoder", [True, False])
+def test_a_student_starts_from_its_checkpoint(make_model, make_config, tmp_path, share_decoder):
+    codert = {"share_decoder": share_decoder}
+    torch.manual_seed(9)
+    lone = EncDecRNNTBPEModel(student_config(make_config(strategy="tandem_kd")))
+    lone.save_to(str(tmp_path / "lone.nemo"))
+    path = str(tmp_path / "lone.nemo")
+    teacher = teacher_state(make_model(codert=codert))
+    cfg = make_config(codert=codert)
+    cfg.student.init_from = path
+    torch.manual_seed(0)
+    model = EncDecCoDERTBPEModel(cfg)
+    assert model.loaded["student"]["source"] == path
+    assert equal_states(model.student_encoder.state_dict(), lone.encoder.state_dict())
+    assert torch.equal(model.student_joint.enc.weight, lone.joint.enc.weight)
+    assert torch.equal(model.student_joint.pred.weight, lone.joint.pred.weight) is not share_decoder
+    assert equal_states(teacher_state(model), teacher)  # the teacher's prediction network among it
+
+
+def test_a_pairs_file_gives_its_teacher_or_its_student(make_model, make_config, tmp_path):
+    torch.manual_seed(9)
+    source = EncDecCoDERTBPEModel(make_config(strategy="shared_kd"))
+    source.save_to(str(tmp_path / "pair.nemo"))
+    cfg = make_config(strategy="tandem_kd", codert={"teacher_checkpoint": str(tmp_path / "pair.nemo")})
+    cfg.student.init_from = str(tmp_path / "pair.nemo")
+    model = EncDecCoDERTBPEModel(cfg)
+    assert equal_states(teacher_state(model), teacher_state(source))
+    assert equal_states(model.student_encoder.state_dict(), source.student_encoder.state_dict())
+    assert torch.equal(model.student_joint.pred.weight, source.joint.pred.weight)  # shared there, its own here
+    assert equal_states(model.student_decoder.state_dict(), source.decoder.state_dict())
+
+
+def refused(make_config, path: str, **settings) -> str:
+    """The message a pair is refused with whose teacher is to come from `path`."""
+    with pytest.raises(ValueError) as error:
+        EncDecCoDERTBPEModel(make_config(strategy="static", codert={"teacher_checkpoint": path}, **settings))
+    assert AppState().is_model_being_restored is False
+    return str(error.value)
+
+
+def test_another_tokenizer_is_refused(make_config, teacher_file, tmp_path):
+    folder = train_tokenizer([text[::-1] for text in SENTENCES], tmp_path / "reversed", vocab_size=32)
+    path, _ = teacher_file(tokenizer={"dir": str(folder)})
+    message = refused(make_config, path)
+    assert "model.tokenizer has 32 word pieces, the checkpoint's has 32, first difference at id" in message
+    assert "Set these keys to the checkpoint's values" in message
+
+
+def test_a_tokenizer_of_another_size_is_refused(make_config, teacher_file, tmp_path):
+    folder = train_tokenizer(SENTENCES, tmp_path / "larger", vocab_size=40)
+    path, _ = teacher_file(tokenizer={"dir": str(folder)})
+    assert "model.tokenizer has 32 word pieces, the checkpoint's has 40" in refused(make_config, path)
+
+
+def test_every_difference_of_the_settings_is_listed_at_once(make_config, teacher_file):
+    path, _ = teacher_file(teacher={**conformer(layers=3, channels=24), "conv_kernel_size": 7})
+    message = refused(make_config, path)
+    assert "model.encoder.n_layers is 2, the checkpoint has 3" in message
+    assert "model.encoder.conv_kernel_size is 5, the checkpoint has 7" in message
+
+
+@pytest.mark.parametrize(
+    "key, value", [("window", "hamming"), ("highfreq", 4000), ("window_size", 0.02), ("normalize", "all_features")]
+)
+def test_another_feature_front_end_is_refused(make_config, teacher_file, key, value):
+    path, _ = teacher_file(preprocessor={key: value})
+    message = refused(make_config, path)
+    assert "model.preprocessor" in message and "Set these keys" in message
+
+
+def test_a_joint_of_the_other_kind_is_refused(make_config, teacher_file):
+    path, _ = teacher_file(joint=STOCK)
+    message = refused(make_config, path, joint=ADDITIVE)
+    assert f"model.joint._target_ is '{ADDITIVE}', the checkpoint has '{STOCK}'" in message
+
+
+def test_settings_of_training_alone_may_differ(make_config, teacher_file):
+    path, weights = teacher_file(teacher=BATCH_NORM)
+    teacher = {**BATCH_NORM, "dropout": 0.3, "dropout_att": 0.0}
+    model = EncDecCoDERTBPEModel(make_config(strategy="static", teacher=teacher, codert={"teacher_checkpoint": path}))
+    assert equal_states(teacher_state(model), weights)
+
+
+def test_a_missing_file_is_refused_by_name(make_config, tmp_path):
+    message = refused(make_config, str(tmp_path / "nowhere.nemo"))
+    assert "model.codert.teacher_checkpoint" in message and "nowhere.nemo" in message
+    assert "no such file. Give the path of a .nemo file or a pretrained name" in message
+
+
+def test_a_file_that_is_no_model_is_refused(make_config, tmp_path):
+    (tmp_path / "broken.nemo").write_bytes(b"not an archive")
+    assert "cannot be restored as a NeMo model" in refused(make_config, str(tmp_path / "broken.nemo"))
+
+
+def test_a_student_that_does_not_fit_its_checkpoint_is_refused(make_config, teacher_file):
+    path, _ = teacher_file()
+    cfg = make_config()
+    cfg.student.init_from = path
+    with pytest.raises(ValueError, match="model.student.encoder.n_layers is 1, the checkpoint has 2"):
+        EncDecCoDERTBPEModel(cfg)
+
+
+def test_a_tdt_model_is_refused_by_name(make_config, tmp_path):
+    cfg = copy.deepcopy(teacher_config(make_config(joint=STOCK)))
+    with open_dict(cfg):
+        cfg.model_defaults.tdt_durations, cfg.model_defaults.num_tdt_durations = [0, 1], 2
+        cfg.joint.num_extra_outputs = 2
+        cfg.loss = {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1], "sigma": 0.05}}
+        cfg.decoding = {"strategy": "greedy_batch", "model_type": "tdt", "durations": [0, 1], "greedy": {}}
+    EncDecRNNTBPEModel(cfg).save_to(str(tmp_path / "tdt.nemo"))
+    message = refused(make_config, str(tmp_path / "tdt.nemo"), joint=STOCK)
+    assert "model.codert.teacher_checkpoint" in message and "tdt.nemo" in message
+    assert "a TDT model, wanted a standard RNN-T (EncDecRNNTBPEModel)" in message
+
+
+def test_a_hybrid_model_is_refused_by_name(make_config, tmp_path):
+    cfg = copy.deepcopy(teacher_config(make_config(joint=STOCK)))
+    ctc = {"_target_": "nemo.collections.asr.modules.ConvASRDecoder", "feat_in": 24, "num_classes": -1}
+    with open_dict(cfg):
+        cfg.aux_ctc = {
+            "ctc_loss_weight": 0.3,
+            "decoder": {**ctc, "vocabulary": []},
+            "decoding": {"strategy": "greedy"},
+        }
+    EncDecHybridRNNTCTCBPEModel(cfg).save_to(str(tmp_path / "hybrid.nemo"))
+    message = refused(make_config, str(tmp_path / "hybrid.nemo"), joint=STOCK)
+    assert "model.codert.teacher_checkpoint" in message and "hybrid.nemo" in message
+    assert "a hybrid RNN-T/CTC model, wanted a standard RNN-T" in message
+
+
+@pytest.mark.parametrize("target", ["nemo.collections.asr.models.EncDecCTCModelBPE", "somebody.elses.Model"])
+def test_any_other_class_is_refused_by_its_name(target):
+    with pytest.raises(ValueError, match=f"the file.* {target.rsplit('.', 1)[-1]}, wanted a standard RNN-T"):
+        refuse_other_models(OmegaConf.create({"target": target}), "the file")
