@@ -18,8 +18,8 @@ lint: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt pyproject.toml
-	@echo "== Installing into $(VENV) (PyTorch and NeMo, about 2 GB on disk, a few minutes)"
-	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "Python 3.10-3.12 needed, this is " + sys.version'
+	@echo "== Installing into $(VENV) (PyTorch and NeMo, 2.4 GB on disk with a CPU build of PyTorch, more with a CUDA one; a few minutes)"
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -5,7 +5,6 @@ before any weight is allocated. The stock keys we support, ignore or refuse are 
 May import omegaconf only.
 """
 
-import functools
 import logging
 import math
 from collections.abc import Iterator
@@ -67,11 +66,12 @@ CHOICES = {
 }
 
 
-def checked_config(cfg: DictConfig) -> DictConfig:
+def checked_config(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
     """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
+        warn: log one warning for each key that has no effect; False for a check before the real one.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -87,7 +87,8 @@ def checked_config(cfg: DictConfig) -> DictConfig:
     problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
-    _warn_of_keys_without_effect(cfg, codert)
+    for key in _keys_without_effect(cfg, codert) if warn else ():
+        logger.warning("%s", key)
     with open_dict(cfg):
         cfg.student, cfg.codert, cfg.nemo_codert_version = student, codert, __version__
     return cfg
@@ -410,21 +411,15 @@ def _encoder_width(encoder: DictConfig | dict) -> int | None:
     return encoder.get("feat_out") if _is_count(encoder.get("feat_out")) else encoder.get("d_model")
 
 
-def _warn_of_keys_without_effect(cfg: DictConfig, codert: DictConfig) -> None:
+def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
-        _warn_once("model.codert.teacher_loss_weight has no effect: the teacher is frozen.")
+        yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
     if codert.distillation.weight == 0 and (codert.distillation.start_step or codert.distillation.ramp_steps):
-        _warn_once("model.codert.distillation start_step and ramp_steps have no effect: its weight is 0.")
+        yield "model.codert.distillation start_step and ramp_steps have no effect: its weight is 0."
     if cfg.joint.get("preserve_memory"):
-        _warn_once("model.joint.preserve_memory has no effect: a pair computes the joint itself.")
+        yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
     if cfg.joint.get("log_softmax") is not None:
-        _warn_once("model.joint.log_softmax has no effect in training: the losses take raw logits.")
+        yield "model.joint.log_softmax has no effect in training: the losses take raw logits."
     for key in _block(cfg, "loss"):
         if key not in ("loss_name", "warprnnt_numba_kwargs"):
-            _warn_once(f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only.")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """A config is checked several times on its way to a model; a key is warned about once."""
-    logger.warning(message)
+            yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."

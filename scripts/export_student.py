@@ -8,7 +8,7 @@
 file holds no weight of the other branch and no path of this machine. Of --format onnx come two files beside each
 other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw logits).
 
---joint says how an additive joint is rewritten as NeMo's: exact (outputs bit-equal for two or more rows, on the CPU),
+--joint says how an additive joint is rewritten as NeMo's: exact (outputs bit-equal on real utterances, on the CPU),
 compact (equal to rounding, smaller when the vocabulary is large), auto (exact while V+1 <= D_enc + D_pred). A stock
 joint is copied as it is.
 

@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parse_arguments()
     start = time.time()
     folder: Path = arguments.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
     say(1, f"Synthesising speech in {folder / 'corpus'}")
     corpus = prepare_corpus(folder / "corpus", arguments.seed)
     say(2, "Training teacher and student together (strategy shared_kd)")
@@ -65,6 +65,15 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def claim(folder: Path) -> None:
+    """Make the output folder, or take the one of an earlier quickstart: parts of it are replaced."""
+    marker = folder / ".quickstart"
+    if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
+        sys.exit(f"error: --output-dir {folder} holds something else than a quickstart: give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
 def say(step: int, what: str) -> None:
     print(f"\n== {step}/5 {what}", flush=True)
 
@@ -86,16 +95,22 @@ def train(corpus: Path, folder: Path, arguments: argparse.Namespace) -> Path:
     """Run scripts/train.py and return the folder of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [
-        f"model.train_ds.manifest_filepath={corpus / 'train.json'}",
-        f"model.validation_ds.manifest_filepath={corpus / 'dev.json'}",
-        f"model.tokenizer.dir={corpus / 'tokenizer'}",
-        f"exp_manager.exp_dir={folder}",
+        f"model.train_ds.manifest_filepath={quoted(corpus / 'train.json')}",
+        f"model.validation_ds.manifest_filepath={quoted(corpus / 'dev.json')}",
+        f"model.tokenizer.dir={quoted(corpus / 'tokenizer')}",
+        f"exp_manager.exp_dir={quoted(folder)}",
         f"seed={arguments.seed}",
     ]
     if arguments.max_steps:
         overrides += [f"trainer.max_steps={arguments.max_steps}", f"trainer.val_check_interval={arguments.max_steps}"]
     run_script("train.py", "--config-name=quickstart", "strategy=shared_kd", *overrides)
     return next(folder.glob("quickstart/*/student.nemo")).parent
+
+
+def quoted(path: Path) -> str:
+    """A path as a value on Hydra's command line, whatever signs are in it."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def run_script(name: str, *arguments: str) -> None:

@@ -17,9 +17,11 @@ the list of dropped utterances, `pair.nemo` (for more training, evaluation of bo
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nemo_codert.console import quieten_libraries
 
@@ -28,22 +30,29 @@ quieten_libraries()
 import lightning.pytorch as pl  # noqa: E402
 import sentencepiece  # noqa: E402
 import torch  # noqa: E402
+from hydra.errors import InstantiationException  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from nemo.collections.asr.models import EncDecRNNTBPEModel  # noqa: E402
 from nemo.core.config import hydra_runner  # noqa: E402
 from nemo.utils.exp_manager import exp_manager  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
-from nemo_codert.config import checked_config, encoder_stride  # noqa: E402
+from nemo_codert.config import STOCK_JOINT, checked_config, encoder_stride  # noqa: E402
 from nemo_codert.data.manifest import read_manifest, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, stock_of  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
+from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 
 # The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
+# What NeMo, Lightning, Hydra and we raise for settings that cannot be used.
+USER_ERRORS = (ValueError, TypeError, OmegaConfBaseException, InstantiationException, MisconfigurationException)
+RANK_SEED_STEP = 1_000_003
 TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
 
 
@@ -51,7 +60,7 @@ TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher":
 def main(cfg: DictConfig) -> None:
     try:
         trainer, model, folder = prepare(cfg)
-    except ValueError as error:  # what a user wrote: one message, no traceback
+    except USER_ERRORS as error:  # what a user wrote: one message, no traceback
         sys.exit(f"error: {error}")
     trainer.fit(model)
     if trainer.is_global_zero:
@@ -64,18 +73,36 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
     Raises:
         ValueError: see `check_run`, `screen_data` and the model's own checks.
     """
+    with open_dict(cfg):  # a stock NeMo config has neither
+        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
     check_run(cfg)
-    os.environ.pop("NEMO_EXPM_VERSION", None)  # a second run in one process would share the first one's folder
+    if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
+        os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks are told rank 0's by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg)
     folder = Path(exp_manager(trainer, cfg.exp_manager))
     logger.info("Run folder: %s", folder)
-    screen_data(cfg, folder)
-    model = build_model(cfg, trainer)
-    seed_augmentation(model, cfg.seed)
+    try:
+        screen_data(cfg, folder)
+        model = build_model(cfg, trainer)
+    except USER_ERRORS:
+        forget_run(cfg, folder)
+        raise
+    # Ranks must not mask alike; NeMo's own generators start from the operating system.
+    seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
     describe(model, folder, is_writer=trainer.is_global_zero)
     pl.seed_everything(cfg.seed, verbose=False)  # same data order whatever was built before
     return trainer, model, folder
+
+
+def forget_run(cfg: DictConfig, folder: Path) -> None:
+    """Remove the folder of a run that was refused before its first step, where this run made it."""
+    manager = cfg.exp_manager
+    if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version"):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
 
 
 def make_trainer(cfg: DictConfig) -> pl.Trainer:
@@ -105,7 +132,7 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
         return
     try:
-        checked_config(cfg.model)
+        checked_config(cfg.model, warn=False)
     except ValueError as error:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
 
@@ -123,6 +150,16 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
         )
     if train == "pair" and codert.get("teacher") == "frozen" and not codert.get("teacher_checkpoint"):
         yield "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
+    for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
+        name = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(name, str) and name.endswith(".nemo") and not Path(name).is_file():
+            yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
+    joint = OmegaConf.select(cfg, "model.joint._target_")
+    if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
+        yield (
+            f"model.codert.rnnt_loss is exact but train is {train} with the stock joint: NeMo's own class trains "
+            "with NeMo's own loss. Set it to auto or nemo, or take the additive joint"
+        )
     manager = cfg.get("exp_manager")
     if not OmegaConf.is_dict(manager) or OmegaConf.is_missing(manager, "exp_dir") or not manager.get("exp_dir"):
         yield "exp_manager.exp_dir is missing: give the folder for this run"
@@ -134,8 +171,11 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     section, name = key.rsplit(".", 1)
     block = OmegaConf.select(cfg, section)
-    if not OmegaConf.is_dict(block) or name not in block:
-        return  # other kinds of data (tarred shards, lhotse input_cfg) have no such key
+    if not OmegaConf.is_dict(block):
+        yield f"{section} is missing: give it a manifest_filepath"
+        return
+    if name not in block or (block.get("input_cfg") and block[name] is None):
+        return  # other kinds of data (tarred shards, lhotse input_cfg)
     if OmegaConf.is_missing(block, name) or block[name] is None:
         yield f"{key} is missing: scripts/prepare_data.py makes manifests"
     elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
@@ -157,7 +197,7 @@ def _tokenizer_problems(folder: object) -> Iterator[str]:
 
 def manifest_paths(value: object) -> list[str]:
     """NeMo takes one path, several separated by commas, or a list."""
-    return value.split(",") if isinstance(value, str) else [str(path) for path in value]
+    return [path.strip() for path in value.split(",")] if isinstance(value, str) else [str(path) for path in value]
 
 
 def screen_data(cfg: DictConfig, folder: Path) -> None:
@@ -179,7 +219,7 @@ def screen_data(cfg: DictConfig, folder: Path) -> None:
                     name=f"{name}_{i}" if i else name,
                     sample_rate=cfg.model.sample_rate,
                     tokenize=processor.encode,
-                    seconds_per_frame=stride * cfg.model.preprocessor.window_stride if stride else None,
+                    seconds_per_frame=stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
                 )
             )
             for i, path in enumerate(manifest_paths(block.manifest_filepath))
@@ -194,14 +234,26 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     make_config = student_config if cfg.train == "student" else teacher_config
     stock_cfg = make_config(cfg.model)
     pl.seed_everything(cfg.seed, verbose=False)
-    return EncDecRNNTBPEModel(stock_cfg, trainer=trainer)
+    model = EncDecRNNTBPEModel(stock_cfg, trainer=trainer)
+    key = "model.student.init_from" if cfg.train == "student" else "model.codert.teacher_checkpoint"
+    if name := OmegaConf.select(cfg, key):
+        log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
+    return model
+
+
+def log_loaded(branch: str, loaded: dict[str, Any]) -> None:
+    logger.info("%s starts from %s: %d tensors loaded", branch, loaded["source"], loaded["tensors"])
 
 
 def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> None:
     """Say what is about to be trained; for a loaded teacher, how good it is before the first step."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("%s, %.2f M parameters", type(model).__name__, millions)
-    if not (is_writer and isinstance(model, EncDecCoDERTBPEModel) and model.loaded.get("teacher")):
+    if not is_writer or not isinstance(model, EncDecCoDERTBPEModel):
+        return
+    if "student" in model.loaded:
+        log_loaded("student", model.loaded["student"])
+    if "teacher" not in model.loaded:
         return
     report = teacher_report(model, model.val_dataloader())
     logger.info("%s", format_teacher_report(report))
@@ -218,8 +270,7 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     save_model(model, folder / TRAINED_FILES[cfg.train])
     if cfg.train != "teacher":
         save_model(stock_of(model), folder / "student.nemo")
-    with open_dict(cfg):
-        OmegaConf.save(cfg, folder / "config.yaml")
+    OmegaConf.save(cfg, folder / "config.yaml")
     score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "progress": set(),
     "data": set(),
     "modules": LEAVES,
-    "models": LEAVES | {"modules"},
+    "models": LEAVES | {"modules", "data"},
     "export": LEAVES | {"modules", "models"},
     "analysis": LEAVES | {"modules", "models", "data"},
 }

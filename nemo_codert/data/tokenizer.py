@@ -29,7 +29,8 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
         # NeMo's function keeps whatever model it finds, so it always gets a new folder.
         trained = _train_with_nemo(Path(folder) / "texts.txt", Path(folder) / "trained", vocab_size)
         _check_size(trained, vocab_size)
-        _forget_paths(trained / "tokenizer.model")
+        model_file = trained / "tokenizer.model"
+        model_file.write_bytes(without_paths(model_file.read_bytes()))  # two equal trainings then give equal files
         output_dir.mkdir(parents=True, exist_ok=True)
         for name in TOKENIZER_FILES:
             shutil.copyfile(trained / name, output_dir / f".{name}.part")
@@ -76,15 +77,15 @@ def _check_size(folder: Path, vocab_size: int) -> None:
         raise ValueError(f"vocab_size is {vocab_size}, the largest these texts support is {got}: use {got} or less.")
 
 
-def _forget_paths(model_file: Path) -> None:
-    """sentencepiece writes its input path into the model: two equal trainings would differ, and tell the folder."""
+def without_paths(model_proto: bytes) -> bytes:
+    """A SentencePiece model without the folders it was trained in, which sentencepiece writes into it."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(model_file.read_bytes())
+    model.ParseFromString(model_proto)
     del model.trainer_spec.input[:]
     model.trainer_spec.model_prefix = "tokenizer"
-    model_file.write_bytes(model.SerializeToString(deterministic=True))
+    return model.SerializeToString(deterministic=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ B batch, S samples, F mel bins, T_in feature frames, T encoder frames, U target 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 
 from nemo_codert.config import checked_config, distillation_weight, rate_problem
 from nemo_codert.losses import EncoderDistillationLoss, group_frames
-from nemo_codert.models import pretrained
+from nemo_codert.models.pretrained import load_pair_checkpoints
 from nemo_codert.models.stock_config import stock_branch_config
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.transducer import Encoded, Transducer, TransducerLoss, encode, predict
@@ -61,7 +62,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         self.loaded: dict[str, dict[str, Any]] = {}  # what came from checkpoints: branch -> source and counts
         self._teacher_has_weights = is_being_restored()
         if not is_being_restored():
-            self._load_checkpoints()
+            self.loaded = load_pair_checkpoints(self)
+            self._teacher_has_weights = "teacher" in self.loaded
         if self.teacher_is_frozen:
             self._freeze_teacher()
 
@@ -139,22 +141,6 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             dist_sync_on_step=True,
         )
 
-    def _load_checkpoints(self) -> None:
-        if name := self.cfg.codert.teacher_checkpoint:
-            blocks = {f"model.{part}": self.cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
-            self.loaded["teacher"] = self._load(name, "teacher", "model.codert.teacher_checkpoint", blocks)
-            self._teacher_has_weights = True
-        if name := self.cfg.student.init_from:
-            blocks = {"model.student.encoder": self.cfg.student.encoder, "model.joint": self.cfg.joint}
-            self.loaded["student"] = self._load(name, "student", "model.student.init_from", blocks)
-
-    def _load(self, name: str, branch: str, key: str, blocks: dict[str, DictConfig]) -> dict[str, Any]:
-        source = pretrained.load_source(name, key, branch)
-        pretrained.check_source(source, blocks, list(self.joint.vocabulary), self.preprocessor)
-        target = self.teacher_transducer if branch == "teacher" else self.student_transducer
-        own_decoder = branch == "teacher" or not self.cfg.codert.share_decoder
-        return {"source": name, **pretrained.load_networks(source, target, key=key, decoder=own_decoder)}
-
     # ---- the two branches ------------------------------------------------------------------------------------------
 
     @property
@@ -189,6 +175,12 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         super().unfreeze()
         if self.teacher_is_frozen:
             self._freeze_teacher()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        # Overrides Module.load_state_dict: a frozen teacher has weights from here on, whoever loads them.
+        result = super().load_state_dict(*args, **kwargs)
+        self._teacher_has_weights = True
+        return result
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -380,6 +372,16 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         # switch modes and unfreeze modules of the pair.
         return self.student_model().transcribe(*args, **kwargs)
 
+    def predict_step(self, batch: tuple[Any, ...], batch_idx: int, dataloader_idx: int = 0) -> list[tuple[Any, Any]]:
+        # Overrides EncDecRNNTModel.predict_step: the student's text.
+        signal, signal_len, _, _, sample_id = batch
+        student = encode(self.student_transducer, *self.extract_features(signal, signal_len))
+        hypotheses = self.student_decoding.rnnt_decoder_predictions_tensor(
+            encoder_output=student.encoded, encoded_lengths=student.encoded_len, return_hypotheses=True
+        )
+        sample_id = sample_id.cpu().numpy() if isinstance(sample_id, torch.Tensor) else sample_id
+        return list(zip(sample_id, hypotheses, strict=True))
+
     def export(self, *args: Any, **kwargs: Any) -> Any:
         # Overrides Exportable.export: the student. A copy is exported: the stock method spoils the live model.
         return self.student_model().export(*args, **kwargs)
@@ -404,6 +406,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             )
         if new_tokenizer_type != "bpe":
             raise ValueError(f"change_vocabulary: tokenizer type is {new_tokenizer_type!r}, wanted bpe")
+        if not (Path(new_tokenizer_dir) / "tokenizer.model").is_file():
+            raise ValueError(f"change_vocabulary: {str(new_tokenizer_dir)!r} has no tokenizer.model. Give its folder")
         super().change_vocabulary(new_tokenizer_dir, new_tokenizer_type, decoding_cfg)
         with _student_generator():
             self._build_student_output()

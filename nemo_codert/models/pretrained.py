@@ -4,17 +4,22 @@ A source is a `.nemo` file or a pretrained name. It is restored as its own class
 front end, tokenizer) before a single weight is copied; every tensor is then loaded strictly.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.utils import get_class
 from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.nemo_compat import forget_failed_restore
+
+if TYPE_CHECKING:
+    from nemo_codert.models.codert_bpe_model import EncDecCoDERTBPEModel
 
 # Keys that change training or bookkeeping but neither a weight's meaning nor the inference of a network.
 TRAINING_KEYS = (
@@ -39,6 +44,9 @@ TRAINING_KEYS = (
     "random_state_sampling",
     "masking_prob",
     "rng",
+    "nb_augmentation_prob",
+    "nb_max_freq",
+    "use_pytorch_sdpa",
 )
 
 
@@ -53,6 +61,64 @@ class Source:
     pieces: list[str]
 
 
+def load_checkpoint(
+    name: str,
+    key: str,
+    branch: str,
+    target: Transducer,
+    blocks: dict[str, DictConfig],
+    pieces: list[str],
+    front_end: torch.nn.Module,
+    *,
+    decoder: bool = True,
+) -> dict[str, Any]:
+    """Restore a source, compare it with the config it is meant for, and copy its weights into `target`.
+
+    Args:
+        key: config key that names the source, for messages.
+        branch: which half to take of a source that is itself a pair: `teacher` or `student`.
+        blocks, pieces, front_end: see `check_source`. decoder: see `load_networks`.
+
+    Returns:
+        The source, the number of tensors and parameters loaded, and the names of the tensors.
+
+    Raises:
+        ValueError: no such source, not a standard RNN-T, trained with other settings, or tensors that do not fit.
+    """
+    source = load_source(name, key, branch)
+    check_source(source, blocks, pieces, front_end)
+    return {"source": name, **load_networks(source, target, key=key, decoder=decoder)}
+
+
+def load_pair_checkpoints(model: "EncDecCoDERTBPEModel") -> dict[str, dict[str, Any]]:
+    """Load what a pair's config names as `codert.teacher_checkpoint` and `student.init_from`, if anything.
+
+    Returns:
+        `teacher` and `student`, where loaded: see `load_checkpoint`. Raises as it does.
+    """
+    cfg, loaded = model.cfg, {}
+    pieces, front_end = list(model.joint.vocabulary), model.preprocessor
+    if name := cfg.codert.teacher_checkpoint:
+        key, target = "model.codert.teacher_checkpoint", model.teacher_transducer
+        blocks = {f"model.{part}": cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
+        loaded["teacher"] = load_checkpoint(name, key, "teacher", target, blocks, pieces, front_end)
+    if name := cfg.student.init_from:
+        key, target, own = "model.student.init_from", model.student_transducer, not cfg.codert.share_decoder
+        blocks = {"model.student.encoder": cfg.student.encoder}
+        blocks |= {f"model.{part}": cfg[part] for part in ("joint", "preprocessor")}
+        if own:
+            blocks["model.student.decoder"] = cfg.student.decoder or cfg.decoder
+        loaded["student"] = load_checkpoint(name, key, "student", target, blocks, pieces, front_end, decoder=own)
+    return loaded
+
+
+def load_lone_checkpoint(model: EncDecRNNTBPEModel, name: str, key: str, branch: str) -> dict[str, Any]:
+    """Warm-start a stock model that is trained alone, as a pair's branch would be; raises as `load_checkpoint`."""
+    blocks = {f"model.{part}": model.cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
+    target = Transducer(model.encoder, model.decoder, model.joint)
+    return load_checkpoint(name, key, branch, target, blocks, list(model.joint.vocabulary), model.preprocessor)
+
+
 def load_source(name: str, key: str, branch: str) -> Source:
     """Restore an RNN-T from a `.nemo` path or a pretrained name.
 
@@ -64,7 +130,7 @@ def load_source(name: str, key: str, branch: str) -> Source:
     Raises:
         ValueError: no such file or name, or a model that is no standard RNN-T with a SentencePiece tokenizer.
     """
-    return _source(name, restore_rnnt(name, f"{key} is {name!r}"), branch)
+    return _source(name, restore_rnnt(name, f"{key} {name!r}"), branch)
 
 
 def restore_rnnt(name: str | Path, what: str) -> EncDecRNNTBPEModel:
@@ -82,7 +148,7 @@ def restore_rnnt(name: str | Path, what: str) -> EncDecRNNTBPEModel:
         refuse_other_models(_restored(ASRModel.restore_from, path, what, return_config=True), what)
         model = _restored(ASRModel.restore_from, path, what, map_location="cpu")
     elif path.suffix == ".nemo" or path.exists():
-        raise ValueError(f"{what}: no such file. Give the path of a .nemo file or a pretrained name")
+        raise ValueError(f"{what} is no file. Give the path of a .nemo file or a pretrained name")
     else:
         model = _restored(ASRModel.from_pretrained, path, what, map_location="cpu")
     refuse_other_models(model.cfg, what)
@@ -97,7 +163,7 @@ def _restored(restore: Callable[..., Any], path: Path, what: str, **options: Any
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, FileNotFoundError):  # names a file in a temporary folder, gone by now
             reason = f"the archive has no {Path(error.filename or 'model_config.yaml').name}"
-        raise ValueError(f"{what}: cannot be restored as a NeMo model: {reason}") from error
+        raise ValueError(f"{what} cannot be restored as a NeMo model: {reason}") from error
 
 
 def refuse_other_models(config: DictConfig, what: str) -> None:
@@ -110,7 +176,7 @@ def refuse_other_models(config: DictConfig, what: str) -> None:
         kind = "a TDT model"
     elif kind in ("EncDecRNNTBPEModel", "EncDecCoDERTBPEModel"):
         return
-    raise ValueError(f"{what}: {kind or 'an unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel)")
+    raise ValueError(f"{what} is {kind or 'of unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel)")
 
 
 def _source(name: str, model: EncDecRNNTBPEModel, branch: str) -> Source:
@@ -123,8 +189,8 @@ def _source(name: str, model: EncDecRNNTBPEModel, branch: str) -> Source:
     return Source(name, networks, config, model.preprocessor, list(model.joint.vocabulary))
 
 
-def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool = True) -> dict[str, int]:
-    """Copy a source's weights into `target`, all or nothing; returns how many tensors and parameters were loaded.
+def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool = True) -> dict[str, Any]:
+    """Copy a source's weights into `target`, all or nothing; returns counts and names of what was loaded.
 
     Args:
         decoder: False leaves the prediction network and `joint.pred` (shared with the teacher) alone.
@@ -145,8 +211,9 @@ def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool
         raise ValueError(f"{key} {source.name!r} does not fit the config:\n  - " + "\n  - ".join(problems))
     for part, (_, module) in parts.items():
         module.load_state_dict(states[part])
-    tensors = [value for state in states.values() for value in state.values()]
-    return {"tensors": len(tensors), "parameters": sum(value.numel() for value in tensors)}
+    tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+    parameters = sum(value.numel() for value in tensors.values())
+    return {"tensors": len(tensors), "parameters": parameters, "keys": sorted(tensors)}
 
 
 def _whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -194,15 +261,31 @@ def check_source(source: Source, blocks: dict[str, DictConfig], pieces: list[str
 
 
 def block_differences(path: str, ours: DictConfig, theirs: DictConfig) -> list[str]:
-    """Differences between two blocks in keys that both have and that change what a network computes."""
-    flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+    """Differences between two blocks in keys that change what a network computes.
+
+    A key that only one block has is compared with the default of the network's class, where it has one.
+    """
+    flat_ours, flat_theirs = ({**_defaults(block), **_flat(block)} for block in (ours, theirs))
     return [
         f"{path}.{key} is {flat_ours[key]!r}, the checkpoint has {flat_theirs[key]!r}"
         for key in flat_ours
         if key in flat_theirs
-        and flat_ours[key] != flat_theirs[key]
+        and _comparable(flat_ours[key]) != _comparable(flat_theirs[key])
         and not any(word in key.rsplit(".", 1)[-1] for word in TRAINING_KEYS)
     ]
+
+
+def _defaults(block: DictConfig | dict) -> dict[str, object]:
+    """Plain defaults of the arguments of the class that a block names."""
+    parameters = inspect.signature(get_class(block["_target_"]).__init__).parameters.values()
+    plain = (bool, int, float, str, list, tuple, type(None))
+    return {p.name: p.default for p in parameters if p.default is not p.empty and isinstance(p.default, plain)}
+
+
+def _comparable(value: object) -> object:
+    """NeMo takes null for unlimited attention context, and tuples for lists."""
+    value = list(value) if isinstance(value, tuple) else value
+    return None if value == [-1, -1] else value
 
 
 def _flat(block: DictConfig | dict, prefix: str = "") -> dict[str, object]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from nemo_codert import __version__
 from nemo_codert.config import STOCK_JOINT
+from nemo_codert.data.tokenizer import without_paths
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
 
@@ -59,7 +60,7 @@ def write_tokenizer(sentencepiece: object, folder: Path) -> dict[str, str]:
     """Write a tokenizer's files from memory and return the `tokenizer` block that names them."""
     pieces = [sentencepiece.id_to_piece(i) for i in range(sentencepiece.get_piece_size())]
     scores = [sentencepiece.get_score(i) for i in range(len(pieces))]
-    (folder / "tokenizer.model").write_bytes(sentencepiece.serialized_model_proto())
+    (folder / "tokenizer.model").write_bytes(without_paths(sentencepiece.serialized_model_proto()))
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     scored = "".join(f"{piece}\t{score}\n" for piece, score in zip(pieces, scores, strict=True))
     (folder / "tokenizer.vocab").write_text(scored, encoding="utf-8")

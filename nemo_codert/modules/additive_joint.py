@@ -80,8 +80,8 @@ def to_stock_joint(joint: RNNTJoint, form: str = "auto") -> RNNTJoint:
     Since x = relu(x) - relu(-x), an additive joint is a stock one of twice the width:
 
     * `exact`: `joint_hidden = 2(V+1)`, projections [W; -W], output weight [I, -I]. Every output is the sum of the
-      same two numbers: bit-equal wherever BLAS rounds a product with W and one with [W; -W] alike (on CPU from some
-      8 rows on), else equal to rounding.
+      same two numbers: bit-equal wherever BLAS rounds a product with W and one with [W; -W] alike (seen on CPU
+      for all frames of real utterances), else equal to rounding.
     * `compact`: `joint_hidden = 2(D_enc + D_pred)`, output weight [W_enc, W_pred, -W_enc, -W_pred]. Equal to
       rounding, smaller when V is large.
     * `auto`: `exact` while V+1 <= D_enc + D_pred.
