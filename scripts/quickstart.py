@@ -12,6 +12,7 @@ predictions.json. A second run reuses the corpus and replaces the rest.
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -109,8 +110,8 @@ def train(corpus: Path, folder: Path, arguments: argparse.Namespace) -> Path:
 
 def quoted(path: Path) -> str:
     """A path as a value on Hydra's command line, whatever signs are in it."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    # Hydra takes a backslash for itself, except before a quote.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path)) + "'"
 
 
 def run_script(name: str, *arguments: str) -> None:

@@ -49,10 +49,11 @@ from nemo_codert.progress import StepProgress  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 
-# The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
 # What NeMo, Lightning, Hydra and we raise for settings that cannot be used.
 USER_ERRORS = (ValueError, TypeError, OmegaConfBaseException, InstantiationException, MisconfigurationException)
+OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 RANK_SEED_STEP = 1_000_003
+# The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
 TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
 
 
@@ -174,10 +175,13 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     if not OmegaConf.is_dict(block):
         yield f"{section} is missing: give it a manifest_filepath"
         return
-    if name not in block or (block.get("input_cfg") and block[name] is None):
-        return  # other kinds of data (tarred shards, lhotse input_cfg)
-    if OmegaConf.is_missing(block, name) or block[name] is None:
+    absent = name not in block or block[name] is None  # a value of ??? is not in a block either
+    if absent and any(block.get(source) for source in OTHER_SOURCES):
+        return
+    if absent:
         yield f"{key} is missing: scripts/prepare_data.py makes manifests"
+    elif is_tarred(block):
+        return  # its manifests may be patterns
     elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
         yield f"{key} is {block[name]!r}, wanted a path or a list of paths"
     else:
@@ -195,26 +199,33 @@ def _tokenizer_problems(folder: object) -> Iterator[str]:
         yield f"model.tokenizer.dir is {folder!r}: no tokenizer.model in there. scripts/prepare_data.py makes one"
 
 
+def is_tarred(block: DictConfig) -> bool:
+    return bool(block.get("is_tarred") or block.get("tarred_audio_filepaths"))
+
+
 def manifest_paths(value: object) -> list[str]:
     """NeMo takes one path, several separated by commas, or a list."""
-    return [path.strip() for path in value.split(",")] if isinstance(value, str) else [str(path) for path in value]
+    if not isinstance(value, str):
+        return [str(path) for path in value]
+    return [value] if Path(value).is_file() else [path.strip() for path in value.split(",")]
 
 
 def screen_data(cfg: DictConfig, folder: Path) -> None:
     """Drop or refuse utterances that cannot be used; the manifests in `cfg` become the usable ones."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
+    policy = checked_config(cfg.model, warn=False).codert.bad_utterances  # a config may leave our defaults out
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
     for name in ("train_ds", "validation_ds"):
         block = cfg.model[name]
-        if block.get("manifest_filepath") is None or block.get("is_tarred") or block.get("tarred_audio_filepaths"):
+        if block.get("manifest_filepath") is None or is_tarred(block):
             logger.warning("model.%s is not a plain manifest: its utterances are not checked.", name)
             continue
         usable = [
             str(
                 screen_dataset(
                     path,
-                    policy=cfg.model.codert.bad_utterances,
+                    policy=policy,
                     output_dir=folder,
                     name=f"{name}_{i}" if i else name,
                     sample_rate=cfg.model.sample_rate,

@@ -8,8 +8,10 @@ import tarfile
 import pytest
 import torch
 from nemo.collections.asr.modules import RNNTJoint
+from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
 from nemo_codert.export import load_model, save_model
+from tests.conftest import SENTENCES
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
@@ -91,3 +93,21 @@ def test_a_student_file_names_no_class_of_ours_and_no_path_of_this_machine(make_
     assert "nemo_codert." not in config and "codert:" not in config
     assert str(tokenizer_dir) not in config and "nemo_codert_tokenizer_" not in config
     assert "nemo_codert_version:" in config
+
+
+def test_no_member_of_a_student_file_names_the_folder_its_tokenizer_was_made_in(make_model, tmp_path):
+    """sentencepiece writes its input and output paths into the model it trains, and NeMo leaves them there."""
+    workshop = tmp_path / "workshop"
+    workshop.mkdir()
+    (workshop / "texts.txt").write_text("\n".join(SENTENCES))
+    create_spt_model(str(workshop / "texts.txt"), 32, -1, False, tokenizer_type="bpe", output_dir=str(workshop))
+    assert str(workshop).encode() in (workshop / "tokenizer.model").read_bytes()
+    pair = make_model("shared_kd", ADDITIVE, tokenizer={"dir": str(workshop)})
+    path = save_model(pair.student_model(), tmp_path / "student.nemo")
+    with tarfile.open(path) as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive.getmembers() if m.isfile()}
+    assert len(members) == 5  # config, weights and three tokenizer files
+    for name, content in members.items():
+        assert str(tmp_path).encode() not in content, name
+    restored = load_model(path).tokenizer
+    assert [restored.text_to_ids(text) for text in SENTENCES] == [pair.tokenizer.text_to_ids(t) for t in SENTENCES]

@@ -57,9 +57,14 @@ def test_a_teacher_is_loaded_whole_from_a_stock_file(make_model, teacher_file, s
     path, weights = teacher_file(joint=JOINTS[joint])
     model = make_model(strategy=strategy, joint=JOINTS[joint], codert={"teacher_checkpoint": path})
     assert equal_states(teacher_state(model), weights)
-    networks = [value for name, value in weights.items() if not name.startswith("preprocessor.")]
+    networks = {name: value for name, value in weights.items() if not name.startswith("preprocessor.")}
     assert model.loaded == {
-        "teacher": {"source": path, "tensors": len(networks), "parameters": sum(v.numel() for v in networks)}
+        "teacher": {
+            "source": path,
+            "tensors": len(networks),
+            "parameters": sum(value.numel() for value in networks.values()),
+            "keys": sorted(networks),
+        }
     }
     model.on_fit_start()
     assert AppState().is_model_being_restored is False
@@ -106,6 +111,15 @@ def test_a_frozen_teacher_that_was_restored_with_the_pair_can_be_fitted(make_mod
     assert equal_states(teacher_state(restored), weights)
     restored.on_fit_start()
     assert not any(p.requires_grad for p in restored.encoder.parameters())
+
+
+def test_a_frozen_teacher_whose_weights_were_loaded_by_hand_can_be_fitted(make_model):
+    trained, model = make_model(strategy="tandem_kd"), make_model(strategy="static")
+    with pytest.raises(ValueError, match="teacher_checkpoint is null"):
+        model.on_fit_start()
+    model.load_state_dict(trained.state_dict())
+    model.on_fit_start()
+    assert not any(p.requires_grad for p in model.encoder.parameters())
 
 
 def test_a_co_trained_teacher_starts_from_its_checkpoint_and_moves(make_model, teacher_file, batch):
@@ -187,6 +201,30 @@ def test_another_feature_front_end_is_refused(make_config, teacher_file, key, va
     assert "model.preprocessor" in message and "Set these keys" in message
 
 
+@pytest.mark.parametrize("key, default, value", [("conv_context_size", None, "causal"), ("xscaling", True, False)])
+def test_a_key_that_one_config_leaves_out_counts_as_its_default(make_config, teacher_file, key, default, value):
+    """`conv_context_size: causal` changes every frame and no shape."""
+    without = conformer(layers=2, channels=24)
+    without.pop(key, None)
+    path, weights = teacher_file("without.nemo", teacher=without)
+    loaded = make_config(strategy="static", teacher={**without, key: default}, codert={"teacher_checkpoint": path})
+    assert equal_states(teacher_state(EncDecCoDERTBPEModel(loaded)), weights)
+    message = refused(make_config, path, teacher={**without, key: value})
+    assert f"model.encoder.{key} is {value!r}, the checkpoint has {default!r}" in message
+
+    path, _ = teacher_file("with.nemo", teacher={**without, key: value})
+    message = refused(make_config, path, teacher=without)
+    assert f"model.encoder.{key} is {default!r}, the checkpoint has {value!r}" in message
+
+
+def test_another_attention_context_is_refused_whether_or_not_both_configs_name_it(make_config, teacher_file):
+    limited = {**conformer(layers=2, channels=24), "att_context_style": "chunked_limited", "att_context_size": [4, 1]}
+    path, _ = teacher_file(teacher=limited)
+    message = refused(make_config, path)
+    assert "model.encoder.att_context_style is 'regular', the checkpoint has 'chunked_limited'" in message
+    assert "model.encoder.att_context_size is [-1, -1], the checkpoint has [4, 1]" in message
+
+
 def test_a_joint_of_the_other_kind_is_refused(make_config, teacher_file):
     path, _ = teacher_file(joint=STOCK)
     message = refused(make_config, path, joint=ADDITIVE)
@@ -203,7 +241,7 @@ def test_settings_of_training_alone_may_differ(make_config, teacher_file):
 def test_a_missing_file_is_refused_by_name(make_config, tmp_path):
     message = refused(make_config, str(tmp_path / "nowhere.nemo"))
     assert "model.codert.teacher_checkpoint" in message and "nowhere.nemo" in message
-    assert "no such file. Give the path of a .nemo file or a pretrained name" in message
+    assert "is no file. Give the path of a .nemo file or a pretrained name" in message
 
 
 def test_a_file_that_is_no_model_is_refused(make_config, tmp_path):
@@ -217,6 +255,32 @@ def test_a_student_that_does_not_fit_its_checkpoint_is_refused(make_config, teac
     cfg.student.init_from = path
     with pytest.raises(ValueError, match="model.student.encoder.n_layers is 1, the checkpoint has 2"):
         EncDecCoDERTBPEModel(cfg)
+
+
+def refused_student(make_config, path: str, decoder: dict | None = None) -> str:
+    """The message a pair is refused with whose student, with a decoder of its own, is to start from `path`."""
+    cfg = make_config(strategy="tandem_kd")
+    cfg.student.init_from, cfg.student.decoder = path, decoder
+    with pytest.raises(ValueError) as error:
+        EncDecCoDERTBPEModel(cfg)
+    return str(error.value)
+
+
+def test_a_student_from_another_feature_front_end_is_refused(make_config, tmp_path):
+    lone = student_config(make_config(preprocessor={"normalize": "all_features"}))
+    EncDecRNNTBPEModel(lone).save_to(str(tmp_path / "lone.nemo"))
+    message = refused_student(make_config, str(tmp_path / "lone.nemo"))
+    assert "model.preprocessor.normalize is 'per_feature', the checkpoint has 'all_features'" in message
+
+
+def test_a_students_own_prediction_network_is_compared(make_config, tmp_path):
+    lone = student_config(make_config(decoder={"prednet": {"pred_rnn_layers": 2}}))
+    EncDecRNNTBPEModel(lone).save_to(str(tmp_path / "lone.nemo"))
+    path = str(tmp_path / "lone.nemo")
+    expected = "model.student.decoder.prednet.pred_rnn_layers is 1, the checkpoint has 2"
+    assert expected in refused_student(make_config, path)
+    own = OmegaConf.to_container(make_config().decoder)
+    assert expected in refused_student(make_config, path, own)
 
 
 def test_a_tdt_model_is_refused_by_name(make_config, tmp_path):

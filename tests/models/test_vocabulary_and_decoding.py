@@ -99,3 +99,23 @@ def test_a_new_vocabulary_is_refused_with_a_frozen_teacher(make_model, larger_to
 def test_a_word_piece_tokenizer_of_another_type_is_refused(make_model, larger_tokenizer):
     with pytest.raises(ValueError, match="tokenizer type is 'wpe', wanted bpe"):
         make_model().change_vocabulary(str(larger_tokenizer), "wpe")
+
+
+def test_a_folder_without_a_tokenizer_is_refused_and_the_pair_stays_as_it_was(make_model, tmp_path):
+    model = make_model()
+    with pytest.raises(ValueError, match="change_vocabulary: .*absent' has no tokenizer.model. Give its folder"):
+        model.change_vocabulary(str(tmp_path / "absent"), "bpe")
+    assert model.joint.num_classes_with_blank == 33
+
+
+@torch.no_grad()
+def test_prediction_gives_the_students_text(make_model, batch):
+    model = make_model("tandem_kd").eval()
+    model.joint.pred.weight.mul_(-100)  # untrained joints say nothing, or one piece for ever
+    model.student_joint.pred.weight.mul_(100)
+    sample_ids = torch.arange(4) + 7
+    found, expected = (m.predict_step((*batch, sample_ids), 0) for m in (model, model.student_model()))
+    teacher = model.teacher_model().predict_step((*batch, sample_ids), 0)
+    assert [int(number) for number, _ in found] == [7, 8, 9, 10]
+    texts, wanted, others = ([h.text for _, h in result] for result in (found, expected, teacher))
+    assert texts == wanted != others and all(texts)

@@ -3,6 +3,7 @@
 `make` targets are left out here: CI is one of them, and the other is the quickstart.
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from omegaconf import OmegaConf
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -29,6 +31,117 @@ SHORT = [
     "model.student.encoder.n_layers=1",
     "model.student.encoder.d_model=32",
 ]
+
+# The parts of NeMo's examples/asr/conf/conformer/conformer_transducer_bpe.yaml that a training needs, small.
+STOCK_CONFIG = """
+name: stock-transducer
+model:
+  sample_rate: 16000
+  compute_eval_loss: false
+  log_prediction: false
+  skip_nan_grad: false
+  model_defaults: {enc_hidden: 32, pred_hidden: 16, joint_hidden: 16}
+  train_ds:
+    manifest_filepath: ???
+    sample_rate: ${model.sample_rate}
+    batch_size: 4
+    shuffle: true
+    num_workers: 0
+    pin_memory: true
+    max_duration: 16.7
+    min_duration: 0.1
+    is_tarred: false
+    tarred_audio_filepaths: null
+  validation_ds:
+    manifest_filepath: ???
+    sample_rate: ${model.sample_rate}
+    batch_size: 4
+    shuffle: false
+    num_workers: 0
+  tokenizer: {dir: "???", type: bpe}
+  preprocessor:
+    _target_: nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor
+    sample_rate: ${model.sample_rate}
+    normalize: per_feature
+    window_size: 0.025
+    window_stride: 0.01
+    window: hann
+    features: 32
+    n_fft: 512
+    frame_splicing: 1
+    dither: 0.00001
+    pad_to: 0
+  spec_augment:
+    _target_: nemo.collections.asr.modules.SpectrogramAugmentation
+    freq_masks: 2
+    time_masks: 5
+    freq_width: 8
+    time_width: 0.05
+  encoder:
+    _target_: nemo.collections.asr.modules.ConformerEncoder
+    feat_in: ${model.preprocessor.features}
+    feat_out: -1
+    n_layers: 1
+    d_model: ${model.model_defaults.enc_hidden}
+    subsampling: striding
+    subsampling_factor: 4
+    subsampling_conv_channels: 8
+    n_heads: 2
+    conv_kernel_size: 5
+  decoder:
+    _target_: nemo.collections.asr.modules.RNNTDecoder
+    normalization_mode: null
+    random_state_sampling: false
+    blank_as_pad: true
+    prednet: {pred_hidden: "${model.model_defaults.pred_hidden}", pred_rnn_layers: 1, t_max: null, dropout: 0.2}
+  joint:
+    _target_: nemo.collections.asr.modules.RNNTJoint
+    log_softmax: null
+    preserve_memory: false
+    fuse_loss_wer: true
+    fused_batch_size: 4
+    jointnet: {joint_hidden: "${model.model_defaults.joint_hidden}", activation: relu, dropout: 0.2}
+  decoding:
+    strategy: greedy_batch
+    greedy: {max_symbols: 10}
+    beam: {beam_size: 2, return_best_hypothesis: false}
+  loss:
+    loss_name: default
+    warprnnt_numba_kwargs: {fastemit_lambda: 0.0, clamp: -1.0}
+  optim:
+    name: adamw
+    lr: 5.0
+    betas: [0.9, 0.98]
+    weight_decay: 1e-3
+    sched: {name: NoamAnnealing, d_model: "${model.encoder.d_model}", warmup_steps: 10000, min_lr: 1e-6}
+trainer:
+  devices: 1
+  num_nodes: 1
+  max_epochs: 500
+  max_steps: 2
+  val_check_interval: 1.0
+  accelerator: cpu
+  strategy: auto
+  accumulate_grad_batches: 1
+  gradient_clip_val: 0.0
+  precision: 32
+  log_every_n_steps: 10
+  enable_progress_bar: true
+  num_sanity_val_steps: 0
+  check_val_every_n_epoch: 1
+  sync_batchnorm: true
+  enable_checkpointing: false
+  logger: false
+  benchmark: false
+exp_manager:
+  exp_dir: null
+  name: ${name}
+  create_tensorboard_logger: true
+  create_checkpoint_callback: true
+  checkpoint_callback_params: {monitor: val_wer, mode: min, save_top_k: 5, always_save_nemo: true}
+  resume_if_exists: false
+  resume_ignore_no_checkpoint: false
+"""
 
 
 def shell_commands(text: str) -> list[list[str]]:
@@ -87,25 +200,56 @@ def test_the_commands_of_the_readme_run_as_written(workplace):
     }
 
 
+@pytest.fixture(scope="module")
+def digits(workplace) -> dict[str, str]:
+    """Overrides that name a prepared corpus whose first training utterance has an empty transcript."""
+    data = workplace / "digits"
+    prepare = ["python", "scripts/prepare_data.py", "fsdd", "--fsdd-dir", "FSDD", "--output-dir", str(data)]
+    run([*script(prepare), "--train-utterances", "12"], workplace)
+    first, *others = [json.loads(line) for line in (data / "train.json").read_text().splitlines()]
+    lines = [{**first, "text": ""}, *others]
+    (data / "train.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "model.train_ds.manifest_filepath": str(data / "train.json"),
+        "model.validation_ds.manifest_filepath": str(data / "dev.json"),
+        "model.tokenizer.dir": str(data / "tokenizer"),
+    }
+
+
 @pytest.mark.slow
-def test_a_teacher_trained_alone_teaches_a_static_student_from_the_command_line(workplace):
-    data = workplace / "static_data"
-    run(script(["python", "scripts/prepare_data.py", "fsdd", "--fsdd-dir", "FSDD", "--output-dir", str(data)]
-               + ["--train-utterances", "12"]), workplace)  # fmt: skip
-    common = [
-        f"model.train_ds.manifest_filepath={data / 'train.json'}",
-        f"model.validation_ds.manifest_filepath={data / 'dev.json'}",
-        f"model.tokenizer.dir={data / 'tokenizer'}",
-        f"exp_manager.exp_dir={workplace / 'static'}",
-        *SHORT,
-    ]
+def test_a_teacher_trained_alone_teaches_a_static_student_on_two_devices(workplace, digits):
+    common = [*SHORT, f"exp_manager.exp_dir={workplace / 'static'}", *(f"{k}={v}" for k, v in digits.items())]
     train = script(["python", "scripts/train.py", "--config-name=fsdd"])
     run([*train, "strategy=teacher", "exp_manager.name=teacher", *common], workplace)
     (teacher,) = workplace.glob("static/teacher/*/teacher.nemo")
     static = ["strategy=static", "exp_manager.name=static", f"model.codert.teacher_checkpoint={teacher}"]
-    run([*train, *static, *common], workplace)
-    assert len(list(workplace.glob("static/static/*/teacher_report.json"))) == 1
-    assert len(list(workplace.glob("static/static/*/student.nemo"))) == 1
+    run([*train, *static, "trainer.devices=2", "trainer.strategy=ddp", *common], workplace)
+    (folder,) = (workplace / "static" / "static").iterdir()  # one, and no file of the second process beside it
+    assert {"train_ds_usable.json", "train_ds_dropped.json", "teacher_report.json"} <= names_in(folder)
+    assert {"pair.nemo", "student.nemo"} <= names_in(folder)
+    (dropped,) = [json.loads(line) for line in (folder / "train_ds_dropped.json").read_text().splitlines()]
+    assert dropped["reason"] == "empty transcript"
+    lists = {path.parent for path in workplace.rglob("*_dropped.json")}
+    assert lists == {teacher.parent, folder}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_stock_config_with_the_two_blocks_is_trained_from_its_own_folder(workplace, digits):
+    folder = workplace / "configs"
+    folder.mkdir()
+    config = OmegaConf.create(STOCK_CONFIG)
+    config.model.student = {"encoder": {**config.model.encoder, "d_model": 16}}
+    config.model.codert = {"distillation": {"weight": 0.1}}
+    OmegaConf.save(config, folder / "stock.yaml")
+    train = ["python", "scripts/train.py", f"--config-path={folder}", "--config-name=stock"]
+    overrides = [f"{key}={value}" for key, value in digits.items()]
+    run([*script(train), *overrides, f"exp_manager.exp_dir={workplace / 'stock'}"], workplace)
+    (run_folder,) = (workplace / "stock" / "stock-transducer").iterdir()
+    assert {"pair.nemo", "student.nemo"} <= names_in(run_folder)
 
 
 def test_python_of_the_readme_is_valid_and_names_what_exists():

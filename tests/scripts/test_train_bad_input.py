@@ -1,6 +1,5 @@
 """scripts/train.py refuses what cannot be trained before it writes anything, and drops what cannot be used."""
 
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -11,40 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    loggers = [logging.getLogger(name) for name in ("nemo_codert", "nemo_logger", "pytorch_lightning", "lhotse")]
-    states = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
-    spec = importlib.util.spec_from_file_location("codert_train_script", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for log, level, propagate, handlers in states:
-        log.level, log.propagate, log.handlers[:] = level, propagate, handlers
-
-
-@pytest.fixture
-def run_config(tmp_path, manifest, tokenizer_dir):
-    """Factory of the config of a run that could start, with overrides as on the command line."""
-
-    def make(*overrides: str) -> DictConfig:
-        GlobalHydra.instance().clear()
-        given = {
-            "model.train_ds.manifest_filepath": manifest,
-            "model.validation_ds.manifest_filepath": manifest,
-            "model.tokenizer.dir": tokenizer_dir,
-            "exp_manager.exp_dir": tmp_path / "runs",
-        }
-        # 40 ms a frame: the fixture's utterances are short.
-        given |= {f"model.{name}.subsampling_factor": 4 for name in ("encoder", "student.encoder")}
-        given = [f"{key}={value}" for key, value in given.items() if not any(key in o for o in overrides)]
-        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-            return compose("fsdd", [*given, *overrides])
-
-    return make
+from tests.conftest import ADDITIVE, REPOSITORY, STOCK
 
 
 def refusal(script: ModuleType, cfg: DictConfig) -> str:
@@ -64,14 +30,25 @@ def test_a_run_that_can_start_passes(strategy, script, run_config, tmp_path):
     [
         (
             ["model.train_ds.manifest_filepath=absent.json"],
-            ["train_ds.manifest_filepath is 'absent.json'", "no such file"],
+            ["model.train_ds.manifest_filepath: absent.json is not a file", "Check the path"],
         ),
         (
             ["model.train_ds.manifest_filepath=null"],
             ["train_ds.manifest_filepath is missing", "prepare_data.py"],
         ),
-        (["model.validation_ds.manifest_filepath=[a.json,b.json]"], ["'a.json'", "'b.json'", "no such file"]),
-        (["model.tokenizer.dir=absent"], ["model.tokenizer.dir is 'absent'", "no such file or folder"]),
+        (
+            ["model.validation_ds.manifest_filepath=[a.json,b.json]"],
+            [f"model.validation_ds.manifest_filepath: {name}.json is not a file" for name in "ab"],
+        ),
+        (
+            ["model.train_ds.manifest_filepath='a.json, b.json'"],
+            [f"model.train_ds.manifest_filepath: {name}.json is not a file" for name in "ab"],
+        ),
+        (["~model.validation_ds"], ["model.validation_ds is missing: give it a manifest_filepath"]),
+        (
+            ["model.tokenizer.dir=absent"],
+            ["model.tokenizer.dir is 'absent'", "no tokenizer.model in there", "prepare_data.py"],
+        ),
         (
             ["strategy=student", "model.codert.distillation.weight=0.1"],
             [
@@ -84,6 +61,25 @@ def test_a_run_that_can_start_passes(strategy, script, run_config, tmp_path):
             ["model.codert.teacher is frozen", "teacher_checkpoint is null", "give a trained"],
         ),
         (["strategy=static_shared"], ["model.codert.teacher is frozen", "teacher_checkpoint is null"]),
+        (
+            ["model.codert.teacher_checkpoint=absent.nemo"],
+            ["model.codert.teacher_checkpoint is 'absent.nemo': no such file. Give the path of a .nemo file"],
+        ),
+        (
+            ["strategy=teacher", "model.codert.teacher_checkpoint=absent.nemo"],
+            ["model.codert.teacher_checkpoint is 'absent.nemo': no such file"],
+        ),
+        (
+            ["strategy=student", "model.student.init_from=absent.nemo"],
+            ["model.student.init_from is 'absent.nemo': no such file. Give the path of a .nemo file"],
+        ),
+        *(
+            (
+                [f"strategy={train}", "model.codert.rnnt_loss=exact", f"model.joint._target_={STOCK}"],
+                [f"model.codert.rnnt_loss is exact but train is {train} with the stock joint", "auto or nemo"],
+            )
+            for train in ("student", "teacher")
+        ),
         (["train=both"], ["train is 'both'", "wanted pair, student or teacher"]),
         (
             ["+init_from_nemo_model=a.nemo"],
@@ -109,6 +105,43 @@ def test_a_fault_is_named_with_key_value_and_remedy_and_nothing_is_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("joint, loss, strategy", [(STOCK, "exact", "shared_kd"), (ADDITIVE, "exact", "student")])
+def test_the_exact_loss_is_there_for_pairs_and_for_the_additive_joint(joint, loss, strategy, script, run_config):
+    script.check_run(
+        run_config(f"strategy={strategy}", f"model.codert.rnnt_loss={loss}", f"model.joint._target_={joint}")
+    )
+
+
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("source", ["input_cfg", "cuts_path", "shar_path"])
+def test_lhotses_other_sources_need_no_manifest(source, absent, script, run_config):
+    cfg = run_config("model.train_ds.manifest_filepath=null")
+    with open_dict(cfg):
+        if absent:
+            del cfg.model.train_ds.manifest_filepath
+    assert "model.train_ds.manifest_filepath is missing" in refusal(script, cfg)
+    with open_dict(cfg):
+        cfg.model.train_ds[source] = "given"
+    script.check_run(cfg)
+
+
+def test_manifests_of_tarred_data_may_be_patterns(script, run_config):
+    pattern = "model.train_ds.manifest_filepath='manifest__OP_0..3_CL_.json'"
+    script.check_run(run_config(pattern, "+model.train_ds.tarred_audio_filepaths='audio__OP_0..3_CL_.tar'"))
+
+
+def test_manifests_are_separated_by_commas_with_or_without_spaces(script, run_config, manifest, tmp_path):
+    odd = tmp_path / "a, b.json"
+    odd.write_text(manifest.read_text())
+    assert script.manifest_paths("a.json, b.json,c.json") == ["a.json", "b.json", "c.json"]
+    assert script.manifest_paths(str(odd)) == [str(odd)]
+    for value in (f"{manifest}, {manifest}", odd):
+        script.check_run(run_config(f"model.train_ds.manifest_filepath='{value}'"))
+    cfg = run_config(f"model.train_ds.manifest_filepath='{manifest}, {manifest}'")
+    script.screen_data(cfg, tmp_path / "run")
+    assert cfg.model.train_ds.manifest_filepath == [str(manifest)] * 2
+
+
 def test_faults_of_one_run_are_reported_together(script, run_config):
     message = refusal(
         script,
@@ -120,7 +153,7 @@ def test_faults_of_one_run_are_reported_together(script, run_config):
 
 def test_paths_that_nobody_gave_are_asked_for(script):
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
         message = refusal(script, compose("fsdd"))
     for key in ("model.train_ds.manifest_filepath", "model.tokenizer.dir", "exp_manager.exp_dir"):
         assert key in message
@@ -165,6 +198,15 @@ def test_utterances_that_cannot_be_used_are_dropped_and_listed_with_reasons(
     assert [line["text"] for line in dropped] == [line["text"] for line in read(mixed_manifest)[1:4]]
     assert cfg.model.validation_ds.manifest_filepath == str(manifest)  # nothing to drop: the user's own file
     assert not list((tmp_path / "run").glob("validation_ds*"))
+
+
+def test_a_config_that_leaves_our_defaults_out_drops_what_cannot_be_used(script, run_config, mixed_manifest, tmp_path):
+    cfg = run_config(f"model.train_ds.manifest_filepath={mixed_manifest}")
+    with open_dict(cfg):
+        cfg.model.codert = {}
+    script.check_run(cfg)
+    script.screen_data(cfg, tmp_path / "run")
+    assert len(read(tmp_path / "run" / "train_ds_dropped.json")) == 3
 
 
 def test_a_coarser_student_decides_how_many_tokens_fit(script, run_config, manifest, tmp_path):
@@ -214,6 +256,7 @@ def test_data_that_is_no_plain_manifest_is_left_alone_with_a_warning(
         cfg.model.train_ds.is_tarred = True
     before = OmegaConf.to_container(cfg.model)
     monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
+    caplog.set_level(logging.INFO, "nemo_codert")  # the script sets the levels of all handlers it finds
     script.screen_data(cfg, tmp_path / "run")
     assert "model.train_ds is not a plain manifest: its utterances are not checked" in caplog.text
     assert OmegaConf.to_container(cfg.model) == before

@@ -1,0 +1,53 @@
+"""What scripts/quickstart.py does around the scripts it runs."""
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("codert_quickstart_script", REPOSITORY / "scripts" / "quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/plain",
+        "my runs/first, second",
+        "a (b) [c] {d}",
+        "key=value:other",
+        'it\'s "quoted"',
+        "''",
+        "back\\slash",
+        "back\\\\slash",
+        "slash before \\' and at the end\\",
+        "~a %b &c ;d !e #f",
+    ],
+)
+def test_a_path_arrives_through_hydras_command_line_as_it_is(path, script):
+    override = OverridesParser.create().parse_override(f"exp_manager.exp_dir={script.quoted(path)}")
+    assert override.value() == path
+
+
+def test_a_new_an_empty_and_its_own_folder_are_taken(script, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new" / "run", tmp_path / "empty"):
+        script.claim(folder)
+        (folder / "report.md").write_text("earlier")
+        script.claim(folder)
+        assert (folder / "report.md").read_text() == "earlier"
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(script, tmp_path):
+    (tmp_path / "training").mkdir()
+    with pytest.raises(SystemExit, match="holds something else than a quickstart: give a new folder"):
+        script.claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["training"]

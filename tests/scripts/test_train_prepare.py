@@ -1,0 +1,134 @@
+"""What scripts/train.py does between a good command line and the first step, in this process."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from omegaconf import open_dict
+
+from nemo_codert.models import student_config, teacher_config
+from tests.models.training_runs import equal_states
+
+SMALL = [
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "model.model_defaults.enc_hidden=16",
+    "model.model_defaults.pred_hidden=16",
+    "model.preprocessor.features=32",
+    *(f"model.{name}.{key}=1" for name in ("encoder", "student.encoder") for key in ("n_layers", "n_heads")),
+    *(f"model.{name}.d_model=16" for name in ("encoder", "student.encoder")),
+]
+UNKNOWN = "+model.encoder.n_layerz=3"
+
+
+@pytest.fixture
+def small_run(run_config, manifest, tmp_path):
+    """`run_config` with tiny networks, and a validation manifest whose name NeMo accepts."""
+    dev = tmp_path / "dev.json"
+    dev.write_text(manifest.read_text())
+    return lambda *overrides: run_config(f"model.validation_ds.manifest_filepath={dev}", *SMALL, *overrides)
+
+
+@pytest.fixture
+def source(small_run, tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Factory of the file of a lone student or teacher with other weights than a new one, and these weights."""
+
+    def make(branch: str):
+        cfg = small_run(f"strategy={branch}").model
+        stock = {"student": student_config, "teacher": teacher_config}[branch](cfg)
+        with open_dict(stock):
+            del stock.train_ds, stock.validation_ds
+        torch.manual_seed(9)
+        model = EncDecRNNTBPEModel(stock)
+        model.save_to(str(tmp_path / f"{branch}_source.nemo"))
+        return tmp_path / f"{branch}_source.nemo", model.state_dict()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "branch, key", [("student", "model.student.init_from"), ("teacher", "model.codert.teacher_checkpoint")]
+)
+def test_a_model_trained_alone_starts_from_its_checkpoint(branch, key, script, small_run, source):
+    path, weights = source(branch)
+    models = []
+    for overrides in ([], [f"{key}={path}"]):
+        cfg = small_run(f"strategy={branch}", *overrides)
+        script.check_run(cfg)
+        models.append(script.build_model(cfg, script.make_trainer(cfg)))
+    new, started = models
+    assert type(started) is EncDecRNNTBPEModel
+    assert not torch.equal(new.joint.enc.weight, weights["joint.enc.weight"])
+    assert equal_states(started.state_dict(), weights)
+
+
+def test_a_lone_checkpoint_with_other_settings_is_refused(script, small_run, source):
+    path, _ = source("student")
+    cfg = small_run("strategy=student", f"model.student.init_from={path}", "model.student.encoder.conv_kernel_size=5")
+    with pytest.raises(ValueError, match="model.encoder.conv_kernel_size is 5, the checkpoint has 9"):
+        script.build_model(cfg, script.make_trainer(cfg))
+
+
+def folders(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir()}
+
+
+def test_a_refused_run_leaves_no_folder_behind(script, small_run, tmp_path):
+    with pytest.raises(script.USER_ERRORS) as caught:
+        script.prepare(small_run(UNKNOWN))
+    assert isinstance(caught.value, InstantiationException) and "n_layerz" in str(caught.value)
+    assert folders(tmp_path / "runs") == set()
+
+
+def test_a_refused_run_leaves_earlier_runs_alone(script, small_run, tmp_path):
+    earlier = tmp_path / "runs" / "fsdd" / "earlier"
+    earlier.mkdir(parents=True)
+    (earlier / "pair.nemo").touch()
+    with pytest.raises(script.USER_ERRORS):
+        script.prepare(small_run(UNKNOWN))
+    assert folders(tmp_path / "runs") == {"fsdd", "fsdd/earlier"}
+    assert (earlier / "pair.nemo").is_file()
+
+
+@pytest.mark.parametrize("name", ["resume", "version", "explicit_log_dir"])
+def test_a_refused_run_in_a_folder_that_may_be_an_earlier_runs_keeps_it(name, script, small_run, tmp_path):
+    root, overrides = {
+        "resume": ("runs/fsdd", ["exp_manager.resume_if_exists=true"]),
+        "version": ("runs/fsdd/mine", ["+exp_manager.version=mine"]),
+        "explicit_log_dir": ("here", [f"+exp_manager.explicit_log_dir={tmp_path / 'here'}"]),
+    }[name]
+    (tmp_path / root).mkdir(parents=True)
+    (tmp_path / root / "pair.nemo").touch()
+    with pytest.raises(script.USER_ERRORS):
+        script.prepare(small_run(UNKNOWN, *overrides))
+    assert len(list((tmp_path / root).rglob("pair.nemo"))) == 1  # NeMo moves it down when it resumes
+
+
+def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1(script, small_run, capfd):
+    with pytest.raises(SystemExit) as caught:
+        script.main(small_run(UNKNOWN))
+    message = caught.value.code  # a text: the interpreter prints it and ends with status 1
+    assert isinstance(message, str) and message.startswith("error: ") and "n_layerz" in message
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rank, kept", [(None, None), ("0", "first"), ("1", "first")])
+def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, script, small_run, monkeypatch):
+    """NeMo tells them by this variable; in a process of its own a run makes a new folder."""
+    monkeypatch.setenv("NEMO_EXPM_VERSION", "first")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    seen = []
+
+    def stop(*_):
+        seen.append(os.environ.get("NEMO_EXPM_VERSION"))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(script, "exp_manager", stop)
+    with pytest.raises(ValueError, match="seen"):
+        script.prepare(small_run())
+    assert seen == [kept]
