@@ -10,6 +10,8 @@ def quieten_libraries() -> None:
     logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
     os.environ.setdefault("NEMO_REDIRECT_LOGS_TO_STDERR", "1")  # a progress bar owns standard output
     warnings.filterwarnings("ignore")
+    import lightning.pytorch  # noqa: F401  (each of the two sets its own level when it is imported)
+    import pytorch_lightning  # noqa: F401
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.setLevel(logging.ERROR)

@@ -3,6 +3,7 @@
 NeMo is imported inside the function: importing this module is quick.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
 
 
 def _train_with_nemo(text_file: Path, output_dir: Path, vocab_size: int) -> Path:
+    logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # NeMo's telemetry talks while it is imported
     from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
     try:
