@@ -278,7 +278,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(key, value, message):
     ids=str,
 )
 def test_a_value_that_can_be_used_is_accepted(key, value):
-    checked_config(set_to(key, value))
+    assert checked_config(set_to(key, value)).nemo_codert_version  # written last, when no fault was found
 
 
 def test_an_own_student_decoder_is_accepted_when_nothing_is_shared():

@@ -107,9 +107,8 @@ def test_a_fault_is_named_with_key_value_and_remedy_and_nothing_is_written(
 
 @pytest.mark.parametrize("joint, loss, strategy", [(STOCK, "exact", "shared_kd"), (ADDITIVE, "exact", "student")])
 def test_the_exact_loss_is_there_for_pairs_and_for_the_additive_joint(joint, loss, strategy, script, run_config):
-    script.check_run(
-        run_config(f"strategy={strategy}", f"model.codert.rnnt_loss={loss}", f"model.joint._target_={joint}")
-    )
+    cfg = run_config(f"strategy={strategy}", f"model.codert.rnnt_loss={loss}", f"model.joint._target_={joint}")
+    assert script.check_run(cfg) is None
 
 
 @pytest.mark.parametrize("absent", [False, True])
@@ -127,7 +126,8 @@ def test_lhotses_other_sources_need_no_manifest(source, absent, script, run_conf
 
 def test_manifests_of_tarred_data_may_be_patterns(script, run_config):
     pattern = "model.train_ds.manifest_filepath='manifest__OP_0..3_CL_.json'"
-    script.check_run(run_config(pattern, "+model.train_ds.tarred_audio_filepaths='audio__OP_0..3_CL_.tar'"))
+    tarred = run_config(pattern, "+model.train_ds.tarred_audio_filepaths='audio__OP_0..3_CL_.tar'")
+    assert script.check_run(tarred) is None
 
 
 def test_manifests_are_separated_by_commas_with_or_without_spaces(script, run_config, manifest, tmp_path):
