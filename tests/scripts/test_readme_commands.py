@@ -184,14 +184,18 @@ def script(command: list[str]) -> list[str]:
 def test_the_commands_of_the_readme_run_as_written(workplace):
     commands = [words for words in shell_commands(README) if words[0] == "python" and "..." not in words]
     names = [Path(words[1]).name for words in commands]
-    assert names == ["prepare_data.py", "train.py", "evaluate.py", "export_student.py", "export_student.py"]
-    prepare, train, evaluate, *exports = commands
+    assert names == ["prepare_data.py", "train.py", "evaluate.py", *["export_student.py"] * 2, "benchmark.py"]
+    prepare, train, evaluate, *exports, benchmark = commands
     run([*script(prepare), "--train-utterances", "12"], workplace)
     run([*script(train), *SHORT], workplace)
     (pair,) = workplace.glob("runs/fsdd/fsdd/*/pair.nemo")
     for name in ("pair.nemo", "student.nemo"):
         (workplace / name).write_bytes((pair.parent / name).read_bytes())
     assert "WER" in run(script(evaluate), workplace)
+    rows = run([*script(benchmark), "--rounds", "1", "--batch-size", "2", "--seconds", "1"], workplace)
+    shares = [float(share) for share in re.findall(r"([\d.]+) of both alone", rows)]
+    assert len(shares) == 3
+    assert abs(sum(shares[1:]) - 1) < 0.02  # the two lone shares, each rounded to 0.01
     for export in exports:
         run(script(export), workplace)
     assert {path.name for path in (workplace / "onnx").iterdir()} == {
