@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Callable
 
 
 def quieten_libraries() -> None:
@@ -23,3 +25,13 @@ def quieten_libraries() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("nemo_codert").addHandler(handler)
         logging.getLogger("nemo_codert").propagate = False
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do a script's work: 0, or 2 with one `error:` line where the user's options or files are at fault."""
+    try:
+        work()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -22,6 +22,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_codert.console import exit_status, quieten_libraries
+
 if TYPE_CHECKING:
     from nemo_codert.analysis.evaluation import Evaluation
 
@@ -63,8 +65,6 @@ def check_options(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the table, write the predictions."""
     check_options(options)
-    from nemo_codert.console import quieten_libraries
-
     quieten_libraries()
     import torch
 
@@ -139,12 +139,7 @@ def print_table(title: str, rows: list[tuple[str, ...]]) -> None:
 def main() -> int:
     """Command line; returns the exit status."""
     options = parse_arguments()
-    try:
-        run(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from nemo_codert.console import exit_status, quieten_libraries
+
 SUFFIXES = {"nemo": ".nemo", "onnx": ".onnx"}
 
 
@@ -58,8 +60,6 @@ def check_options(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write the files that the options ask for and print what they are."""
     check_options(options)
-    from nemo_codert.console import quieten_libraries
-
     quieten_libraries()
     from nemo_codert.export import export_onnx, load_model, save_model, stock_of
 
@@ -78,12 +78,7 @@ def export(options: argparse.Namespace) -> None:
 def main() -> int:
     """Command line; returns the exit status."""
     options = parse_arguments()
-    try:
-        export(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: export(options))
 
 
 if __name__ == "__main__":

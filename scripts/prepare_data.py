@@ -27,6 +27,8 @@ import json
 import sys
 from pathlib import Path
 
+from nemo_codert.console import exit_status
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Options of the command line (by default this process's)."""
@@ -104,13 +106,7 @@ def print_table(manifests: dict[str, Path], tokenizer: Path) -> None:
 def main() -> int:
     """Command line; returns the exit status."""
     options = parse_arguments()
-    try:
-        manifests = prepare(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_table(manifests, options.output_dir / "tokenizer")
-    return 0
+    return exit_status(lambda: print_table(prepare(options), options.output_dir / "tokenizer"))
 
 
 if __name__ == "__main__":

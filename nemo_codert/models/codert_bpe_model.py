@@ -358,8 +358,6 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
         """
         cfg = stock_branch_config(self.cfg, "student", self.student_geometry.width)
-        with open_dict(cfg):
-            cfg.decoder.vocab_size = self.cfg.decoder.vocab_size
         return stock_model(self, self.student_transducer, cfg, joint)
 
     def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
