@@ -47,6 +47,7 @@ class CoDERTConfig:
     rnnt_loss: str = "auto"  # auto | exact | nemo
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     bad_utterances: str = "drop"  # drop: counted and listed | refuse
+    activation_checkpointing: bool = False  # trained ConformerEncoders: layers are computed again in the backward pass
 
 
 @dataclass
@@ -84,6 +85,7 @@ def checked_config(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
     problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, codert)]
     for name, encoder in (("model.encoder", _block(cfg, "encoder")), ("model.student.encoder", _encoder(student))):
         problems += _encoder_problems(name, encoder)
+        problems += _checkpointing_problems(name, encoder, codert)
     problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
@@ -377,6 +379,17 @@ def _encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
     projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
     if not (_is_count(projection) and _is_count(channels) and projection < channels):
         yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"
+
+
+def _checkpointing_problems(name: str, encoder: DictConfig | dict, codert: DictConfig) -> Iterator[str]:
+    is_trained = name == "model.student.encoder" or codert.teacher != "frozen"
+    if not (codert.activation_checkpointing and is_trained and "_target_" in encoder):
+        return
+    if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
+        yield (
+            f"model.codert.activation_checkpointing is true but {name}._target_ is {encoder.get('_target_')!r}: only "
+            "the layers of a ConformerEncoder can be computed again. Set activation_checkpointing to false"
+        )
 
 
 def _frame_rate_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:

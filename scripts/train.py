@@ -244,6 +244,8 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
         return EncDecCoDERTBPEModel(cfg.model, trainer=trainer)
     make_config = student_config if cfg.train == "student" else teacher_config
     stock_cfg = make_config(cfg.model)
+    if OmegaConf.select(cfg, "model.codert.activation_checkpointing"):
+        logger.warning("model.codert.activation_checkpointing has no effect: train is %s, not pair.", cfg.train)
     pl.seed_everything(cfg.seed, verbose=False)
     model = EncDecRNNTBPEModel(stock_cfg, trainer=trainer)
     key = "model.student.init_from" if cfg.train == "student" else "model.codert.teacher_checkpoint"

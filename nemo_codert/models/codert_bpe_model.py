@@ -28,6 +28,7 @@ from nemo_codert.models.stock_config import stock_branch_config
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.transducer import Encoded, Transducer, TransducerLoss, encode, predict
 from nemo_codert.modules import encoder_logits
+from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
 from nemo_codert.nemo_compat import is_being_restored, switch_cuda_graphs
 
@@ -57,6 +58,9 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             cfg.target = PUBLIC_TARGET
         super().__init__(cfg=cfg, trainer=trainer)
         self._build_student()
+        if self.cfg.codert.activation_checkpointing:
+            trained = [self.student_encoder] if self.teacher_is_frozen else [self.encoder, self.student_encoder]
+            checkpoint_layers(*trained)
         self._setup_losses()
         self._setup_student_decoding()
         self.loaded: dict[str, dict[str, Any]] = {}  # what came from checkpoints: branch -> source and counts

@@ -100,6 +100,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
             "ramp_steps": 0,
         },
         "bad_utterances": "drop",
+        "activation_checkpointing": False,
     }
     assert dataclasses.asdict(StudentConfig()) == {"encoder": None, "decoder": None, "init_from": None}
 
@@ -231,6 +232,8 @@ REFUSED = [
     ),
     ("student.encoder", {**RNN, "proj_size": "half"}, "proj_size is 'half'"),
     ("student.encoder", {**RNN, "feat_out": -1}, "feat_out is no key of RNNEncoder"),
+    # activation checkpointing of encoders that have no Conformer layers
+    ("codert.activation_checkpointing", "layers", "activation_checkpointing is 'layers', wanted bool"),
 ]
 
 
@@ -279,6 +282,31 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(key, value, message):
 )
 def test_a_value_that_can_be_used_is_accepted(key, value):
     assert checked_config(set_to(key, value)).nemo_codert_version  # written last, when no fault was found
+
+
+@pytest.mark.parametrize(
+    "teacher, encoder, student, refused",
+    [
+        ("co_trained", CONFORMER, CONFORMER, []),
+        ("co_trained", RNN, RNN, ["model.encoder", "model.student.encoder"]),
+        ("co_trained", CONFORMER, RNN, ["model.student.encoder"]),
+        ("co_trained", RNN, CONFORMER, ["model.encoder"]),
+        ("frozen", RNN, CONFORMER, []),
+        ("frozen", RNN, RNN, ["model.student.encoder"]),
+    ],
+)
+def test_a_trained_encoder_without_conformer_layers_cannot_be_checkpointed(teacher, encoder, student, refused):
+    codert = {"teacher": teacher, "activation_checkpointing": True}
+    cfg = model_config(encoder=encoder, student={"encoder": student}, codert=codert)
+    key = "model.codert.activation_checkpointing is true"
+    expected = [
+        f"{key} but {name}._target_ is '{RNN['_target_']}': only the layers of a ConformerEncoder can be computed "
+        "again. Set activation_checkpointing to false"
+        for name in refused
+    ]
+    assert (faults(cfg) if refused else []) == expected
+    if not refused:
+        assert checked_config(cfg).codert.activation_checkpointing is True
 
 
 def test_an_own_student_decoder_is_accepted_when_nothing_is_shared():

@@ -137,9 +137,9 @@ def test_a_step_that_is_not_finite_is_skipped_where_the_config_says_so(make_conf
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_mixed_precision_is_finite_and_near_full_precision(make_config, batch, joint):
-    cfg = make_config(joint=joint)
+@pytest.mark.parametrize("joint, checkpointed", [(ADDITIVE, False), (STOCK, False), (ADDITIVE, True)])
+def test_mixed_precision_is_finite_and_near_full_precision(make_config, batch, joint, checkpointed):
+    cfg = make_config(joint=joint, codert={"activation_checkpointing": checkpointed})
     mixed, full = (fit(cfg, [batch] * 3, max_steps=3, precision=p)[2].steps for p in ("bf16-mixed", "32-true"))
     for ours, theirs in zip(mixed, full, strict=True):
         for name in ("train_loss", "train_rnnt_loss_teacher", "train_rnnt_loss_student"):
@@ -147,9 +147,10 @@ def test_mixed_precision_is_finite_and_near_full_precision(make_config, batch, j
             assert math.isfinite(ours[name]) and ours[name] == pytest.approx(theirs[name], rel=0.02)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(make_config, batch):
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_config, batch, checkpointed):
     halves = [tuple(part[rows] for part in batch) for rows in ([0, 1], [2, 3])]
-    cfg = make_config(optim={"name": "sgd", "lr": 1e-3})
+    cfg = make_config(optim={"name": "sgd", "lr": 1e-3}, codert={"activation_checkpointing": checkpointed})
     accumulated, trainer, history = fit(cfg, halves, max_steps=1, accumulate_grad_batches=2)
     whole, _, _ = fit(cfg, [batch], max_steps=1)
     assert trainer.global_step == 1 and len(history.steps) == 2
