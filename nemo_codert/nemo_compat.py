@@ -5,6 +5,8 @@ Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's p
 
 import random
 import warnings
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import nemo
 import torch
@@ -31,6 +33,38 @@ def register_targets() -> None:
 def fastemit_lambda(loss: RNNTLoss) -> float:
     """FastEmit's lambda of a NeMo RNN-T loss (its CUDA and CPU kernels keep it under one name)."""
     return float(getattr(loss._loss, "fastemit_lambda", 0.0))
+
+
+def utterance_losses(
+    loss: RNNTLoss,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    encoded_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+) -> torch.Tensor:
+    """Losses [B] of logits [B, T, U+1, classes] by NeMo's kernel, whatever reduction `loss` is set to."""
+    reduction, loss.reduction = loss.reduction, None
+    try:
+        return loss(
+            log_probs=logits.contiguous(),
+            targets=targets.contiguous(),
+            input_lengths=encoded_lengths.contiguous(),
+            target_lengths=target_lengths.contiguous(),
+        )
+    finally:
+        loss.reduction = reduction
+
+
+@lru_cache
+def _three_class_loss(lambda_: float) -> RNNTLoss:
+    return RNNTLoss(
+        num_classes=2, reduction=None, loss_name="warprnnt_numba", loss_kwargs={"fastemit_lambda": lambda_}
+    )
+
+
+def numba_cuda_kernel(loss: RNNTLoss) -> Callable[..., torch.Tensor]:
+    """NeMo's Numba kernel for lattices of three classes (blank 2), with the FastEmit of `loss`."""
+    return partial(utterance_losses, _three_class_loss(fastemit_lambda(loss)))
 
 
 def seed_augmentation(module: torch.nn.Module, seed: int) -> None:

@@ -1,135 +1,210 @@
-"""What a pair costs: one training step of the pair against steps of the same student and teacher alone.
+"""What training and decoding cost: the loss, whole training steps and the exported student, each against stock NeMo.
 
-    python scripts/benchmark.py --config-name quickstart --rounds 15
+    python scripts/benchmark.py --output-dir runs/benchmark
+    python scripts/benchmark.py --output-dir runs/benchmark --device cuda
+    python scripts/benchmark.py --output-dir runs/benchmark --only loss --skip-memory
 
-Times whole optimizer steps (features, SpecAugment, networks, losses, backward, clipping, AdamW) of one batch of noise,
-in turns within one process, and prints medians and their ratio to the sum of the two lone steps. Ratios are what to
-read: seconds depend on the machine and on what else it does. Data loading is left out. The lone models use the loss
-that the pair uses, so that with a stock joint on CPU they are quicker here than with NeMo's own.
+loss: the RNN-T loss of an additive joint with its gradient: ours, NeMo's on the expanded lattice, any other one that
+is installed (k2, fast_rnnt, torchaudio, warp_rnnt), and the floor: the two exponentials and three matrix products that
+no exact one can avoid. Over V at one lattice, over T x U at one V, and at the shapes that the targets name.
+step: whole training steps on noise: a stock teacher and a stock student (NeMo's class, joint and loss), the pair that
+trains both in tandem, and the pair's networks alone (features, encoders, prediction network and projections, forward
+and backward, no loss). Clipping and AdamW are counted in every whole step, and are a row of their own.
+decoding: greedy_batch on random encoder output with the exported student in each form of its joint against a student
+with a stock joint. All emit at the same frames; the run stops if they do not.
+
+Printed: the machine, a table, how the loss grows with V and with B x T x U, and the ratios with their targets. Written
+to --output-dir, and nowhere else: benchmark.csv, cost_against_vocabulary.png, cost_against_lattice.png.
+
+What is compared runs in turns in one process, after one call each that is not counted; seconds are medians, and a
+ratio is the median of the rounds' ratios (of the first --slow-rounds where NeMo's CPU loss is in it). Read the ratios:
+seconds depend on the machine and on what else it does. Peak memory is measured in a fresh process for every row, as
+bytes on top of what is held before the call (logits; model and optimizer): `peak` is that of torch's allocator,
+`resident` that of the process. Rows with NeMo's CPU loss have the second only. `-`: not measured, or the process ran
+out of memory.
+
+Exit status 2: bad options; the message says what to change. A target that is not met is printed and changes nothing.
 """
 
 import argparse
-import random
-import statistics
-import tempfile
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from nemo_codert.console import exit_status, quieten_libraries
+
+PARTS = ("loss", "step", "decoding")
+ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
+ABOVE_ZERO += ("pred_hidden", "joint_hidden", "decoding_batch_size", "decoding_frames")
+
+
+def sizes(count: int) -> Callable[[str], tuple[int, ...]]:
+    """Parser of sizes joined by x, such as 8x150x40x1024."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            values = tuple(int(part) for part in text.split("x"))
+        except ValueError:
+            values = ()
+        if len(values) != count or min(values) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: wanted {count} numbers above 0 joined by x")
+        return values
+
+    return parse
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Options of the command line (by default this process's)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-name", default="quickstart", help="a file in conf/")
-    parser.add_argument("--strategy", default="shared_kd", help="of the pair")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each model")
-    parser.add_argument("--batch-size", type=int, default=16, help="utterances")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of audio per utterance")
-    parser.add_argument("--tokens", type=int, default=12, help="word pieces per utterance")
-    options = parser.parse_args(arguments)
-    for name in ("rounds", "batch_size", "seconds", "tokens"):
-        if getattr(options, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}, wanted a number above 0")
-    return options
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=None, help="of torch (default: its own choice)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each row")
+    parser.add_argument("--slow-rounds", type=int, default=2, help="the same, where NeMo's loss runs on the CPU")
+    parser.add_argument("--skip-memory", action="store_true", help="time only")
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="those that the targets name")
+    loss.add_argument("--vocabularies", nargs="+", type=int, default=[256, 1024, 4096, 16384], metavar="V")
+    loss.add_argument("--lattice", type=sizes(3), default=(4, 100, 20), metavar="BxTxU", help="at which V grows")
+    loss.add_argument("--lattices", nargs="+", type=sizes(3), metavar="BxTxU", help="that grow at one V")
+    loss.add_argument("--lattices-vocabulary", type=int, default=1024, metavar="V", help="that V")
+    loss.add_argument("--largest-lattice", type=float, default=1.0, metavar="GB", help="of rows that make a lattice")
+    step = parser.add_argument_group("step, and the student of decoding")
+    step.add_argument("--batch-size", type=int, default=8, help="utterances")
+    step.add_argument("--seconds", type=float, default=12.0, help="of noise per utterance")
+    step.add_argument("--tokens", type=int, default=40, help="per utterance")
+    step.add_argument("--vocabulary", type=int, default=1024, help="word pieces")
+    step.add_argument("--teacher", type=sizes(2), default=(8, 256), metavar="LAYERSxCHANNELS")
+    step.add_argument("--student", type=sizes(2), default=(4, 144), metavar="LAYERSxCHANNELS")
+    step.add_argument("--pred-hidden", type=int, default=640, help="channels of the prediction network")
+    step.add_argument("--joint-hidden", type=int, default=640, help="channels of the stock joints")
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--decoding-batch-size", type=int, default=16, help="utterances")
+    decoding.add_argument("--decoding-frames", type=int, default=150, help="encoder frames per utterance")
+    parser.set_defaults(shapes=[(8, 150, 40, 1024), (8, 150, 40, 4096)])
+    parser.set_defaults(lattices=[(4, 25, 10), (4, 50, 20), (4, 100, 40), (4, 200, 80)])
+    return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and print the table."""
-    options = parse_arguments(arguments)
-    from nemo_codert.console import quieten_libraries
+def check_options(options: argparse.Namespace) -> None:
+    """Mistakes that can be known before anything is measured.
 
+    Raises:
+        ValueError: a number that is not above 0, an output folder that is a file.
+    """
+    for name in ABOVE_ZERO:
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted a number above 0")
+    if min(*options.vocabularies, options.lattices_vocabulary) < 1:
+        raise ValueError("--vocabularies and --lattices-vocabulary want numbers above 0")
+    if options.output_dir.is_file():
+        raise ValueError(f"--output-dir is {options.output_dir}: that is a file")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Measure, print and write what the options ask for."""
+    check_options(options)
     quieten_libraries()
-    with tempfile.TemporaryDirectory() as folder:
-        steps = make_steps(options, folder)
-        seconds = time_in_turns(steps, options.rounds)
-    lone = seconds["student alone"] + seconds["teacher alone"]
-    print(f"{options.config_name}, {options.strategy}, {options.batch_size} x {options.seconds:g} s")
-    for name, value in seconds.items():
-        print(f"  {name:14} {value:7.3f} s a step   {value / lone:5.2f} of both alone")
-
-
-def make_steps(options: argparse.Namespace, folder: str) -> dict[str, Callable[[], None]]:
-    """One callable per model that takes one optimizer step on the same batch."""
-    import torch
-    from hydra import compose, initialize_config_dir
-    from nemo.collections.asr.models import EncDecRNNTBPEModel
-
-    from nemo_codert.data.sentences import random_sentence
-    from nemo_codert.data.tokenizer import train_tokenizer
-    from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
-
-    generator = random.Random(0)
-    texts = [random_sentence(generator) for _ in range(300)]
-    train_tokenizer(texts, folder, vocab_size=96)
-    overrides = [f"strategy={options.strategy}", f"model.tokenizer.dir='{folder}'", "exp_manager.exp_dir=unused"]
-    with initialize_config_dir(str(CONF), version_base=None):
-        cfg = compose(options.config_name, overrides=[*overrides, "model.train_ds=null", "model.validation_ds=null"])
-    pair = EncDecCoDERTBPEModel(cfg.model)
-    models = {
-        "pair": (pair, lambda batch: pair.training_step(batch, 0)["loss"]),
-        "student alone": lone_model(EncDecRNNTBPEModel(student_config(cfg.model))),
-        "teacher alone": lone_model(EncDecRNNTBPEModel(teacher_config(cfg.model))),
-    }
-    batch = noise(options, pair.joint.num_classes_with_blank - 1)
-    clip = cfg.trainer.gradient_clip_val
-
-    def make_step(model: torch.nn.Module, loss_of: Callable) -> Callable[[], None]:
-        model.train()
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            loss_of(batch).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
-            optimizer.step()
-
-        return step
-
-    return {name: make_step(model, loss_of) for name, (model, loss_of) in models.items()}
-
-
-def lone_model(model: "EncDecRNNTBPEModel") -> tuple["EncDecRNNTBPEModel", Callable]:  # noqa: F821
-    """A stock model and its training loss: what NeMo's `training_step` computes, without a trainer to log to."""
-    from nemo_codert.models.transducer import Transducer, TransducerLoss, encode, predict
-
-    networks, loss = Transducer(model.encoder, model.decoder, model.joint), TransducerLoss("auto", model.loss)
-
-    def loss_of(batch: tuple) -> object:
-        signal, signal_len, transcript, transcript_len = batch
-        features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
-        if model.spec_augmentation is not None:
-            features = model.spec_augmentation(input_spec=features, length=features_len)
-        encoded = encode(networks, features, features_len)
-        decoded = predict(networks, transcript, transcript_len)
-        return loss(model.joint, encoded, decoded, transcript, transcript_len)
-
-    return model, loss_of
-
-
-def noise(options: argparse.Namespace, vocabulary: int) -> tuple:
-    """A batch of noise with random transcripts: signal [B, S], signal_len, transcript [B, U], transcript_len."""
     import torch
 
-    samples = int(options.seconds * 16000)
-    lengths = torch.full((options.batch_size,), samples), torch.full((options.batch_size,), options.tokens)
-    signal = 0.1 * torch.randn(options.batch_size, samples)
-    return signal, lengths[0], torch.randint(0, vocabulary, (options.batch_size, options.tokens)), lengths[1]
+    from nemo_codert.analysis.cost_measures import MeasureSettings
+    from nemo_codert.analysis.cost_table import describe_machine, format_table, write_csv
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch sees no GPU here: leave the option out")
+    threads = set_threads(options.threads)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    print(describe_machine(options.device, threads), flush=True)
+    settings = MeasureSettings(options.rounds, options.slow_rounds, options.threads, not options.skip_memory)
+    rows, findings = [], []
+    for part in PARTS:
+        if part in options.only:
+            part_rows, part_findings = {"loss": run_loss, "step": run_step, "decoding": run_decoding}[part](
+                options, settings
+            )
+            rows += part_rows
+            findings += part_findings
+            print(format_table(part_rows), flush=True)
+            # Written after every part: a long run that is stopped leaves what it had.
+            write_csv(rows, options.output_dir / "benchmark.csv", options.device, threads)
+    print("\nratios of this run")
+    print("\n".join(map(str, findings)))
+    print(f"\nWritten to {options.output_dir}")
 
 
-def time_in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each step; one step of each in turn, after one that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+def set_threads(threads: int | None) -> int:
+    """Give torch that many threads, and return how many it has."""
+    import torch
+
+    # Not Numba: no compiled function here is parallel, and `numba.set_num_threads` resets torch's own number.
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def run_loss(options: argparse.Namespace, settings: object) -> tuple[list, list]:
+    """Rows and findings at all shapes; growth is printed and drawn."""
+    from nemo_codert.analysis.cost_table import curves, format_growth, plot_curves
+    from nemo_codert.analysis.loss_costs import LossShape, loss_cases, loss_rows
+
+    over_vocabulary = [LossShape(*options.lattice, size) for size in options.vocabularies]
+    over_lattice = [LossShape(*lattice, options.lattices_vocabulary) for lattice in options.lattices]
+    named = [LossShape(*shape) for shape in options.shapes]
+    by_shape, findings = {}, []
+    for shape in dict.fromkeys([*over_vocabulary, *over_lattice, *named]):
+        cases = loss_cases(shape, options.device, 1e9 * options.largest_lattice)
+        by_shape[shape], more = loss_rows(cases, settings)
+        findings += more
+    for shapes, size, unit, file in (
+        (over_vocabulary, "vocabulary", f"V, at (B, T, U) = {options.lattice}", "cost_against_vocabulary.png"),
+        (over_lattice, "cells", f"B x T x U, at V = {options.lattices_vocabulary}", "cost_against_lattice.png"),
+    ):
+        found = curves([row for shape in dict.fromkeys(shapes) for row in by_shape[shape]], size)
+        plot_curves(found, unit, options.output_dir / file)
+        if text := format_growth(found, unit):
+            print(f"\n{text}")
+    return [row for rows in by_shape.values() for row in rows], findings
+
+
+def run_step(options: argparse.Namespace, settings: object) -> tuple[list, list]:
+    """Rows and findings of the training steps."""
+    from nemo_codert.analysis.step_costs import StepSettings, step_rows
+
+    step = StepSettings(
+        batch=options.batch_size,
+        seconds=options.seconds,
+        tokens=options.tokens,
+        vocabulary=options.vocabulary,
+        teacher=options.teacher,
+        student=options.student,
+        pred_hidden=options.pred_hidden,
+        joint_hidden=options.joint_hidden,
+    )
+    return step_rows(step, options.device, settings)
+
+
+def run_decoding(options: argparse.Namespace, settings: object) -> tuple[list, list]:
+    """Rows and findings of the exported student."""
+    from nemo_codert.analysis.decoding_costs import DecodingSettings, decoding_rows
+
+    decoding = DecodingSettings(
+        batch=options.decoding_batch_size,
+        frames=options.decoding_frames,
+        enc_hidden=options.student[1],
+        vocabulary=options.vocabulary,
+        pred_hidden=options.pred_hidden,
+        joint_hidden=options.joint_hidden,
+    )
+    return decoding_rows(decoding, options.device, settings)
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    options = parse_arguments()
+    return exit_status(lambda: benchmark(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

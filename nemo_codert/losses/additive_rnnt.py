@@ -2,11 +2,14 @@
 
 The normaliser of every lattice cell is one batched matrix product of exponentials,
 `Z[b,t,u] = sum_v exp(E[b,t,v]) exp(G[b,u,v])`, and with the occupancies gamma the gradient is two more:
-`dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. Imports torch, `frames` and `lattice`.
+`dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. These are float32. The columns of the utterance's
+own tokens and of the blank are float64 throughout, for two reasons: only there is an occupancy taken off, and what is
+left of it in a confident lattice may be a millionth; and they are nearly all of such a lattice's Z. An utterance on
+which float32 could go wrong is computed in float64 altogether. Imports torch and `lattice`.
 """
 
-# B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, R utterances
-# redone in float64, N lattice cells
+# B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
+# columns (the targets', some perhaps twice, and last the blank's), N lattice cells
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,19 +19,19 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
-from nemo_codert.losses.frames import valid_frames
-from nemo_codert.losses.lattice import check_reduction, check_transducer_batch, reduce_losses, rnnt_lattice_loss
+from nemo_codert.losses.lattice import (
+    LatticeLoss,
+    TransducerBatch,
+    check_reduction,
+    check_transducer_batch,
+    reduce_losses,
+    rnnt_lattice_loss,
+)
 
+UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
+TRUSTED_SHIFTED_Z = 1e-7  # where a row was shifted, terms below this are off by a millionth
+CLASSES_PER_PRODUCT = 256  # longer float32 sums are carried on in float64
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
-
-
-class _Product(NamedTuple):
-    """Exponentials shifted by their row maxima, their product, and the log-normaliser."""
-
-    exp_encoder: torch.Tensor  # [B, T, V+1]
-    exp_prediction: torch.Tensor  # [B, M, V+1]
-    z: torch.Tensor  # [B, T, M], without the shifts
-    log_z: torch.Tensor  # [B, T, M] float64, with them
 
 
 @contextmanager
@@ -46,124 +49,178 @@ def _full_precision(device_type: str) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _multiply(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> _Product:
-    """The normaliser by one product, right where `_doubtful` does not object."""
-    max_encoder = encoder_logits.amax(-1, keepdim=True)
-    max_prediction = prediction_logits.amax(-1, keepdim=True)
-    exp_encoder = (encoder_logits - max_encoder).exp_()
-    exp_prediction = (prediction_logits - max_prediction).exp_()
-    z = torch.bmm(exp_encoder, exp_prediction.transpose(1, 2))
-    log_z = z.double().log() + max_encoder.double() + max_prediction.double().transpose(1, 2)
-    return _Product(exp_encoder, exp_prediction, z, log_z)
+class _Side(NamedTuple):
+    """The exponentials of one side's logits, [B, T, V+1] or [B, M, V+1], shifted and 0 beyond the lengths."""
+
+    exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits), of the encoder 0 in the token columns
+    shifts: torch.Tensor  # [B, T, 1] float64, what was taken off each row
+    columns: torch.Tensor  # [B, T, K] float64, logits of the tokens as they were
+    exp_columns: torch.Tensor  # [B, T, K] float64
 
 
-def _doubtful(product: _Product) -> torch.Tensor:
-    """[B, T, M] bool, True where terms lost to underflow could matter: V+1 smallest normals against epsilon * Z.
+def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | None) -> _Side:
+    """Exponentiate [B, T, V+1]; classes: [B, K] of the token columns, padding: [B, T, 1] bool or None for none."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    shifts = logits.amax(-1, keepdim=True)
+    shifts.masked_fill_(shifts.abs() <= UNSHIFTED, 0.0)
+    exp = (logits - shifts).exp_()
+    columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double()
+    exp_columns = (columns - shifts).exp_()
+    if padding is not None:
+        exp.masked_fill_(padding, 0.0)
+        exp_columns.masked_fill_(padding, 0.0)
+    return _Side(exp, shifts.double(), columns, exp_columns)
 
-    The threshold is 1e-28 in float32 and 1e-289 in float64 at V = 1024.
+
+def _normaliser(encoder: _Side, prediction: _Side, same: torch.Tensor) -> torch.Tensor:
+    """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns, each class once."""
+    first = ~same.tril(-1).any(2)  # [B, K]
+    z = torch.bmm(encoder.exp_columns * first[:, None, :], prediction.exp_columns.transpose(1, 2))
+    for start in range(0, encoder.exp.shape[2], CLASSES_PER_PRODUCT):
+        classes = slice(start, start + CLASSES_PER_PRODUCT)
+        z += torch.bmm(encoder.exp[:, :, classes], prediction.exp[:, :, classes].transpose(1, 2))
+    return z
+
+
+def _distrusted(z: torch.Tensor, shift: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+    """[B, T, M] bool, True where terms that were lost or rounded in exp's type could matter.
+
+    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted.
     """
-    limits = torch.finfo(product.z.dtype)
-    return product.z < product.exp_encoder.shape[-1] * limits.tiny / limits.eps
+    limits = torch.finfo(exp.dtype)
+    lost = exp.shape[2] * limits.tiny / limits.eps * torch.tensor(UNSHIFTED).exp().item()
+    trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
+    return z < torch.full_like(z, lost).masked_fill_(shift != 0, trusted)
 
 
-def _cell_chunks(cells: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, ...]:
-    """Split cells [N, 3] so that the logits of a chunk stay small."""
-    return cells.split(max(CELL_CHUNK_ELEMENTS // num_classes, 1))
+class _Utterance:
+    """One utterance in float64: logits [T, V+1] and [M, V+1], their exponentials and the normaliser [T, M]."""
 
+    def __init__(self, encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> None:
+        self.logits = encoder_logits.double(), prediction_logits.double()
+        maxima = [part.amax(-1, keepdim=True) for part in self.logits]
+        self.exp = [(part - shift).exp_() for part, shift in zip(self.logits, maxima, strict=True)]
+        self.z = self.exp[0] @ self.exp[1].T
+        self.shift = maxima[0] + maxima[1].T
+        limits, num_classes = torch.finfo(torch.float64), encoder_logits.shape[1]
+        cells = (self.z < num_classes * limits.tiny / limits.eps).nonzero()  # maxima more than 600 apart
+        self.cells = [part.unbind(1) for part in cells.split(max(CELL_CHUNK_ELEMENTS // num_classes, 1))]
 
-def _multiply_in_float64(
-    encoder_logits: torch.Tensor, prediction_logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-normaliser [R, T, M] of float64 logits, and the cells [N, 3] where even that product underflows.
+    def log_z(self) -> torch.Tensor:
+        """[T, M]; by a true log-sum-exp in the cells where even float64 underflows."""
+        log_z = self.z.log() + self.shift
+        for t, u in self.cells:
+            log_z[t, u] = (self.logits[0][t] + self.logits[1][u]).logsumexp(-1)
+        return log_z
 
-    Those (maxima that disagree by more than 600) are summed by a true log-sum-exp.
-    """
-    product = _multiply(encoder_logits, prediction_logits)
-    cells = _doubtful(product).nonzero()
-    for b, t, u in (chunk.unbind(1) for chunk in _cell_chunks(cells, encoder_logits.shape[-1])):
-        product.log_z[b, t, u] = (encoder_logits[b, t] + prediction_logits[b, u]).logsumexp(-1)
-    return product.log_z, cells
-
-
-def _normaliser_gradient(product: _Product, gamma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of sum(gamma * log Z) with respect to both logits; gamma [B, T, M] float64, 0 in doubtful cells."""
-    weight = torch.where(gamma == 0, 0.0, gamma / product.z).to(product.z.dtype)
-    encoder_gradient = torch.bmm(weight, product.exp_prediction).mul_(product.exp_encoder)
-    prediction_gradient = torch.bmm(weight.transpose(1, 2), product.exp_encoder).mul_(product.exp_prediction)
-    return encoder_gradient, prediction_gradient
-
-
-def _normaliser_gradient_in_float64(
-    encoder_logits: torch.Tensor, prediction_logits: torch.Tensor, cells: torch.Tensor, gamma: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_normaliser_gradient`, from float64 logits; the listed cells add their softmax one by one."""
-    product = _multiply(encoder_logits, prediction_logits)
-    gradients = _normaliser_gradient(product, gamma.masked_fill(_doubtful(product), 0.0))
-    encoder_rows, prediction_rows = (gradient.flatten(0, 1) for gradient in gradients)  # views [R * T, V+1]
-    for b, t, u in (chunk.unbind(1) for chunk in _cell_chunks(cells, encoder_logits.shape[-1])):
-        share = (encoder_logits[b, t] + prediction_logits[b, u]).softmax(-1) * gamma[b, t, u, None]  # [N, V+1]
-        encoder_rows.index_add_(0, b * encoder_logits.shape[1] + t, share)
-        prediction_rows.index_add_(0, b * prediction_logits.shape[1] + u, share)
-    return gradients
-
-
-def _without_padding(logits: torch.Tensor, lengths: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[B, T, V+1] in dtype with zeros beyond the lengths, whatever stood there."""
-    return logits.masked_fill(~valid_frames(lengths, logits.shape[1])[:, :, None], 0.0).to(dtype)
+    def gradients(
+        self, targets: torch.Tensor, blank: int, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """With respect to both logits, given those of the log-probabilities of labels [T, U] and blanks [T, M]."""
+        gamma = -blank_upstream - pad(label_upstream, (0, 1))  # [T, M]
+        weight = (gamma / self.z).masked_fill_(gamma == 0, 0.0)
+        for t, u in self.cells:
+            weight[t, u] = 0.0
+        gradients = (weight @ self.exp[1]).mul_(self.exp[0]), (weight.T @ self.exp[0]).mul_(self.exp[1])
+        for t, u in self.cells:
+            share = (self.logits[0][t] + self.logits[1][u]).softmax(-1) * gamma[t, u, None]  # [N, V+1]
+            gradients[0].index_add_(0, t, share)
+            gradients[1].index_add_(0, u, share)
+        gradients[0].scatter_add_(1, targets.expand(label_upstream.shape), label_upstream)
+        gradients[0][:, blank] += blank_upstream.sum(1)
+        gradients[1][:-1].scatter_add_(1, targets[:, None], label_upstream.sum(0)[:, None])
+        gradients[1][:, blank] += blank_upstream.sum(0)
+        return gradients
 
 
 class _AdditiveLogProbs(torch.autograd.Function):
-    """Label [B, T, U] and blank [B, T, M] log-probabilities of an additive joint, float64, zero-gradient padding."""
+    """Label [B, T, U] and blank [B, T, M] log-probabilities of an additive joint, float64, 0 beyond the lengths."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx,
         encoder_logits: torch.Tensor,
         prediction_logits: torch.Tensor,
-        targets: torch.Tensor,
-        encoded_lengths: torch.Tensor,
-        target_lengths: torch.Tensor,
+        batch: TransducerBatch,
         blank: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.blank, ctx.dtypes = blank, (encoder_logits.dtype, prediction_logits.dtype)
-        dtype = torch.promote_types(torch.promote_types(*ctx.dtypes), torch.float32)
-        encoder_logits = _without_padding(encoder_logits, encoded_lengths, dtype)
-        prediction_logits = _without_padding(prediction_logits, target_lengths + 1, dtype)
+        padding = batch.padding()  # [B, T, M] or None
+        classes = pad(batch.targets, (0, 1), value=blank)  # [B, K]
+        same = classes[:, :, None] == classes[:, None, :]
+        encoder = _side(encoder_logits, classes, None if padding is None else padding[:, :, :1])
+        prediction = _side(prediction_logits, classes, None if padding is None else padding[:, :1].transpose(1, 2))
+        encoder.exp.scatter_(2, classes[:, None, :].expand(encoder.columns.shape), 0.0)
+        shift = encoder.shifts + prediction.shifts.transpose(1, 2)
         with _full_precision(encoder_logits.device.type):
-            product = _multiply(encoder_logits, prediction_logits)
-            redo = _doubtful(product).flatten(1).any(1).nonzero().squeeze(1)  # [R]
-            redo_logits = encoder_logits[redo].double(), prediction_logits[redo].double()
-            log_z, cells = product.log_z, redo.new_empty(0, 3)
-            if len(redo):
-                log_z[redo], cells = _multiply_in_float64(*redo_logits)
-        ctx.save_for_backward(*product[:3], targets, redo, *redo_logits, cells)
-        tokens = pad(targets, (0, 1), value=blank)  # [B, M]: a row of E is asked for every target and the blank
-        encoder_scores = encoder_logits.gather(2, tokens[:, None, :].expand(log_z.shape)).double()  # [B, T, M]
-        label_scores = prediction_logits[:, :-1].gather(2, targets[:, :, None]).double()  # [B, U, 1]
-        label = encoder_scores[:, :, :-1] + label_scores.transpose(1, 2) - log_z[:, :, :-1]
-        return label, encoder_scores[:, :, -1:] + prediction_logits[:, None, :, blank].double() - log_z
+            z = _normaliser(encoder, prediction, same)
+        distrusted = _distrusted(z, shift, encoder.exp)
+        if padding is not None:
+            distrusted &= ~padding
+        log_z = z.log() + shift
+        utterances = {}
+        for b in distrusted.flatten(1).any(1).nonzero().flatten().tolist():
+            t, u = batch.sizes[b]
+            utterances[b] = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
+            log_z[b, :t, : u + 1] = utterances[b].log_z()
+        next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u asks for target u + 1
+        label = encoder.columns[:, :, :-1] + next_label - log_z[:, :, :-1]
+        blanks = encoder.columns[:, :, -1:] + prediction.columns[:, None, :, -1] - log_z
+        if padding is not None:
+            label.masked_fill_(padding[:, :, :-1], 0.0)
+            blanks.masked_fill_(padding, 0.0)
+        ctx.batch, ctx.blank, ctx.utterances = batch, blank, list(utterances)
+        ctx.dtypes = encoder_logits.dtype, prediction_logits.dtype
+        logits = (encoder_logits, prediction_logits) if utterances else (None, None)
+        sides = encoder.exp, prediction.exp, encoder.exp_columns, prediction.exp_columns
+        ctx.save_for_backward(*sides, z, classes, same, *logits)
+        return label, blanks
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: FunctionCtx, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None]:
-        exp_encoder, exp_prediction, z, targets, redo, *redo_logits, cells = ctx.saved_tensors
-        gamma = -blank_upstream - pad(label_upstream, (0, 1))  # [B, T, M]
-        kept = gamma.index_fill(0, redo, 0.0)
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        *sides, z, classes, same, encoder_logits, prediction_logits = ctx.saved_tensors
+        redone = torch.tensor(ctx.utterances, dtype=torch.int64, device=z.device)
+        gamma = (-blank_upstream - pad(label_upstream, (0, 1))).index_fill_(0, redone, 0.0)
+        weight = (gamma / z).masked_fill_(gamma == 0, 0.0)  # [B, T, M]
+        same = same.double()
+        of_encoder = torch.cat([label_upstream, blank_upstream.sum(2, keepdim=True)], 2).bmm(same)  # [B, T, K]
+        # A state gives its next label and the blank alone: [B, M, K], and M = K.
+        of_prediction = pad(label_upstream.sum(1), (0, 1))[:, :, None] * same
+        of_prediction += blank_upstream.sum(1)[:, :, None] * same[:, -1:]
+        exp, columns = sides[:2], sides[2:]
         with _full_precision(z.device.type):
-            gradients = _normaliser_gradient(_Product(exp_encoder, exp_prediction, z, kept), kept)
-            if len(redo):
-                redone = _normaliser_gradient_in_float64(*redo_logits, cells, gamma[redo])
-                for gradient, part in zip(gradients, redone, strict=True):
-                    gradient[redo] = part.to(gradient.dtype)
-        encoder_gradient, prediction_gradient = gradients
-        of_label, of_blank = label_upstream.to(z.dtype), blank_upstream.to(z.dtype)
-        encoder_gradient.scatter_add_(2, targets[:, None, :].expand(of_label.shape), of_label)
-        encoder_gradient[:, :, ctx.blank] += of_blank.sum(2)
-        prediction_gradient[:, :-1].scatter_add_(2, targets[:, :, None], of_label.sum(1)[:, :, None])
-        prediction_gradient[:, :, ctx.blank] += of_blank.sum(1)
-        return encoder_gradient.to(ctx.dtypes[0]), prediction_gradient.to(ctx.dtypes[1]), None, None, None, None
+            gradients = [
+                _side_gradient(weight, exp, columns, of_encoder, classes),
+                _side_gradient(weight.transpose(1, 2), exp[::-1], columns[::-1], of_prediction, classes),
+            ]
+        for b in ctx.utterances:
+            t, u = ctx.batch.sizes[b]
+            parts = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1]).gradients(
+                ctx.batch.targets[b, :u], ctx.blank, label_upstream[b, :t, :u], blank_upstream[b, :t, : u + 1]
+            )
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient[b] = 0.0
+                gradient[b, : len(part)] = part
+        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
+
+
+def _side_gradient(
+    weight: torch.Tensor,
+    exp: tuple[torch.Tensor, torch.Tensor],
+    columns: tuple[torch.Tensor, torch.Tensor],
+    occupancies: torch.Tensor,
+    classes: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of one side's logits [B, T, V+1]; of the other's with everything the other way round.
+
+    weight: gamma / Z [B, T, M]. exp: of this side and of the other, all classes. columns: the tokens', float64.
+    occupancies: [B, T, K], what the tokens' columns get besides the normaliser's part, float64. classes: [B, K].
+    """
+    gradient = torch.bmm(weight.to(exp[1].dtype), exp[1]).mul_(exp[0])
+    tokens = columns[0] * weight.bmm(columns[1]) + occupancies
+    return gradient.scatter_(2, classes[:, None, :].expand(tokens.shape), tokens.to(gradient.dtype))
 
 
 def _check_logits(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> None:
@@ -183,15 +240,16 @@ def additive_rnnt_loss(
     blank: int,
     reduction: str = "mean_batch",
     fastemit_lambda: float = 0.0,
+    lattice_loss: LatticeLoss = rnnt_lattice_loss,
 ) -> torch.Tensor:
     """RNN-T loss in nats of the joint `log_softmax(E[b,t] + G[b,u])`, exact at any scale of the logits.
 
     encoder_logits: [B, T, V+1] float. prediction_logits: [B, U+1, V+1] float. targets: [B, U] int, 0..V without blank.
     encoded_lengths: [B] int in frames, 1..T. target_lengths: [B] int in tokens, 0..U. What lies beyond the lengths is
     never read and gets a zero gradient. blank: any index of V+1. reduction: see `reduce_losses`. fastemit_lambda:
-    at least 0, see `rnnt_lattice_loss`.
-    Computed in float32 (float64 if an argument is), the recursion in float64. Memory grows with T·V + U·V + T·U. An
-    utterance whose float32 product underflows (maxima of E and G that disagree by more than 60) is redone in float64.
+    at least 0, see `rnnt_lattice_loss`. lattice_loss: who runs the recursion, by default float64 on any device.
+    Computed in float32 (float64 if an argument is) where that is exact to a millionth, else in float64, utterance by
+    utterance; the recursion in float64. Memory grows with T·V + U·V + T·U.
     Returns a scalar, or [B] for `none`. Graves, arXiv:1211.3711; the joint is that of CoDERT, arXiv:2106.07734.
     Raises ValueError for shapes, lengths, targets, blank or reduction that do not fit.
     """
@@ -205,14 +263,12 @@ def additive_rnnt_loss(
         blank=blank,
         device=encoder_logits.device,
     )
-    label, blank_log_probs = _AdditiveLogProbs.apply(
+    label, blanks = _AdditiveLogProbs.apply(
         encoder_logits[:, : batch.num_frames],
         prediction_logits[:, : batch.targets.shape[1] + 1],
-        batch.targets,
-        batch.encoded_lengths,
-        batch.target_lengths,
+        batch,
         blank,
     )
-    losses = rnnt_lattice_loss(label, blank_log_probs, batch.encoded_lengths, batch.target_lengths, fastemit_lambda)
+    losses = lattice_loss(label, blanks, batch.encoded_lengths, batch.target_lengths, fastemit_lambda)
     dtype = torch.promote_types(torch.promote_types(encoder_logits.dtype, prediction_logits.dtype), torch.float32)
     return reduce_losses(losses, batch.target_lengths, reduction).to(dtype)

@@ -1,16 +1,24 @@
-"""The exact RNN-T loss of any joint's materialised logits [B, T, U+1, V+1], with a float64 recursion.
+"""The exact RNN-T loss of any joint, with a float64 recursion: of its logits, or of the joint itself in chunks.
 
 Utterances are taken one by one: what lies beyond their lengths is neither computed nor read, and half-precision logits
-are never upcast as a whole. Imports torch and `lattice`.
+are never upcast as a whole. In chunks the logits [B, T, U+1, V+1] never exist at once: some frames of an utterance at
+a time, and again in the backward pass (Chen et al., arXiv:1604.06174). Imports torch and `lattice`.
 """
 
-# B batch, T encoder frames, U target tokens, V vocabulary without blank; T_b, U_b those of utterance b
+# B batch, T encoder frames, U target tokens, V vocabulary without blank, H joint channels; T_b, U_b those of
+# utterance b
+
+from collections.abc import Callable
 
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 from nemo_codert.losses.lattice import check_reduction, check_transducer_batch, reduce_losses, rnnt_lattice_loss
+
+CHUNK_ELEMENTS = 2**22  # logits of a chunk: 16 MB of float32, of which the backward pass needs some four at a time
+KEPT_ELEMENTS = 2**24  # logits of a batch that are kept for the backward pass rather than computed again: 64 MB
 
 
 class _JointLogProbs(torch.autograd.Function):
@@ -21,12 +29,11 @@ class _JointLogProbs(torch.autograd.Function):
         ctx: FunctionCtx,
         joint_logits: torch.Tensor,
         targets: torch.Tensor,
-        encoded_lengths: torch.Tensor,
-        target_lengths: torch.Tensor,
+        sizes: list[tuple[int, int]],
         blank: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(joint_logits, targets)
-        ctx.blank, ctx.sizes = blank, list(zip(encoded_lengths.tolist(), target_lengths.tolist(), strict=True))
+        ctx.blank, ctx.sizes = blank, sizes
         blank_log_probs = joint_logits.new_zeros(joint_logits.shape[:3], dtype=torch.float64)
         label_log_probs = blank_log_probs[:, :, :-1].clone()
         for b, (t, u) in enumerate(ctx.sizes):
@@ -43,7 +50,7 @@ class _JointLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: FunctionCtx, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None, None, None]:
+    ) -> tuple[torch.Tensor, None, None, None]:
         joint_logits, targets = ctx.saved_tensors
         dtype = torch.promote_types(joint_logits.dtype, torch.float32)
         gamma = (-blank_upstream - pad(label_upstream, (0, 1))).to(dtype)
@@ -55,7 +62,7 @@ class _JointLogProbs(torch.autograd.Function):
             tokens = targets[b, :u].expand(t, u)[:, :, None]
             part[:, :u].scatter_add_(2, tokens, label_upstream[b, :t, :u, None].to(dtype))
             gradient[b, :t, : u + 1] = part
-        return gradient, None, None, None, None
+        return gradient, None, None, None
 
 
 def joint_rnnt_loss(
@@ -90,8 +97,7 @@ def joint_rnnt_loss(
     label_log_probs, blank_log_probs = _JointLogProbs.apply(
         joint_logits[:, : batch.num_frames, : batch.targets.shape[1] + 1],
         batch.targets,
-        batch.encoded_lengths,
-        batch.target_lengths,
+        batch.sizes,
         blank,
     )
     losses = rnnt_lattice_loss(
@@ -99,3 +105,61 @@ def joint_rnnt_loss(
     )
     reduced = reduce_losses(losses, batch.target_lengths, reduction)
     return reduced.to(torch.promote_types(joint_logits.dtype, torch.float32))
+
+
+def chunked_joint_rnnt_loss(
+    joint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    encoder_part: torch.Tensor,
+    prediction_part: torch.Tensor,
+    targets: torch.Tensor,
+    encoded_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    *,
+    num_classes: int,
+    blank: int,
+    reduction: str = "mean_batch",
+    fastemit_lambda: float = 0.0,
+) -> torch.Tensor:
+    """RNN-T loss in nats of `joint(encoder_part, prediction_part)`, whose logits are never all there at once.
+
+    joint: takes [T', 1, H] and [1, U'+1, H], returns logits [T', U'+1, V+1]; may have parameters and dropout.
+    encoder_part: [B, T, H]. prediction_part: [B, U+1, H]. num_classes: V+1. The rest as in `joint_rnnt_loss`.
+    At most `CHUNK_ELEMENTS` logits at a time; where a batch has more than `KEPT_ELEMENTS` they are computed again in
+    the backward pass, with the same dropout. Raises ValueError as `joint_rnnt_loss` does.
+    """
+    check_reduction(reduction)
+    parts = tuple(encoder_part.shape), tuple(prediction_part.shape)
+    if any(len(shape) != 3 for shape in parts) or parts[0][0] != parts[1][0]:
+        raise ValueError(f"encoder_part must be [B, T, H] and prediction_part [B, U+1, H], got {parts}")
+    batch = check_transducer_batch(
+        targets,
+        encoded_lengths,
+        target_lengths,
+        lattice_shape=(*parts[0][:2], parts[1][1], num_classes),
+        blank=blank,
+        device=encoder_part.device,
+    )
+
+    def log_probs(frames: torch.Tensor, states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = joint(frames[:, None], states[None])[None]  # [1, T', U_b+1, V+1]
+        return _JointLogProbs.apply(logits, tokens[None], [(len(frames), len(tokens))], blank)
+
+    recompute = torch.is_grad_enabled() and sum(t * (u + 1) for t, u in batch.sizes) * num_classes > KEPT_ELEMENTS
+    rows = []
+    # unbind: indexing each utterance would make a gradient of the whole batch for each.
+    for frames_b, states_b, tokens, (t, u) in zip(
+        encoder_part.unbind(), prediction_part.unbind(), batch.targets, batch.sizes, strict=True
+    ):
+        arguments = states_b[: u + 1], tokens[:u]
+        chunks = [
+            checkpoint(log_probs, frames, *arguments, use_reentrant=False)
+            if recompute
+            else log_probs(frames, *arguments)
+            for frames in frames_b[:t].split(max(CHUNK_ELEMENTS // ((u + 1) * num_classes), 1))
+        ]
+        beyond = batch.num_frames - t, batch.targets.shape[1] - u
+        rows.append([pad(torch.cat(part, 1)[0], (0, beyond[1], 0, beyond[0])) for part in zip(*chunks, strict=True)])
+    label, blanks = (torch.stack(part) for part in zip(*rows, strict=True))  # [B, T, U] and [B, T, U+1]
+    losses = rnnt_lattice_loss(label, blanks, batch.encoded_lengths, batch.target_lengths, fastemit_lambda)
+    reduced = reduce_losses(losses, batch.target_lengths, reduction)
+    return reduced.to(torch.promote_types(encoder_part.dtype, torch.float32))

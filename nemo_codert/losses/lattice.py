@@ -6,6 +6,7 @@ other device), its gradient with FastEmit (arXiv:2010.11148), the reductions. Im
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numba
@@ -14,7 +15,11 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
+from nemo_codert.losses.compiled import compiled
 from nemo_codert.losses.frames import valid_frames
+
+LatticeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""The signature of `rnnt_lattice_loss`: who runs the recursion."""
 
 REDUCTIONS = ("none", "sum", "mean", "mean_batch", "mean_volume")
 
@@ -25,17 +30,26 @@ class TransducerBatch(NamedTuple):
     targets: torch.Tensor
     encoded_lengths: torch.Tensor
     target_lengths: torch.Tensor
-    num_frames: int  # the longest encoded length
+    sizes: list[tuple[int, int]]  # encoded and target length of every utterance, known to the host
+
+    @property
+    def num_frames(self) -> int:
+        """The longest encoded length."""
+        return max(frames for frames, _ in self.sizes)
+
+    def padding(self) -> torch.Tensor | None:
+        """[B, T, M] bool, True beyond the lengths; None where all utterances are equally long."""
+        if len(set(self.sizes)) == 1:
+            return None
+        frames = valid_frames(self.encoded_lengths, self.num_frames)
+        states = valid_frames(self.target_lengths + 1, self.targets.shape[1] + 1)
+        return ~(frames[:, :, None] & states[:, None, :])
 
 
-def _check_lengths(name: str, lengths: torch.Tensor, batch: int, low: int, high: int) -> int:
-    """The largest of lengths; ValueError unless it is [B] with low <= lengths <= high."""
-    if lengths.shape != (batch,) or batch == 0:
-        raise ValueError(f"{name} must have shape ({batch},) with at least one utterance, got {tuple(lengths.shape)}")
-    values = lengths.tolist()
-    if min(values) < low or max(values) > high:
-        raise ValueError(f"{name} must lie between {low} and {high}, got {values}")
-    return max(values)
+def _check_lengths(name: str, lengths: list[int], low: int, high: int) -> None:
+    """Raise ValueError unless low <= lengths <= high."""
+    if min(lengths) < low or max(lengths) > high:
+        raise ValueError(f"{name} must lie between {low} and {high}, got {lengths}")
 
 
 def check_transducer_batch(
@@ -50,26 +64,32 @@ def check_transducer_batch(
     """Check what a user hands to an RNN-T loss against lattice_shape, the sizes (B, T, U+1, V+1) of the logits.
 
     targets: [B, U or more] int. encoded_lengths: [B] in frames, 1..T. target_lengths: [B] in tokens, 0..U.
-    Raises ValueError for any shape, length, blank or token out of place; padding is not looked at.
+    Raises ValueError for any shape, length, blank or token out of place; padding is not looked at. One copy to the
+    host tells lengths and faults, however many there are.
     """
     batch, num_frames, num_states, num_classes = lattice_shape
     if targets.dim() != 2 or targets.shape[0] != batch:
         raise ValueError(f"targets must be [{batch}, U] like the logits' batch, got {tuple(targets.shape)}")
     if not 0 <= blank < num_classes:
         raise ValueError(f"blank must lie between 0 and V = {num_classes - 1}, got {blank}")
-    longest = _check_lengths("encoded_lengths", encoded_lengths, batch, 1, num_frames)
-    widest = min(num_states - 1, targets.shape[1])
-    num_tokens = _check_lengths("target_lengths", target_lengths, batch, 0, widest)
+    for name, lengths in (("encoded_lengths", encoded_lengths), ("target_lengths", target_lengths)):
+        if lengths.shape != (batch,) or batch == 0:
+            shape = tuple(lengths.shape)
+            raise ValueError(f"{name} must have shape ({batch},) with at least one utterance, got {shape}")
     encoded_lengths, target_lengths = encoded_lengths.to(device).long(), target_lengths.to(device).long()
-    targets = targets[:, :num_tokens].to(device).long()
-    given = valid_frames(target_lengths, num_tokens)
-    refused = targets[given & ((targets == blank) | (targets < 0) | (targets >= num_classes))]
-    if refused.numel():
+    targets = targets.to(device).long()
+    given = valid_frames(target_lengths, targets.shape[1])
+    refused = given & ((targets == blank) | (targets < 0) | (targets >= num_classes))
+    frames, tokens, faults = torch.stack([encoded_lengths, target_lengths, refused.sum(1)]).tolist()
+    _check_lengths("encoded_lengths", frames, 1, num_frames)
+    _check_lengths("target_lengths", tokens, 0, min(num_states - 1, targets.shape[1]))
+    if any(faults):
         raise ValueError(
             f"targets must lie between 0 and V = {num_classes - 1} and differ from blank = {blank}, "
-            f"got {sorted(set(refused.tolist()))}"
+            f"got {sorted(set(targets[refused].tolist()))}"
         )
-    return TransducerBatch(targets.masked_fill(~given, 0), encoded_lengths, target_lengths, longest)
+    targets = targets.masked_fill(~given, 0)[:, : max(tokens)]
+    return TransducerBatch(targets, encoded_lengths, target_lengths, list(zip(frames, tokens, strict=True)))
 
 
 def check_reduction(reduction: str) -> None:
@@ -97,35 +117,103 @@ def reduce_losses(losses: torch.Tensor, target_lengths: torch.Tensor, reduction:
     return losses
 
 
-@numba.njit(nogil=True)
-def _log_add(a: float, b: float) -> float:
-    """log(e^a + e^b), also for -inf."""
-    if a == -np.inf:
-        return b
-    if b == -np.inf:
-        return a
-    return max(a, b) + np.log1p(np.exp(-abs(a - b)))
+# The kernel keeps probabilities as m * RADIX^-k, m a float64 between 1 / RADIX and RADIX: nothing underflows, and a
+# step costs multiplications and comparisons, where adding logarithms costs an exponential and a logarithm.
+RADIX = 2.0**256
+PER_RADIX = 1 / RADIX
+LOG_RADIX = 256 * np.log(2.0)
+NAN_POWER = -(2**40)  # so small that no sum drops a NaN as the lesser term
 
 
 @numba.njit(nogil=True)
-def _forward_variables(label: np.ndarray, blank: np.ndarray, alpha: np.ndarray) -> None:
-    """Fill alpha [T, M]: log-probability of having reached (t, u). label [T, >= U], blank [T, >= M]."""
+def _normalised(m: float, k: int) -> tuple[float, int]:
+    """m * RADIX^-k with m back in range, after a product of two mantissas."""
+    if m < PER_RADIX:
+        return m * RADIX, k + 1
+    if m > RADIX:
+        return m * PER_RADIX, k - 1
+    return m, k
+
+
+@numba.njit(nogil=True)
+def _from_log(x: float, exp_x: float) -> tuple[float, int]:
+    """e^x; exp_x is right where it neither under- nor overflows."""
+    if -LOG_RADIX < x < LOG_RADIX:
+        return exp_x, 0
+    if x == -np.inf:
+        return 0.0, 0
+    if np.isnan(x):
+        return np.nan, NAN_POWER
+    k = int(-x / LOG_RADIX)
+    return np.exp(x + k * LOG_RADIX), k
+
+
+@numba.njit(nogil=True)
+def _times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
+    """m * RADIX^-k * e^x."""
+    factor, power = _from_log(x, exp_x)
+    return _normalised(m * factor, k + power)
+
+
+@numba.njit(nogil=True)
+def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
+    """m * RADIX^-k + n * RADIX^-l; a term 2^256 times smaller than the other's least is dropped."""
+    if m == 0:
+        return n, l
+    if n == 0:
+        return m, k
+    if k == l:
+        return m + n, k
+    if k == l - 1:
+        return m + n * PER_RADIX, k
+    if k == l + 1:
+        return n + m * PER_RADIX, l
+    return (m, k) if k < l else (n, l)
+
+
+@numba.njit(nogil=True)
+def _to_float(m: float, k: int) -> float:
+    """m * RADIX^-k for a product of up to four mantissas; 0 where that underflows."""
+    if k > 4:
+        return m * 0.0
+    for _ in range(k):
+        m *= PER_RADIX
+    for _ in range(min(-k, 4)):
+        m *= RADIX
+    return m
+
+
+@numba.njit(nogil=True)
+def _forward_variables(
+    label: np.ndarray,
+    blank: np.ndarray,
+    exp_label: np.ndarray,
+    exp_blank: np.ndarray,
+    alpha: np.ndarray,
+    power: np.ndarray,
+) -> None:
+    """Fill alpha and power [T, M]: probability of having reached (t, u). label [T, >= U], blank [T, >= M]."""
     num_frames, num_states = alpha.shape
     for t in range(num_frames):
+        m, k = 1.0, 0  # of (t, u - 1) at the head of the inner loop
         for u in range(num_states):
-            value = 0.0 if t == 0 and u == 0 else -np.inf
-            if t > 0:
-                value = alpha[t - 1, u] + blank[t - 1, u]
+            if t == 0:
+                n, l = (1.0, 0) if u == 0 else (0.0, 0)  # noqa: E741
+            else:
+                n, l = _times(alpha[t - 1, u], power[t - 1, u], blank[t - 1, u], exp_blank[t - 1, u])  # noqa: E741
             if u > 0:
-                value = _log_add(value, alpha[t, u - 1] + label[t, u - 1])
-            alpha[t, u] = value
+                m, k = _times(m, k, label[t, u - 1], exp_label[t, u - 1])
+                n, l = _plus(m, k, n, l)  # noqa: E741
+            m, k = n, l
+            alpha[t, u], power[t, u] = m, k
 
 
-# No cache=True (it writes beside the sources) and no parallel=True (its threads would fight torch's).
-@numba.njit(nogil=True)
+@compiled
 def _numba_kernel(
     label: np.ndarray,
     blank: np.ndarray,
+    exp_label: np.ndarray,
+    exp_blank: np.ndarray,
     encoded_lengths: np.ndarray,
     target_lengths: np.ndarray,
     losses: np.ndarray,
@@ -136,29 +224,32 @@ def _numba_kernel(
     for b in range(len(encoded_lengths)):
         num_frames, num_tokens = encoded_lengths[b], target_lengths[b]
         alpha = np.empty((num_frames, num_tokens + 1))
-        _forward_variables(label[b], blank[b], alpha)
-        log_likelihood = alpha[-1, -1] + blank[b, num_frames - 1, num_tokens]
-        losses[b] = -log_likelihood
-        beta = np.full(num_tokens + 1, -np.inf)  # of frame t + 1, overwritten with frame t from the last state on
-        beta[num_tokens] = 0.0
+        power = np.empty((num_frames, num_tokens + 1), np.int64)
+        _forward_variables(label[b], blank[b], exp_label[b], exp_blank[b], alpha, power)
+        t, u = num_frames - 1, num_tokens
+        total, total_power = _times(alpha[t, u], power[t, u], blank[b, t, u], exp_blank[b, t, u])
+        losses[b] = total_power * LOG_RADIX - np.log(total)
+        beta = np.zeros(num_tokens + 1)  # of frame t + 1, overwritten with frame t from the last state on
+        beta_power = np.zeros(num_tokens + 1, np.int64)
+        beta[num_tokens] = 1.0
         for t in range(num_frames - 1, -1, -1):
             for u in range(num_tokens, -1, -1):
-                start = alpha[t, u] - log_likelihood
-                after = blank[b, t, u] + beta[u]
-                blank_occupancy[b, t, u] = np.exp(start + after)
+                m, k = _times(beta[u], beta_power[u], blank[b, t, u], exp_blank[b, t, u])
+                start, start_power = alpha[t, u] / total, power[t, u] - total_power
+                blank_occupancy[b, t, u] = _to_float(start * m, start_power + k)
                 if u < num_tokens:
-                    emit = label[b, t, u] + beta[u + 1]
-                    label_occupancy[b, t, u] = np.exp(start + emit)
-                    after = _log_add(after, emit)
-                beta[u] = after
+                    n, l = _times(beta[u + 1], beta_power[u + 1], label[b, t, u], exp_label[b, t, u])  # noqa: E741
+                    label_occupancy[b, t, u] = _to_float(start * n, start_power + l)
+                    m, k = _plus(m, k, n, l)
+                beta[u], beta_power[u] = m, k
 
 
 def _numba_occupancies(
     label: torch.Tensor, blank: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`lattice_occupancies` of float64 CPU tensors by the compiled kernel (compiled on the first call)."""
+    """`lattice_occupancies` of float64 CPU tensors by the compiled kernel."""
     results = label.new_zeros(len(label)), label.new_zeros(label.shape), label.new_zeros(blank.shape)
-    inputs = label, blank, encoded_lengths, target_lengths
+    inputs = label, blank, label.exp(), blank.exp(), encoded_lengths, target_lengths
     _numba_kernel(*(x.contiguous().numpy() for x in (*inputs, *results)))
     return results
 

@@ -6,8 +6,6 @@ B batch, S samples, F mel bins, T_in feature frames, T encoder frames, U target 
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,20 @@ from nemo_codert.losses import EncoderDistillationLoss, group_frames
 from nemo_codert.models.pretrained import load_pair_checkpoints
 from nemo_codert.models.stock_config import stock_branch_config
 from nemo_codert.models.stock_models import stock_model
-from nemo_codert.models.transducer import Encoded, Transducer, TransducerLoss, encode, predict
-from nemo_codert.modules import encoder_logits
+from nemo_codert.models.student_parts import refer, student_generator
+from nemo_codert.models.transducer import (
+    Encoded,
+    Projected,
+    Transducer,
+    TransducerLoss,
+    encode,
+    predict,
+    project,
+    project_prediction,
+)
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
+from nemo_codert.modules.encoder_logits import projected_logits
 from nemo_codert.nemo_compat import is_being_restored, switch_cuda_graphs
 
 PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
@@ -82,7 +90,7 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
 
     def _build_student(self) -> None:
         student = self.cfg.student
-        with _student_generator():
+        with student_generator():
             self.student_encoder = self.from_config_dict(copy.deepcopy(student.encoder))
             self.student_geometry = self._geometry(self.student_encoder)
             self._build_student_output()
@@ -111,8 +119,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         if not self.cfg.codert.share_decoder:
             self.student_decoder = decoder
             return
-        _refer(self, "student_decoder", self.decoder)
-        _refer(self.student_joint, "pred", self.joint.pred)
+        refer(self, "student_decoder", self.decoder)
+        refer(self.student_joint, "pred", self.joint.pred)
 
     def _geometry(self, encoder: nn.Module) -> EncoderGeometry:
         return encoder_geometry(encoder, self.cfg.preprocessor.features)
@@ -242,26 +250,29 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             step: optimizer step, for the distillation schedule.
         """
         codert, weight = self.cfg.codert, distillation_weight(self.cfg.codert.distillation, step)
-        decoded = predict(self.student_transducer, transcript, transcript_len)  # the teacher's too where shared
         rnnt = (transcript, transcript_len)
-        losses = {"train_rnnt_loss_student": self.transducer_loss(self.student_joint, student, decoded, *rnnt)}
+        prediction = project_prediction(self.student_joint, predict(self.student_transducer, *rnnt))
+        student_projected = project(self.student_joint, student, prediction)
+        losses = {"train_rnnt_loss_student": self.transducer_loss(self.student_joint, student_projected, *rnnt)}
         total = codert.student_loss_weight * losses["train_rnnt_loss_student"]
+        if teacher is not None:
+            if not codert.share_decoder and not self.teacher_is_frozen:
+                prediction = project_prediction(self.joint, predict(self.teacher_transducer, *rnnt))
+            teacher_projected = project(self.joint, teacher, prediction)  # where shared, the same prediction
         if not self.teacher_is_frozen:
-            if not codert.share_decoder:
-                decoded = predict(self.teacher_transducer, transcript, transcript_len)
-            losses["train_rnnt_loss_teacher"] = self.transducer_loss(self.joint, teacher, decoded, *rnnt)
+            losses["train_rnnt_loss_teacher"] = self.transducer_loss(self.joint, teacher_projected, *rnnt)
             total = total + codert.teacher_loss_weight * losses["train_rnnt_loss_teacher"]
         if weight > 0:
-            losses["train_distillation_loss"] = self._distill(student, teacher)
+            losses["train_distillation_loss"] = self._distill(student_projected, teacher_projected)
             total = total + weight * losses["train_distillation_loss"]
         losses["train_loss"] = total
         return losses
 
-    def _distill(self, student: Encoded, teacher: Encoded) -> torch.Tensor:
+    def _distill(self, student: Projected, teacher: Projected) -> torch.Tensor:
         """KL(teacher || student) of the encoder logits over common valid frames; the teacher gets no gradient."""
-        student_logits = encoder_logits(self.student_joint, student.encoded)  # [B, T', V+1]
+        student_logits = projected_logits(self.student_joint, student.encoder)  # [B, T', V+1]
         with torch.no_grad():
-            teacher_logits = encoder_logits(self.joint, teacher.encoded)  # [B, T, V+1]
+            teacher_logits = projected_logits(self.joint, teacher.encoder.detach())  # [B, T, V+1]
             teacher_logits, teacher_len = group_frames(
                 teacher_logits, teacher.encoded_len, self.teacher_frames_per_student_frame
             )
@@ -321,8 +332,9 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         teacher = encode(self.teacher_transducer, features, features_len)
         logs = {}
         if self.compute_eval_loss:
-            decoded = predict(self.student_transducer, transcript, transcript_len)
-            logs["val_loss"] = self.transducer_loss(self.student_joint, student, decoded, transcript, transcript_len)
+            prediction = predict(self.student_transducer, transcript, transcript_len)
+            projected = project(self.student_joint, student, project_prediction(self.student_joint, prediction))
+            logs["val_loss"] = self.transducer_loss(self.student_joint, projected, transcript, transcript_len)
         for suffix, metric, branch in (("", self.student_wer, student), ("_teacher", self.wer, teacher)):
             metric.update(
                 predictions=branch.encoded,
@@ -411,29 +423,12 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         if not (Path(new_tokenizer_dir) / "tokenizer.model").is_file():
             raise ValueError(f"change_vocabulary: {str(new_tokenizer_dir)!r} has no tokenizer.model. Give its folder")
         super().change_vocabulary(new_tokenizer_dir, new_tokenizer_type, decoding_cfg)
-        with _student_generator():
+        with student_generator():
             self._build_student_output()
         self.student_joint.to(self.joint.enc.weight)
         self.student_decoder.to(self.joint.enc.weight)
         self._setup_losses()
         self._setup_student_decoding()
-
-
-@contextmanager
-def _student_generator() -> Iterator[None]:
-    """A generator for the student's initial weights alone, seeded as the process was: they depend on the seed only.
-
-    NeMo's own class, seeded the same way, draws the same weights for the lone student.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed())
-        yield
-
-
-def _refer(owner: nn.Module, name: str, module: nn.Module) -> None:
-    """Make `module` reachable as `owner.name` without registering it: it has one owner, and one name in files."""
-    owner._modules.pop(name, None)
-    object.__setattr__(owner, name, module)
 
 
 def _with_teacher_wer(result: dict, outputs: list[dict], stem: str) -> dict:

@@ -10,11 +10,10 @@ from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.asr.modules import RNNTJoint
 from torch import nn
 
-from nemo_codert.losses import additive_rnnt_loss, joint_rnnt_loss
-from nemo_codert.losses.lattice import reduce_losses
-from nemo_codert.modules import AdditiveRNNTJoint, encoder_logits, prediction_logits
-from nemo_codert.modules.encoder_logits import joint_logits
-from nemo_codert.nemo_compat import fastemit_lambda
+from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, three_column_loss
+from nemo_codert.losses.lattice import LatticeLoss, reduce_losses, rnnt_lattice_loss
+from nemo_codert.modules import AdditiveRNNTJoint
+from nemo_codert.nemo_compat import fastemit_lambda, numba_cuda_kernel, utterance_losses
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,19 @@ class Encoded:
     encoded_len: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Projected:
+    """Both sides of a joint before they meet, computed once for all losses of a step.
+
+    `encoder` [B, T, H], `encoded_len` [B] and `prediction` [B, U+1, H]; an additive joint's H is V+1, and these are
+    its encoder and prediction logits.
+    """
+
+    encoder: torch.Tensor
+    encoded_len: torch.Tensor
+    prediction: torch.Tensor
+
+
 def encode(transducer: Transducer, features: torch.Tensor, features_len: torch.Tensor) -> Encoded:
     """[B, F, T_in] -> [B, D, T]."""
     encoded, encoded_len = transducer.encoder(audio_signal=features, length=features_len)[:2]
@@ -49,6 +61,16 @@ def predict(transducer: Transducer, transcript: torch.Tensor, transcript_len: to
     """Prediction network over the transcript: [B, U] -> [B, D, U+1]."""
     decoded, _, _ = transducer.decoder(targets=transcript, target_length=transcript_len)
     return decoded
+
+
+def project_prediction(joint: RNNTJoint, decoded: torch.Tensor) -> torch.Tensor:
+    """The joint's projection of the prediction network: [B, D, U+1] -> [B, U+1, H]."""
+    return joint.project_prednet(decoded.transpose(1, 2))
+
+
+def project(joint: RNNTJoint, branch: Encoded, prediction: torch.Tensor) -> Projected:
+    """The joint's projection of the encoder, beside that of the prediction network [B, U+1, H]."""
+    return Projected(joint.project_encoder(branch.encoded.transpose(1, 2)), branch.encoded_len, prediction)
 
 
 class TransducerLoss:
@@ -71,64 +93,47 @@ class TransducerLoss:
         return "exact" if isinstance(joint, AdditiveRNNTJoint) or device.type == "cpu" else "nemo"
 
     def __call__(
-        self,
-        joint: RNNTJoint,
-        branch: Encoded,
-        decoded: torch.Tensor,
-        transcript: torch.Tensor,
-        transcript_len: torch.Tensor,
+        self, joint: RNNTJoint, projected: Projected, transcript: torch.Tensor, transcript_len: torch.Tensor
     ) -> torch.Tensor:
-        """Scalar loss of a batch: `decoded` [B, D, U+1], `transcript` [B, U], `transcript_len` [B]."""
-        exact = self.implementation(joint, decoded.device) == "exact"
-        if exact and isinstance(joint, AdditiveRNNTJoint):
-            return additive_rnnt_loss(
-                encoder_logits(joint, branch.encoded),
-                prediction_logits(joint, decoded),
-                transcript,
-                branch.encoded_len,
-                transcript_len,
-                **self._settings(joint, self.nemo_loss.reduction),
-            )
-        losses = [
-            self._lattice_loss(joint, exact, branch, decoded, transcript, transcript_len, rows)
-            for rows in _sub_batches(joint, len(transcript_len))
-        ]
-        return reduce_losses(torch.cat(losses), transcript_len, self.nemo_loss.reduction)
-
-    def _settings(self, joint: RNNTJoint, reduction: str) -> dict[str, object]:
-        return {
+        """Scalar loss of a batch: `transcript` [B, U], `transcript_len` [B]."""
+        batch = projected.encoder, projected.prediction, transcript, projected.encoded_len, transcript_len
+        if self.implementation(joint, transcript.device) == "nemo":
+            losses = [self._lattice_losses(joint, *batch, rows) for rows in _sub_batches(joint, len(transcript_len))]
+            return reduce_losses(torch.cat(losses), transcript_len, self.nemo_loss.reduction)
+        settings = {
             "blank": joint.num_classes_with_blank - 1,
-            "reduction": reduction,
+            "reduction": self.nemo_loss.reduction,
             "fastemit_lambda": fastemit_lambda(self.nemo_loss),
         }
+        if isinstance(joint, AdditiveRNNTJoint):
+            return additive_rnnt_loss(*batch, **settings, lattice_loss=recursion(self.nemo_loss, transcript.device))
+        return chunked_joint_rnnt_loss(
+            lambda encoder, prediction: joint.joint_net(encoder + prediction),
+            *batch,
+            num_classes=joint.num_classes_with_blank,
+            **settings,
+        )
 
-    def _lattice_loss(
+    def _lattice_losses(
         self,
         joint: RNNTJoint,
-        exact: bool,
-        branch: Encoded,
-        decoded: torch.Tensor,
+        encoder: torch.Tensor,
+        prediction: torch.Tensor,
         transcript: torch.Tensor,
+        encoded_len: torch.Tensor,
         transcript_len: torch.Tensor,
         rows: slice,
     ) -> torch.Tensor:
-        """Losses [rows] of some utterances over their own lattice [rows, T, U+1, V+1]."""
-        lengths, target_lengths = branch.encoded_len[rows].contiguous(), transcript_len[rows].contiguous()
+        """Losses [rows] of some utterances by NeMo's kernel over their own lattice [rows, T, U+1, V+1]."""
+        lengths, target_lengths = encoded_len[rows], transcript_len[rows]
         frames, tokens = int(lengths.max()), int(target_lengths.max())
-        targets = transcript[rows, :tokens].contiguous()
-        logits = joint_logits(joint, branch.encoded[rows, :, :frames], decoded[rows, :, : tokens + 1])
-        if exact:
-            return joint_rnnt_loss(logits, targets, lengths, target_lengths, **self._settings(joint, "none"))
-        reduction, self.nemo_loss.reduction = self.nemo_loss.reduction, None
-        try:
-            return self.nemo_loss(
-                log_probs=logits.contiguous(),
-                targets=targets,
-                input_lengths=lengths,
-                target_lengths=target_lengths,
-            )
-        finally:
-            self.nemo_loss.reduction = reduction
+        logits = joint.joint_net(encoder[rows, :frames, None] + prediction[rows, None, : tokens + 1])
+        return utterance_losses(self.nemo_loss, logits, transcript[rows, :tokens], lengths, target_lengths)
+
+
+def recursion(nemo_loss: RNNTLoss, device: torch.device) -> LatticeLoss:
+    """Who runs the recursion of the additive loss: NeMo's Numba-CUDA kernel on a GPU, ours in float64 elsewhere."""
+    return three_column_loss(numba_cuda_kernel(nemo_loss)) if device.type == "cuda" else rnnt_lattice_loss
 
 
 def _sub_batches(joint: RNNTJoint, batch_size: int) -> list[slice]:

@@ -14,12 +14,12 @@ from nemo_codert.modules.additive_joint import AdditiveRNNTJoint
 
 def encoder_logits(joint: RNNTJoint, encoded: torch.Tensor) -> torch.Tensor:
     """Raw logits of the encoder alone: `encoded` [B, D, T] -> [B, T, V+1] (E in arXiv:2106.07734, section 2.1)."""
-    return _output_layer(joint, joint.enc(encoded.transpose(1, 2)))
+    return projected_logits(joint, joint.project_encoder(encoded.transpose(1, 2)))
 
 
 def prediction_logits(joint: RNNTJoint, decoded: torch.Tensor) -> torch.Tensor:
     """Raw logits of the prediction network alone: `decoded` [B, D, U+1] -> [B, U+1, V+1]."""
-    return _output_layer(joint, joint.pred(decoded.transpose(1, 2)))
+    return projected_logits(joint, joint.project_prednet(decoded.transpose(1, 2)))
 
 
 def joint_logits(joint: RNNTJoint, encoded: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
@@ -32,10 +32,11 @@ def joint_logits(joint: RNNTJoint, encoded: torch.Tensor, decoded: torch.Tensor)
     return joint.joint_net(encoder_part + prediction_part)  # [B, T, U+1, V+1]
 
 
-def _output_layer(joint: RNNTJoint, projected: torch.Tensor) -> torch.Tensor:
+def projected_logits(joint: RNNTJoint, projected: torch.Tensor) -> torch.Tensor:
+    """The logits of one projection alone: [B, T, H] -> [B, T, V+1], `projected` itself for an additive joint."""
     if isinstance(joint, AdditiveRNNTJoint):
         return projected
+    projected = projected.clone()  # NeMo's activation is in place, and the loss wants the projection too
     for layer in joint.joint_net:
-        # The activation is in place in NeMo; on a tensor that autograd has saved for `joint.enc` that is fine.
         projected = projected if isinstance(layer, nn.Dropout) else layer(projected)
     return projected

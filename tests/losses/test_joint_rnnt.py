@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nemo_codert.losses import additive_rnnt_loss, joint_rnnt_loss, valid_frames
+from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, joint_rnnt, joint_rnnt_loss, valid_frames
+from nemo_codert.losses.lattice import reduce_losses
 from tests.reference.rnnt_recursion import joint_losses
 
 
@@ -139,3 +140,95 @@ def test_half_precision_is_computed_in_float32_with_a_gradient_in_its_own_type(d
 def test_bad_arguments_are_refused_with_what_was_got(change, message):
     with pytest.raises(ValueError, match=message):
         joint_rnnt_loss(**(random_batch() | change))
+
+
+def stock_joint(H: int = 6, V: int = 5, dropout: float = 0.0) -> torch.nn.Sequential:
+    """What a stock RNN-T joint does to the sum of its projections."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Dropout(dropout), torch.nn.Linear(H, V + 1))
+
+
+def chunked_results(joint: torch.nn.Module, batch: dict, parts: tuple[torch.Tensor, ...], **options) -> list:  # noqa: ANN003
+    """The chunked loss and its gradients with respect to both parts and the joint's parameters."""
+    parts = [part.detach().clone().requires_grad_() for part in parts]
+    joint.zero_grad()
+    loss = chunked_joint_rnnt_loss(
+        lambda encoder, prediction: joint(encoder + prediction), *parts, **batch, num_classes=6, **options
+    )
+    loss.sum().backward()
+    return [loss.detach(), *(part.grad for part in parts), *(p.grad.clone() for p in joint.parameters())]
+
+
+def random_parts(B: int = 3, T: int = 7, U: int = 4, H: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(B, T, H, generator=generator), torch.randn(B, U + 1, H, generator=generator)
+
+
+@pytest.mark.parametrize("chunk, kept", [(2**22, 2**24), (2**22, 0), (60, 0), (1, 0), (60, 2**24)])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "mean_batch", "mean_volume"])
+def test_chunks_give_the_recursion_of_the_whole_lattice(monkeypatch, chunk, kept, reduction):
+    monkeypatch.setattr(joint_rnnt, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(joint_rnnt, "KEPT_ELEMENTS", kept)
+    batch, parts, joint = random_batch(), random_parts(), stock_joint()
+    batch.pop("joint_logits")
+    results = chunked_results(joint, batch, parts, reduction=reduction)
+    double = joint.double()
+    double.zero_grad()
+    leaves = [part.double().requires_grad_() for part in parts]
+    losses = joint_losses(double(leaves[0][:, :, None] + leaves[1][:, None]), **batch)
+    expected = reduce_losses(losses, batch["target_lengths"], reduction)
+    expected.sum().backward()
+    wanted = [expected.detach(), *(leaf.grad for leaf in leaves), *(p.grad for p in double.parameters())]
+    for result, want in zip(results, wanted, strict=True):
+        # float32 logits; 3e-7 of the largest seen
+        torch.testing.assert_close(result.double(), want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+def test_recomputed_chunks_draw_the_same_dropout(monkeypatch):
+    batch, parts, joint = random_batch(), random_parts(), stock_joint(dropout=0.5)
+    batch.pop("joint_logits")
+    monkeypatch.setattr(joint_rnnt, "CHUNK_ELEMENTS", 60)
+    results = []
+    for kept in (2**24, 0):
+        monkeypatch.setattr(joint_rnnt, "KEPT_ELEMENTS", kept)
+        torch.manual_seed(3)
+        results.append(chunked_results(joint, batch, parts))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_chunks_keep_nothing_of_the_size_of_the_lattice(monkeypatch):
+    monkeypatch.setattr(joint_rnnt, "CHUNK_ELEMENTS", 600)
+    monkeypatch.setattr(joint_rnnt, "KEPT_ELEMENTS", 0)
+    batch = random_batch(B=2, T=40, U=9)
+    batch.pop("joint_logits")
+    sizes, joint = [], stock_joint()
+
+    def spy(encoder: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        logits = joint(encoder + prediction)
+        sizes.append(logits.numel())
+        return logits
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.untyped_storage().nbytes()) or x, lambda x: x
+    ):
+        parts = [part.requires_grad_() for part in random_parts(2, 40, 9)]
+        loss = chunked_joint_rnnt_loss(spy, *parts, **batch, num_classes=6)
+    assert max(kept) < 4 * 2 * 40 * 10 * 6
+    forward = len(sizes)
+    loss.backward()
+    assert max(sizes) <= 600 and len(sizes) == 2 * forward
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"encoder_part": torch.zeros(3, 7)}, r"encoder_part must be \[B, T, H\].*\(3, 7\)"),
+    ({"prediction_part": torch.zeros(2, 5, 6)}, r"\(2, 5, 6\)"),
+    ({"blank": 6}, "blank must lie between 0 and V = 5"),
+    ({"reduction": "average"}, "got 'average'"),
+])  # fmt: skip
+def test_chunks_of_bad_arguments_are_refused(change, message):
+    batch = random_batch()
+    batch.pop("joint_logits")
+    parts = dict(zip(("encoder_part", "prediction_part"), random_parts(), strict=True))
+    with pytest.raises(ValueError, match=message):
+        chunked_joint_rnnt_loss(torch.add, **(batch | parts | {"num_classes": 6} | change))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from nemo_codert.config import RNNT_REDUCTIONS
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.transducer import Encoded, predict
+from nemo_codert.models.transducer import Encoded, predict, project, project_prediction
 from tests.conftest import ADDITIVE, STOCK
 from tests.models.training_runs import branch_losses
 
@@ -220,7 +220,8 @@ def test_the_reduction_of_the_config_is_that_of_the_loss(make_model, batch, join
             model.loss.reduction = reduction
             part = Encoded(frames.encoded[rows], frames.encoded_len[rows])
             targets = transcript[rows], transcript_len[rows]
-            return model.transducer_loss(model.joint, part, decoded[rows], *targets)
+            projected = project(model.joint, part, project_prediction(model.joint, decoded[rows]))
+            return model.transducer_loss(model.joint, projected, *targets)
 
         each = torch.stack([loss("sum", slice(i, i + 1)) for i in range(4)])
         expected = {

@@ -1,0 +1,76 @@
+"""Numba kernels whose machine code is kept in one named folder: compiled once, by whichever process comes first.
+
+The folder is `nemo_codert` in `NUMBA_CACHE_DIR`, `$XDG_CACHE_HOME` or `~/.cache`, whichever is set first. It may be
+shared by several processes (files are replaced whole) and may be read-only or full: what cannot be stored or read is
+compiled again. Numba alone would write beside the sources. Imports numba.
+"""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    if numba.config.CACHE_DIR:
+        return Path(numba.config.CACHE_DIR) / "nemo_codert"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemo_codert"
+
+
+def compiled(function: Callable) -> Callable:
+    """`numba.njit` without the GIL and on one thread (torch's own would fight with more), kept in `cache_folder`."""
+    kernel = numba.njit(nogil=True, error_model="numpy")(function)  # 1 / 0 is inf
+    kernel._cache = _FolderCache(function)
+    return kernel
+
+
+class _Folder:
+    """What numba asks about the place of a function's compiled code (its `_CacheLocator` interface)."""
+
+    def __init__(self, function: Callable, source: str) -> None:
+        self.line, self.source = function.__code__.co_firstlineno, Path(source)
+
+    @classmethod
+    def from_function(cls, function: Callable, source: str) -> "_Folder":
+        return cls(function, source)
+
+    def ensure_cache_path(self) -> None:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        # Of the contents, with callees in the same file and the compiler options in this one.
+        return hashlib.sha256(self.source.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+
+    def get_disambiguator(self) -> str:
+        return str(self.line)
+
+
+class _FolderCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_Folder]
+
+
+class _FolderCache(FunctionCache):
+    _impl_class = _FolderCacheImpl
+
+    def load_overload(self, *args: Any) -> Any:
+        # Overrides Cache.load_overload: an unreadable or torn file counts as none.
+        try:
+            return super().load_overload(*args)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+
+    def save_overload(self, *args: Any) -> None:
+        # Overrides Cache.save_overload: a folder that takes no files costs the next process a compilation, no more.
+        try:
+            super().save_overload(*args)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            return

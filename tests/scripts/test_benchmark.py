@@ -1,0 +1,124 @@
+"""The command line of scripts/benchmark.py, at tiny sizes; what it measures is tested in tests/analysis."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+LOSS = "--only loss --shapes 2x6x2x8 --vocabularies 8 16 32 --lattice 1x6x2 --lattices 1x4x2 1x6x2 1x8x2".split()
+LOSS += ["--lattices-vocabulary", "8"]
+STEP = "--batch-size 1 --seconds 0.5 --tokens 2 --vocabulary 64 --teacher 2x32 --student 1x16 --pred-hidden 12".split()
+STEP += ["--joint-hidden", "12"]
+DECODING = ["--decoding-batch-size", "2", "--decoding-frames", "8"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the script's main in this process: exit status, standard output, standard error."""
+    spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--output-dir", "out", *arguments])
+        capsys.readouterr()
+        try:
+            status = script.main()
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "out" / "benchmark.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_loss_part_prints_and_writes_times_growth_and_plots(run, tmp_path):
+    status, out, _ = run(*LOSS, "--skip-memory", "--rounds", "3", "--slow-rounds", "1", "--threads", "1")
+    assert status == 0
+    assert "1 torch threads" in out and "NeMo warprnnt_numba" in out
+    assert "seconds against V, at (B, T, U) = (1, 6, 2)" in out and "seconds against B x T x U, at V = 8" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"benchmark.csv", "cost_against_vocabulary.png", "cost_against_lattice.png"}
+    rows = table(tmp_path)
+    shapes = dict.fromkeys((row["batch"], row["frames"], row["tokens"], row["vocabulary"]) for row in rows)
+    assert len(shapes) == 6 and len(rows) == 18  # V = 8 at 1x6x2 is in both series, and measured once
+    assert {row["rounds"] for row in rows if row["implementation"].startswith("NeMo")} == {"1"}
+    assert {row["rounds"] for row in rows if row["implementation"] == "additive_rnnt_loss"} == {"3"}
+    assert all(row["peak_bytes"] == row["resident_bytes"] == "" for row in rows)
+
+
+def test_memory_is_measured_and_a_large_lattice_left_out(run, tmp_path):
+    sizes = "--only loss --shapes 2x6x2x8 --vocabularies 8 --lattice 2x6x2 --lattices 2x6x2".split()
+    sizes += ["--lattices-vocabulary", "8"]
+    status, out, _ = run(*sizes, "--rounds", "1", "--largest-lattice", "1e-9")
+    assert status == 0 and "NeMo warprnnt" not in out and "seconds against" not in out  # one size: no growth
+    ours, floor = table(tmp_path)
+    assert int(ours["peak_bytes"]) > 0 and int(ours["held_bytes"]) == 4 * 2 * (6 + 3) * 9
+    assert int(floor["peak_bytes"]) == 4 * 2 * (2 * (6 + 3) * 9 + 6 * 3)
+
+
+def test_steps_and_decoding_are_measured_at_the_sizes_given(run, tmp_path):
+    rounds = ["--rounds", "1", "--slow-rounds", "1", "--skip-memory"]
+    status, out, _ = run("--only", "step", "decoding", *STEP, *DECODING, *rounds)
+    assert status == 0
+    assert "step: 1 x 0.5 s, 2 tokens, V 64, 2x32 and 1x16" in out
+    assert "greedy_batch, 2 x 8 frames, a token in 4, V 64, prediction 12, stock joint 12" in out
+    assert "tandem step / (stock teacher step + stock student step)" in out and "additive joint kept" in out
+    rows = table(tmp_path)
+    assert [row["part"] for row in rows] == ["step"] * 5 + ["decoding"] * 4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"benchmark.csv"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--slow-rounds", "-1"], "--slow-rounds is -1"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--seconds", "0"], "--seconds is 0"),
+        (["--decoding-frames", "0"], "--decoding-frames is 0"),
+        (["--vocabularies", "8", "0"], "--vocabularies"),
+        (["--lattice", "4x100"], "'4x100': wanted 3 numbers"),
+        (["--shapes", "1x2x3x0"], "'1x2x3x0': wanted 4 numbers"),
+        (["--teacher", "large"], "'large': wanted 2 numbers"),
+        (["--only", "everything"], "invalid choice"),
+    ],
+)
+def test_bad_options_are_named_and_nothing_is_written(run, tmp_path, arguments, message):
+    status, _, err = run(*arguments)
+    assert status == 2 and message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused(run, tmp_path):
+    (tmp_path / "out").write_text("kept")
+    status, _, err = run()
+    assert status == 2 and "that is a file" in err and (tmp_path / "out").read_text() == "kept"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device_is_refused(run, tmp_path):
+    status, _, err = run("--device", "cuda")
+    assert status == 2 and "torch sees no GPU" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_all_parts_run_on_a_gpu(run, tmp_path):
+    parts = [*LOSS[2:], *STEP, *DECODING, "--rounds", "1", "--device", "cuda"]
+    status, out, _ = run("--only", "loss", "step", "decoding", *parts)
+    assert status == 0 and "CUDA" in out
+    assert all(int(row["peak_bytes"]) > 0 for row in table(tmp_path) if row["part"] == "loss")
