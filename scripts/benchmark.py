@@ -7,6 +7,8 @@
 loss: the RNN-T loss of an additive joint with its gradient: ours, NeMo's on the expanded lattice, any other one that
 is installed (k2, fast_rnnt, torchaudio, warp_rnnt), and the floor: the two exponentials and three matrix products that
 no exact one can avoid. Over V at one lattice, over T x U at one V, and at the shapes that the targets name.
+joint: the RNN-T loss of a stock joint (H = --joint-hidden) with all gradients, in chunks that are computed again in
+the backward pass, against NeMo's on the whole lattice.
 step: whole training steps on noise: a stock teacher and a stock student (NeMo's class, joint and loss), the pair that
 trains both in tandem, and the pair's networks alone (features, encoders, prediction network and projections, forward
 and backward, no loss). Clipping and AdamW are counted in every whole step, and are a row of their own.
@@ -33,7 +35,7 @@ from pathlib import Path
 
 from nemo_codert.console import exit_status, quieten_libraries
 
-PARTS = ("loss", "step", "decoding")
+PARTS = ("loss", "joint", "step", "decoding")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
 ABOVE_ZERO += ("pred_hidden", "joint_hidden", "decoding_batch_size", "decoding_frames")
 
@@ -66,10 +68,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="those that the targets name")
     loss.add_argument("--vocabularies", nargs="+", type=int, default=[256, 1024, 4096, 16384], metavar="V")
-    loss.add_argument("--lattice", type=sizes(3), default=(4, 100, 20), metavar="BxTxU", help="at which V grows")
+    loss.add_argument("--lattice", type=sizes(3), default=(8, 150, 40), metavar="BxTxU", help="at which V grows")
     loss.add_argument("--lattices", nargs="+", type=sizes(3), metavar="BxTxU", help="that grow at one V")
     loss.add_argument("--lattices-vocabulary", type=int, default=1024, metavar="V", help="that V")
     loss.add_argument("--largest-lattice", type=float, default=1.0, metavar="GB", help="of rows that make a lattice")
+    joint = parser.add_argument_group("joint")
+    joint.add_argument(
+        "--joint-shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="of a stock joint's lattice"
+    )
     step = parser.add_argument_group("step, and the student of decoding")
     step.add_argument("--batch-size", type=int, default=8, help="utterances")
     step.add_argument("--seconds", type=float, default=12.0, help="of noise per utterance")
@@ -83,7 +89,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     decoding.add_argument("--decoding-batch-size", type=int, default=16, help="utterances")
     decoding.add_argument("--decoding-frames", type=int, default=150, help="encoder frames per utterance")
     parser.set_defaults(shapes=[(8, 150, 40, 1024), (8, 150, 40, 4096)])
-    parser.set_defaults(lattices=[(4, 25, 10), (4, 50, 20), (4, 100, 40), (4, 200, 80)])
+    parser.set_defaults(joint_shapes=[(4, 100, 20, 1024), (4, 400, 100, 4096)])
+    parser.set_defaults(lattices=[(8, 37, 20), (8, 75, 40), (8, 150, 80), (8, 300, 160)])
     return parser.parse_args(arguments)
 
 
@@ -121,9 +128,8 @@ def benchmark(options: argparse.Namespace) -> None:
     rows, findings = [], []
     for part in PARTS:
         if part in options.only:
-            part_rows, part_findings = {"loss": run_loss, "step": run_step, "decoding": run_decoding}[part](
-                options, settings
-            )
+            run = {"loss": run_loss, "joint": run_joint, "step": run_step, "decoding": run_decoding}[part]
+            part_rows, part_findings = run(options, settings)
             rows += part_rows
             findings += part_findings
             print(format_table(part_rows), flush=True)
@@ -166,6 +172,15 @@ def run_loss(options: argparse.Namespace, settings: object) -> tuple[list, list]
         if text := format_growth(found, unit):
             print(f"\n{text}")
     return [row for rows in by_shape.values() for row in rows], findings
+
+
+def run_joint(options: argparse.Namespace, settings: object) -> tuple[list, list]:
+    """Rows and findings of the stock joint's loss."""
+    from nemo_codert.analysis.joint_costs import joint_rows
+    from nemo_codert.analysis.loss_costs import LossShape
+
+    shapes = [LossShape(*shape) for shape in options.joint_shapes]
+    return joint_rows(shapes, options.joint_hidden, options.device, 1e9 * options.largest_lattice, settings)
 
 
 def run_step(options: argparse.Namespace, settings: object) -> tuple[list, list]:

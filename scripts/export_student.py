@@ -9,8 +9,9 @@ file holds no weight of the other branch and no path of this machine. Of --forma
 other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw logits).
 
 --joint says how an additive joint is rewritten as NeMo's: exact (outputs bit-equal on real utterances, on the CPU),
-compact (equal to rounding, smaller when the vocabulary is large), auto (exact while V+1 <= D_enc + D_pred). A stock
-joint is copied as it is.
+compact (equal to rounding, smaller when the vocabulary is large), narrow (equal to rounding in float32, half as wide
+as compact and the fastest with a large vocabulary; not for half precision or int8), auto (exact while V+1 <= D_enc +
+D_pred, else compact). A stock joint is copied as it is.
 
 A file is complete under its name or not there. Exit status 2: bad options or files; the message says what to change.
 """
@@ -30,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, metavar="PAIR.nemo")
     parser.add_argument("--output", type=Path, required=True, metavar="STUDENT.nemo")
     parser.add_argument("--format", choices=["nemo", "onnx", "sherpa-onnx"], default="nemo")
-    parser.add_argument("--joint", choices=["auto", "exact", "compact"], default="auto")
+    parser.add_argument("--joint", choices=["auto", "exact", "compact", "narrow"], default="auto")
     parser.add_argument("--branch", choices=["student", "teacher"], default="student")
     return parser.parse_args(arguments)
 

@@ -1,8 +1,11 @@
 """The curves of a run, read from the TensorBoard events in its folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+Curves = dict[str, list[tuple[int, float]]]  # name -> (optimizer step, value) in order
 
 CURVES = (
     (
@@ -18,7 +21,7 @@ CURVES = (
 )
 
 
-def read_curves(folder: str | Path) -> dict[str, list[tuple[int, float]]]:
+def read_curves(folder: str | Path) -> Curves:
     """Scalars of a run: name -> (optimizer step, value) in order.
 
     Raises:
@@ -27,7 +30,7 @@ def read_curves(folder: str | Path) -> dict[str, list[tuple[int, float]]]:
     files = sorted(Path(folder).glob("events.out.tfevents.*"))
     if not files:
         raise ValueError(f"{folder} has no events.out.tfevents.* file: give the folder of a run")
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: Curves = {}
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
@@ -35,7 +38,7 @@ def read_curves(folder: str | Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: sorted(points) for tag, points in curves.items()}
 
 
-def plot_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) -> Path:
+def plot_curves(curves: Curves, path: str | Path) -> Path:
     """Draw losses, word error rates and the distillation term side by side as a PNG."""
     import matplotlib
 
@@ -60,7 +63,45 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) ->
     return Path(path)
 
 
-def _top(curves: dict[str, list[tuple[int, float]]], names: dict[str, str]) -> float | None:
+def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[int, float, float]:
+    """How many steps two runs share on the curve `name`, and how far apart they are there: absolute, relative.
+
+    Raises:
+        ValueError: no step in common.
+    """
+    values, wanted = dict(curves.get(name, [])), dict(reference.get(name, []))
+    steps = sorted(values.keys() & wanted.keys())
+    if not steps:
+        raise ValueError(f"the runs have no step of {name} in common: they logged {sorted(curves)}")
+    apart = [abs(values[step] - wanted[step]) for step in steps]
+    relative = [d / abs(wanted[step]) if d else 0.0 for d, step in zip(apart, steps, strict=True)]
+    return len(steps), max(apart), max(relative)
+
+
+def plot_runs(runs: dict[str, Curves], names: Sequence[str], path: str | Path) -> Path:
+    """Draw the curves `names` of several runs over each other as a PNG, the later ones thinner."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(5.5 * len(names), 4), constrained_layout=True, squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        for place, (run, curves) in enumerate(runs.items()):
+            points = curves.get(name, [])
+            width, style = (3.0, "-") if place == 0 else (1.2, "--")
+            axis.plot([step for step, _ in points], [value for _, value in points], style, label=run, lw=width)
+        axis.set(title=name, xlabel="optimizer step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return Path(path)
+
+
+def _top(curves: Curves, names: dict[str, str]) -> float | None:
     """Upper end of the axis: the first steps of a loss tower above the rest and would flatten it."""
     if any("wer" in name for name in names):
         return 105.0

@@ -30,7 +30,7 @@ from nemo_codert.losses.lattice import (
 
 UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
 TRUSTED_SHIFTED_Z = 1e-7  # where a row was shifted, terms below this are off by a millionth
-CLASSES_PER_PRODUCT = 256  # longer float32 sums are carried on in float64
+CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
 
 
@@ -63,7 +63,8 @@ def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | N
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     shifts = logits.amax(-1, keepdim=True)
     shifts.masked_fill_(shifts.abs() <= UNSHIFTED, 0.0)
-    exp = (logits - shifts).exp_()
+    # Where the host knows that there is nothing to take off, that saves a pass over the logits.
+    exp = logits.exp() if logits.device.type == "cpu" and not shifts.any() else (logits - shifts).exp_()
     columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double()
     exp_columns = (columns - shifts).exp_()
     if padding is not None:
@@ -74,11 +75,11 @@ def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | N
 
 def _normaliser(encoder: _Side, prediction: _Side, same: torch.Tensor) -> torch.Tensor:
     """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns, each class once."""
-    first = ~same.tril(-1).any(2)  # [B, K]
+    first = same.byte().argmax(2) == torch.arange(same.shape[2], device=same.device)  # [B, K]
     z = torch.bmm(encoder.exp_columns * first[:, None, :], prediction.exp_columns.transpose(1, 2))
-    for start in range(0, encoder.exp.shape[2], CLASSES_PER_PRODUCT):
-        classes = slice(start, start + CLASSES_PER_PRODUCT)
-        z += torch.bmm(encoder.exp[:, :, classes], prediction.exp[:, :, classes].transpose(1, 2))
+    products = max(round(encoder.exp.shape[2] / CLASSES_PER_PRODUCT), 1)
+    for part in zip(encoder.exp.chunk(products, 2), prediction.exp.chunk(products, 2), strict=True):
+        z += torch.bmm(part[0], part[1].transpose(1, 2))
     return z
 
 
@@ -190,10 +191,14 @@ class _AdditiveLogProbs(torch.autograd.Function):
         of_prediction = pad(label_upstream.sum(1), (0, 1))[:, :, None] * same
         of_prediction += blank_upstream.sum(1)[:, :, None] * same[:, -1:]
         exp, columns = sides[:2], sides[2:]
+        sides = (
+            (weight, exp, columns, of_encoder, classes),
+            (weight.transpose(1, 2), exp[::-1], columns[::-1], of_prediction, classes),
+        )
         with _full_precision(z.device.type):
             gradients = [
-                _side_gradient(weight, exp, columns, of_encoder, classes),
-                _side_gradient(weight.transpose(1, 2), exp[::-1], columns[::-1], of_prediction, classes),
+                _side_gradient(*side) if wanted else None
+                for side, wanted in zip(sides, ctx.needs_input_grad, strict=False)
             ]
         for b in ctx.utterances:
             t, u = ctx.batch.sizes[b]
@@ -201,9 +206,11 @@ class _AdditiveLogProbs(torch.autograd.Function):
                 ctx.batch.targets[b, :u], ctx.blank, label_upstream[b, :t, :u], blank_upstream[b, :t, : u + 1]
             )
             for gradient, part in zip(gradients, parts, strict=True):
-                gradient[b] = 0.0
-                gradient[b, : len(part)] = part
-        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
+                if gradient is not None:
+                    gradient[b] = 0.0
+                    gradient[b, : len(part)] = part
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return *(None if gradient is None else gradient.to(dtype) for gradient, dtype in pairs), None, None
 
 
 def _side_gradient(

@@ -174,6 +174,8 @@ def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E74
 @numba.njit(nogil=True)
 def _to_float(m: float, k: int) -> float:
     """m * RADIX^-k for a product of up to four mantissas; 0 where that underflows."""
+    if k == 0:
+        return m
     if k > 4:
         return m * 0.0
     for _ in range(k):
@@ -229,13 +231,14 @@ def _numba_kernel(
         t, u = num_frames - 1, num_tokens
         total, total_power = _times(alpha[t, u], power[t, u], blank[b, t, u], exp_blank[b, t, u])
         losses[b] = total_power * LOG_RADIX - np.log(total)
+        per_total = 1 / total
         beta = np.zeros(num_tokens + 1)  # of frame t + 1, overwritten with frame t from the last state on
         beta_power = np.zeros(num_tokens + 1, np.int64)
         beta[num_tokens] = 1.0
         for t in range(num_frames - 1, -1, -1):
             for u in range(num_tokens, -1, -1):
                 m, k = _times(beta[u], beta_power[u], blank[b, t, u], exp_blank[b, t, u])
-                start, start_power = alpha[t, u] / total, power[t, u] - total_power
+                start, start_power = alpha[t, u] * per_total, power[t, u] - total_power
                 blank_occupancy[b, t, u] = _to_float(start * m, start_power + k)
                 if u < num_tokens:
                     n, l = _times(beta[u + 1], beta_power[u + 1], label[b, t, u], exp_label[b, t, u])  # noqa: E741

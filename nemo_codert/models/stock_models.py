@@ -13,6 +13,7 @@ from nemo_codert.config import STOCK_JOINT
 from nemo_codert.data.tokenizer import without_paths
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
+from nemo_codert.modules.output_range import output_range
 
 
 def stock_model(model: EncDecRNNTBPEModel, branch: Transducer, cfg: DictConfig, joint: str) -> EncDecRNNTBPEModel:
@@ -22,9 +23,10 @@ def stock_model(model: EncDecRNNTBPEModel, branch: Transducer, cfg: DictConfig, 
         model: the model that owns the branch: gives the feature front end and the tokenizer.
         branch: the networks to copy.
         cfg: stock config that describes them.
-        joint: `auto`, `exact` or `compact`, see `to_stock_joint`.
+        joint: `auto`, `exact`, `compact` or `narrow`, see `to_stock_joint`.
     """
-    stock_joint = to_stock_joint(branch.joint, joint)
+    ranges = {"encoder_range": output_range(branch.encoder), "prediction_range": output_range(branch.decoder)}
+    stock_joint = to_stock_joint(branch.joint, joint, **ranges)
     cfg = shareable_config(cfg)
     folder = tempfile.TemporaryDirectory(prefix="nemo_codert_tokenizer_")
     with open_dict(cfg):

@@ -1,4 +1,4 @@
-"""CoDERT's joint, z[b,t,u] = E[b,t] + G[b,u], and its exact rewriting as a stock NeMo joint.
+"""CoDERT's joint, z[b,t,u] = E[b,t] + G[b,u], and its rewritings as a stock NeMo joint.
 
 The encoder and the prediction network each make logits over the vocabulary; the joint adds them (arXiv:2106.07734,
 section 2.1). B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank.
@@ -16,6 +16,8 @@ from nemo_codert.losses import additive_rnnt_loss
 from nemo_codert.nemo_compat import fastemit_lambda
 
 logger = logging.getLogger(__name__)
+
+FORMS = ("auto", "exact", "compact", "narrow")  # of `to_stock_joint`
 
 
 class AdditiveRNNTJoint(RNNTJoint):
@@ -74,23 +76,39 @@ class AdditiveRNNTJoint(RNNTJoint):
         return loss, *word_errors
 
 
-def to_stock_joint(joint: RNNTJoint, form: str = "auto") -> RNNTJoint:
+def to_stock_joint(
+    joint: RNNTJoint,
+    form: str = "auto",
+    *,
+    encoder_range: torch.Tensor | None = None,
+    prediction_range: torch.Tensor | None = None,
+) -> RNNTJoint:
     """A stock `RNNTJoint` that computes the same function; a stock joint is copied as it is.
 
-    Since x = relu(x) - relu(-x), an additive joint is a stock one of twice the width:
+    A hidden unit of a stock joint passes through a ReLU, and x = relu(x) - relu(-x) = relu(x + c) - c for x >= -c:
 
     * `exact`: `joint_hidden = 2(V+1)`, projections [W; -W], output weight [I, -I]. Every output is the sum of the
       same two numbers: bit-equal wherever BLAS rounds a product with W and one with [W; -W] alike (seen on CPU
       for all frames of real utterances), else equal to rounding.
-    * `compact`: `joint_hidden = 2(D_enc + D_pred)`, output weight [W_enc, W_pred, -W_enc, -W_pred]. Equal to
+    * `compact`: `joint_hidden = 2(D_enc + D_pred)`, output weight [W_enc, -W_enc, W_pred, -W_pred]. Equal to
       rounding, smaller when V is large.
-    * `auto`: `exact` while V+1 <= D_enc + D_pred.
+    * `narrow`: `joint_hidden = D_enc + D_pred`, one unit relu(x + c) for a channel, where the ranges c of both sides
+      are given; a side without a range takes two units for a channel, as in `compact`. Equal to rounding, which is
+      that of numbers of size c. For inference in float32: training on may lead a channel out of its range.
+    * `auto`: `exact` while V+1 <= D_enc + D_pred, else `compact`.
+
+    Args:
+        joint: additive or stock.
+        form: one of the above.
+        encoder_range: bound c on the absolute value of each channel of the encoder's output, [D_enc], as
+            `output_range` reads it from the encoder. Only `narrow` uses it.
+        prediction_range: the same of the prediction network, [D_pred].
 
     Raises:
         ValueError: unknown form, or a form asked for of a joint that is a stock one already.
     """
-    if form not in ("auto", "exact", "compact"):
-        raise ValueError(f"joint form is {form!r}, wanted one of auto, exact, compact")
+    if form not in FORMS:
+        raise ValueError(f"joint form is {form!r}, wanted one of {', '.join(FORMS)}")
     if not isinstance(joint, AdditiveRNNTJoint):
         if form != "auto":
             raise ValueError(f"joint form is {form!r}, but this joint is a stock RNNTJoint already: use auto")
@@ -99,8 +117,11 @@ def to_stock_joint(joint: RNNTJoint, form: str = "auto") -> RNNTJoint:
         return stock
     if form == "auto":
         form = "exact" if joint.num_classes_with_blank <= joint.encoder_hidden + joint.pred_hidden else "compact"
-    rewrite = _exact_weights if form == "exact" else _compact_weights
-    weights = rewrite(joint.enc, joint.pred)
+    if form == "exact":
+        weights = _exact_weights(joint.enc, joint.pred)
+    else:
+        ranges = (encoder_range, prediction_range) if form == "narrow" else (None, None)
+        weights = _channel_weights(joint.enc, joint.pred, *ranges)
     stock = stock_joint_like(joint, weights["enc.weight"].shape[0], "relu", 0.0)
     stock.load_state_dict(weights)
     return stock
@@ -152,15 +173,32 @@ def _exact_weights(enc: nn.Linear, pred: nn.Linear) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _compact_weights(enc: nn.Linear, pred: nn.Linear) -> dict[str, torch.Tensor]:
-    channels = enc.in_features + pred.in_features
-    identity = torch.eye(channels, dtype=enc.weight.dtype, device=enc.weight.device)
-    projection = torch.cat([enc.weight, pred.weight], dim=1)  # [V+1, D_enc + D_pred]
+def _channel_weights(
+    enc: nn.Linear, pred: nn.Linear, encoder_range: torch.Tensor | None, prediction_range: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Hidden units that hold the channels of both sides, one or two each, and an output layer that projects them."""
+    enc_units, enc_offset, enc_output = _channel_units(enc, encoder_range)
+    pred_units, pred_offset, pred_output = _channel_units(pred, prediction_range)
+    offset = torch.cat([enc_offset, pred_offset])  # [H]
+    output = torch.cat([enc_output, pred_output], dim=1)  # [V+1, H]
+    bias = enc.bias.double() + pred.bias.double() - output.double() @ offset.double()
     return {
-        "enc.weight": _mirrored(identity[:, : enc.in_features]),
-        "enc.bias": enc.bias.new_zeros(2 * channels),
-        "pred.weight": _mirrored(identity[:, enc.in_features :]),
-        "pred.bias": pred.bias.new_zeros(2 * channels),
-        "joint_net.1.weight": torch.cat([projection, -projection], dim=1),
-        "joint_net.1.bias": enc.bias + pred.bias,
+        "enc.weight": torch.cat([enc_units, enc_units.new_zeros(len(pred_units), enc.in_features)]),
+        # The encoder's side has all offsets: `encoder_logits` zeroes the other one, and its logits stay what they are.
+        "enc.bias": offset,
+        "pred.weight": torch.cat([pred_units.new_zeros(len(enc_units), pred.in_features), pred_units]),
+        "pred.bias": torch.zeros_like(offset),
+        "joint_net.1.weight": output,
+        "joint_net.1.bias": bias.to(enc.bias),
     }
+
+
+def _channel_units(
+    layer: nn.Linear, channel_range: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One side's H hidden units: weight [H, D], offset [H], output weight [V+1, H]."""
+    weight = layer.weight
+    identity = torch.eye(layer.in_features, dtype=weight.dtype, device=weight.device)
+    if channel_range is None:
+        return _mirrored(identity), weight.new_zeros(2 * layer.in_features), torch.cat([weight, -weight], dim=1)
+    return identity, channel_range.to(weight), weight

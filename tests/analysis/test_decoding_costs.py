@@ -8,6 +8,7 @@ from nemo_codert.analysis.decoding_costs import (
     FORMS,
     STOCK,
     DecodingSettings,
+    _joint,
     check_same_steps,
     decoding_cases,
     decoding_rows,
@@ -27,7 +28,7 @@ def test_every_form_emits_one_token_at_every_flagged_frame():
     encoded, _ = make_encoded(TINY)
     flagged = [row.nonzero().flatten().tolist() for row in encoded[:, 0] == 1]
     results = {case.name: case.prepare()() for case in decoding_cases(TINY, "cpu")}
-    assert list(results) == [STOCK, ADDITIVE, *FORMS]
+    assert list(results) == [STOCK, ADDITIVE, "exported, exact", "exported, compact", "exported, narrow"]
     for utterances in results.values():
         assert [frames for _, frames in utterances] == flagged
         assert [len(tokens) for tokens, _ in utterances] == [3] * 3
@@ -42,11 +43,12 @@ def test_every_form_emits_one_token_at_every_flagged_frame():
         (STOCK, [([4, 5], [0, 3])], "other frames"),
         ("exported, exact", [([1, 3], [0, 2])], "other tokens"),
         ("exported, compact", [([1], [0])], "other frames"),
+        ("exported, narrow", [([2, 2], [0, 2])], "other tokens"),
     ],
 )
 def test_other_steps_or_tokens_stop_the_comparison(name, result, message):
     same = [([1, 2], [0, 2])]
-    results = {STOCK: [([7, 8], [0, 2])], ADDITIVE: same, "exported, exact": same, "exported, compact": same}
+    results = {STOCK: [([7, 8], [0, 2])], ADDITIVE: same, **dict.fromkeys(FORMS, same)}
     check_same_steps(results)
     with pytest.raises(RuntimeError, match=message):
         check_same_steps({**results, name: result})
@@ -58,10 +60,15 @@ def test_a_comparison_without_any_token_is_refused():
 
 
 def test_speeds_are_held_against_the_stock_student(monkeypatch):
-    seconds = {STOCK: [1.0], ADDITIVE: [0.8], "exported, exact": [2.0], "exported, compact": [1.25]}
+    seconds = {STOCK: [1.0], ADDITIVE: [0.8], **dict(zip(FORMS, ([2.0], [1.6], [1.25]), strict=True))}
     measured = {name: Measured(own, [([1], [0])]) for name, own in seconds.items()}
     monkeypatch.setattr("nemo_codert.analysis.decoding_costs.measure", lambda cases, settings, title: measured)
     rows, (best, kept) = decoding_rows(TINY, "cpu", MeasureSettings())
-    assert [row.ratio for row in rows] == [1.0, 0.8, 2.0, 1.25]
+    assert [row.ratio for row in rows] == [1.0, 0.8, 2.0, 1.6, 1.25]
     assert (best.value, best.met, kept.value, kept.met) == (0.8, False, 1.25, True)
-    assert "compact" in best.text
+    assert "narrow" in best.text
+
+
+def test_each_form_is_timed_at_its_own_width():
+    widths = {name: _joint(name, TINY).joint_hidden for name in FORMS}
+    assert list(widths.values()) == [2 * 21, 2 * (8 + 12), 8 + 12]

@@ -34,9 +34,11 @@ def run(path, **inputs):
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
 
 
+@pytest.mark.parametrize("form", ["auto", "narrow"])
 @pytest.mark.parametrize("student", [None, LSTM], ids=["conformer", "lstm"])
-def test_encoder_and_joint_equal_torch_at_other_lengths_and_batch_sizes(make_model, tmp_path, student):
-    stock = stock_of(make_model("shared_kd", ADDITIVE, student=student))
+def test_encoder_and_joint_equal_torch_at_other_lengths_and_batch_sizes(make_model, tmp_path, student, form):
+    stock = stock_of(make_model("shared_kd", ADDITIVE, student=student), joint=form)
+    assert stock.joint.joint_hidden == {"auto": 2 * 33, "narrow": 16 + 20}[form]
     before = {name: value.clone() for name, value in stock.state_dict().items()}
     encoder_path, joint_path = export_onnx(stock, tmp_path / "student.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder_joint-student.onnx", "encoder-student.onnx"]

@@ -61,17 +61,22 @@ def wav(manifest):
 
 def test_students_transcribe_the_same_text_where_nemo_codert_cannot_be_imported(make_model, wav, tmp_path):
     expected = {}
-    for name, joint in (("additive", ADDITIVE), ("stock", STOCK)):
+    for name, joint, form in (
+        ("additive", ADDITIVE, "auto"),
+        ("narrow", ADDITIVE, "narrow"),
+        ("stock", STOCK, "auto"),
+    ):
         pair = make_model("shared_kd", joint)
         make_talkative(pair.student_joint)
-        student = pair.student_model()
+        student = pair.student_model(form)
         (hypothesis,) = student.transcribe([wav], verbose=False)
         expected[str(save_model(student, tmp_path / f"{name}.nemo"))] = hypothesis.text
         save_model(pair, tmp_path / f"pair_{name}.nemo")
-        restored = load_model(tmp_path / f"pair_{name}.nemo").student_model()
+        restored = load_model(tmp_path / f"pair_{name}.nemo").student_model(form)
         again = save_model(restored, tmp_path / f"{name}_of_restored.nemo")
         expected[str(again)] = expected[str(tmp_path / f"{name}.nemo")]
     assert all(len(set(text)) > 3 for text in expected.values()), expected
+    assert expected[str(tmp_path / "narrow.nemo")] == expected[str(tmp_path / "additive.nemo")]
 
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, wav, *expected], cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -47,8 +47,8 @@ def test_the_exact_form_differs_by_nothing_on_a_real_number_of_rows(V):
     assert (outputs(stock, encoded, decoded) - outputs(joint, encoded, decoded)).abs().max() == 0.0
 
 
-@pytest.mark.parametrize("form", ["exact", "compact"])
-def test_both_forms_are_equal_to_rounding_on_any_number_of_rows(form):
+@pytest.mark.parametrize("form", ["exact", "compact", "narrow"])
+def test_all_forms_are_equal_to_rounding_on_any_number_of_rows(form):
     joint = make_joint()
     stock = to_stock_joint(joint, form)
     for shape in ({}, {"B": 1, "T": 1, "U": 0}):
@@ -83,11 +83,11 @@ def test_a_stock_joint_is_copied_as_it_is():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'small', wanted one of auto, exact, compact"):
+    with pytest.raises(ValueError, match="'small', wanted one of auto, exact, compact, narrow"):
         to_stock_joint(make_joint(), "small")
 
 
-@pytest.mark.parametrize("form", ["exact", "compact"])
+@pytest.mark.parametrize("form", ["exact", "compact", "narrow"])
 def test_rewriting_a_stock_joint_is_refused(form):
     with pytest.raises(ValueError, match=f"{form}.*stock RNNTJoint already: use auto"):
         to_stock_joint(make_joint(RNNTJoint), form)

@@ -60,6 +60,13 @@ def test_the_loss_part_prints_and_writes_times_growth_and_plots(run, tmp_path):
     assert all(row["peak_bytes"] == row["resident_bytes"] == "" for row in rows)
 
 
+def test_the_joint_part_prints_and_writes_both_losses(run, tmp_path):
+    sizes = "--only joint --joint-shapes 2x6x2x8 --joint-hidden 5 --skip-memory --slow-rounds 1".split()
+    status, out, _ = run(*sizes)
+    assert status == 0 and "chunked_joint_rnnt_loss" in out
+    assert [row["hidden"] for row in table(tmp_path)] == ["5", "5"]
+
+
 def test_memory_is_measured_and_a_large_lattice_left_out(run, tmp_path):
     sizes = "--only loss --shapes 2x6x2x8 --vocabularies 8 --lattice 2x6x2 --lattices 2x6x2".split()
     sizes += ["--lattices-vocabulary", "8"]
@@ -78,7 +85,7 @@ def test_steps_and_decoding_are_measured_at_the_sizes_given(run, tmp_path):
     assert "greedy_batch, 2 x 8 frames, a token in 4, V 64, prediction 12, stock joint 12" in out
     assert "tandem step / (stock teacher step + stock student step)" in out and "additive joint kept" in out
     rows = table(tmp_path)
-    assert [row["part"] for row in rows] == ["step"] * 5 + ["decoding"] * 4
+    assert [row["part"] for row in rows] == ["step"] * 5 + ["decoding"] * 5
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"benchmark.csv"}
 
 

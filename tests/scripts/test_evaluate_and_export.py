@@ -65,8 +65,18 @@ def predictions(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("source, options", [("pair", ["--joint", "compact"]), ("lone", []), ("student", [])])
-def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_path, source, options):
+@pytest.mark.parametrize(
+    "source, options, hidden",
+    [
+        ("pair", ["--joint", "compact"], 2 * (16 + 20)),
+        ("pair", ["--joint", "narrow"], 16 + 20),
+        ("pair", ["--joint", "narrow", "--branch", "teacher"], 24 + 20),
+        ("lone", ["--joint", "narrow"], 16 + 20),
+        ("lone", [], 2 * 33),
+        ("student", [], 2 * 33),
+    ],
+)
+def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_path, source, options, hidden):
     from nemo_codert.export import load_model
 
     output = tmp_path / "new" / "student.nemo"
@@ -74,7 +84,7 @@ def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_pat
     assert status == 0
     joint = load_model(output).joint
     assert type(joint).__module__.startswith("nemo.")
-    assert joint.joint_hidden == (2 * (16 + 20) if options else 2 * 33)
+    assert joint.joint_hidden == hidden and f"joint_hidden {hidden}, " in text
     assert f"{output}  {output.stat().st_size / 1e6:.2f} MB" in text
     assert "EncDecRNNTBPEModel, " in text and "32 word pieces" in text
     assert [path.name for path in output.parent.iterdir()] == ["student.nemo"]
