@@ -11,6 +11,7 @@ which float32 could go wrong is computed in float64 altogether. Imports torch an
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
 # columns (the targets', some perhaps twice, and last the blank's), N lattice cells
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -89,7 +90,7 @@ def _distrusted(z: torch.Tensor, shift: torch.Tensor, exp: torch.Tensor) -> torc
     Lost are terms below the smallest normal number, times e^20 at most where no row was shifted.
     """
     limits = torch.finfo(exp.dtype)
-    lost = exp.shape[2] * limits.tiny / limits.eps * torch.tensor(UNSHIFTED).exp().item()
+    lost = exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
     trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
     return z < torch.full_like(z, lost).masked_fill_(shift != 0, trusted)
 
@@ -159,7 +160,8 @@ class _AdditiveLogProbs(torch.autograd.Function):
             distrusted &= ~padding
         log_z = z.log() + shift
         utterances = {}
-        for b in distrusted.flatten(1).any(1).nonzero().flatten().tolist():
+        redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
+        for b in (b for b, wanted in enumerate(redo) if wanted):
             t, u = batch.sizes[b]
             utterances[b] = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
             log_z[b, :t, : u + 1] = utterances[b].log_z()
@@ -182,8 +184,9 @@ class _AdditiveLogProbs(torch.autograd.Function):
         ctx: FunctionCtx, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         *sides, z, classes, same, encoder_logits, prediction_logits = ctx.saved_tensors
-        redone = torch.tensor(ctx.utterances, dtype=torch.int64, device=z.device)
-        gamma = (-blank_upstream - pad(label_upstream, (0, 1))).index_fill_(0, redone, 0.0)
+        gamma = -blank_upstream - pad(label_upstream, (0, 1))  # [B, T, M]
+        if ctx.utterances:
+            gamma[ctx.utterances] = 0.0
         weight = (gamma / z).masked_fill_(gamma == 0, 0.0)  # [B, T, M]
         same = same.double()
         of_encoder = torch.cat([label_upstream, blank_upstream.sum(2, keepdim=True)], 2).bmm(same)  # [B, T, K]

@@ -119,6 +119,21 @@ def test_lattices_that_are_nearly_certain_are_exact_too(V, make, margin):
     assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
 
 
+@pytest.mark.parametrize("B, T, U, V", SHAPES)
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_types_match_the_recursion_of_the_same_numbers(B, T, U, V, scale, dtype):
+    batch = random_batch(B, T, U, V, scale)
+    batch |= {name: batch[name].to(dtype) for name in LOGITS}
+    loss, *gradients = loss_and_gradients(batch, reduction="none")
+    expected_loss, *expected = reference(batch)
+    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=0)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert gradient.dtype == dtype  # the last rounding is to that type
+        tolerance = max(1e-6, torch.finfo(dtype).eps) * wanted.abs().max().item()
+        torch.testing.assert_close(gradient.double(), wanted, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("offset", [-300.0, 19.0, 21.0, 300.0])
 def test_logits_far_from_zero_are_exact_too(offset):
     batch = random_batch(V=600)

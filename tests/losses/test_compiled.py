@@ -82,7 +82,8 @@ def test_two_processes_may_fill_one_folder_at_the_same_time(tmp_path):
 
 
 @pytest.mark.parametrize("variable, value, expected", [
-    ("XDG_CACHE_HOME", "/somewhere", "/somewhere/nemo_codert"), ("HOME", "/elsewhere", "/elsewhere/.cache/nemo_codert"),
+    ("XDG_CACHE_HOME", "/somewhere", "/somewhere/nemo_codert"),
+    ("HOME", "/elsewhere", "/elsewhere/.cache/nemo_codert"),
 ])  # fmt: skip
 def test_the_folder_has_a_name_users_can_find(monkeypatch, variable, value, expected):
     for name in ("XDG_CACHE_HOME", "HOME"):
