@@ -14,6 +14,7 @@ which float32 could go wrong is computed in float64 altogether. Imports torch an
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -35,19 +36,38 @@ CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in fl
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
 
 
-@contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
-    """Keep float32 products float32 whatever autocast, TF32 or bfloat16 products the user allowed elsewhere."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    allowed = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, allowed, strict=True):
+class _FullPrecision:
+    """Keeps float32 products float32 whatever autocast, TF32 or bfloat16 products the user allowed elsewhere.
+
+    torch's switches are the process's: the first thread that comes in sets them, the last one out sets them back.
+    """
+
+    def __init__(self) -> None:
+        self.backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        self.lock, self.inside, self.allowed = Lock(), 0, []
+
+    @contextmanager
+    def __call__(self, device_type: str) -> Iterator[None]:
+        with self.lock:
+            if self.inside == 0:
+                self.allowed = [backend.fp32_precision for backend in self.backends]
+                self._set(["ieee", "ieee"])
+            self.inside += 1
+        try:
+            with torch.autocast(device_type, enabled=False):
+                yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    self._set(self.allowed)
+
+    def _set(self, precisions: list[str]) -> None:
+        for backend, precision in zip(self.backends, precisions, strict=True):
             backend.fp32_precision = precision
+
+
+_full_precision = _FullPrecision()
 
 
 class _Side(NamedTuple):
@@ -55,19 +75,20 @@ class _Side(NamedTuple):
 
     exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits), of the encoder 0 in the token columns
     shifts: torch.Tensor  # [B, T, 1] float64, what was taken off each row
-    columns: torch.Tensor  # [B, T, K] float64, logits of the tokens as they were
+    columns: torch.Tensor  # [B, T, K] float64, logits of the tokens, shifted
     exp_columns: torch.Tensor  # [B, T, K] float64
 
 
-def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | None) -> _Side:
+def _side(logits: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor, padding: torch.Tensor | None) -> _Side:
     """Exponentiate [B, T, V+1]; classes: [B, K] of the token columns, padding: [B, T, 1] bool or None for none."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(dtype)
     shifts = logits.amax(-1, keepdim=True)
     shifts.masked_fill_(shifts.abs() <= UNSHIFTED, 0.0)
     # Where the host knows that there is nothing to take off, that saves a pass over the logits.
     exp = logits.exp() if logits.device.type == "cpu" and not shifts.any() else (logits - shifts).exp_()
     columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double()
-    exp_columns = (columns - shifts).exp_()
+    columns -= shifts
+    exp_columns = columns.exp()
     if padding is not None:
         exp.masked_fill_(padding, 0.0)
         exp_columns.masked_fill_(padding, 0.0)
@@ -84,15 +105,16 @@ def _normaliser(encoder: _Side, prediction: _Side, same: torch.Tensor) -> torch.
     return z
 
 
-def _distrusted(z: torch.Tensor, shift: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
-    """[B, T, M] bool, True where terms that were lost or rounded in exp's type could matter.
+def _distrusted(z: torch.Tensor, encoder: _Side, prediction: _Side) -> torch.Tensor:
+    """[B, T, M] bool, True where terms that were lost or rounded in the exponentials' type could matter.
 
     Lost are terms below the smallest normal number, times e^20 at most where no row was shifted.
     """
+    exp, shifted = encoder.exp, (encoder.shifts != 0) | (prediction.shifts != 0).transpose(1, 2)
     limits = torch.finfo(exp.dtype)
     lost = exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
     trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
-    return z < torch.full_like(z, lost).masked_fill_(shift != 0, trusted)
+    return z < torch.full_like(z, lost).masked_fill_(shifted, trusted)
 
 
 class _Utterance:
@@ -149,22 +171,25 @@ class _AdditiveLogProbs(torch.autograd.Function):
         padding = batch.padding()  # [B, T, M] or None
         classes = pad(batch.targets, (0, 1), value=blank)  # [B, K]
         same = classes[:, :, None] == classes[:, None, :]
-        encoder = _side(encoder_logits, classes, None if padding is None else padding[:, :, :1])
-        prediction = _side(prediction_logits, classes, None if padding is None else padding[:, :1].transpose(1, 2))
+        ctx.dtypes = encoder_logits.dtype, prediction_logits.dtype
+        dtype = torch.promote_types(torch.promote_types(*ctx.dtypes), torch.float32)
+        encoder = _side(encoder_logits, dtype, classes, None if padding is None else padding[:, :, :1])
+        states = None if padding is None else padding[:, :1].transpose(1, 2)
+        prediction = _side(prediction_logits, dtype, classes, states)
         encoder.exp.scatter_(2, classes[:, None, :].expand(encoder.columns.shape), 0.0)
-        shift = encoder.shifts + prediction.shifts.transpose(1, 2)
         with _full_precision(encoder_logits.device.type):
             z = _normaliser(encoder, prediction, same)
-        distrusted = _distrusted(z, shift, encoder.exp)
+        distrusted = _distrusted(z, encoder, prediction)
         if padding is not None:
             distrusted &= ~padding
-        log_z = z.log() + shift
+        log_z = z.log()  # without the shifts, which the columns lack too
         utterances = {}
         redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
         for b in (b for b, wanted in enumerate(redo) if wanted):
             t, u = batch.sizes[b]
             utterances[b] = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
-            log_z[b, :t, : u + 1] = utterances[b].log_z()
+            shifts = encoder.shifts[b, :t] + prediction.shifts[b, : u + 1].T
+            log_z[b, :t, : u + 1] = utterances[b].log_z() - shifts
         next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u asks for target u + 1
         label = encoder.columns[:, :, :-1] + next_label - log_z[:, :, :-1]
         blanks = encoder.columns[:, :, -1:] + prediction.columns[:, None, :, -1] - log_z
@@ -172,7 +197,6 @@ class _AdditiveLogProbs(torch.autograd.Function):
             label.masked_fill_(padding[:, :, :-1], 0.0)
             blanks.masked_fill_(padding, 0.0)
         ctx.batch, ctx.blank, ctx.utterances = batch, blank, list(utterances)
-        ctx.dtypes = encoder_logits.dtype, prediction_logits.dtype
         logits = (encoder_logits, prediction_logits) if utterances else (None, None)
         sides = encoder.exp, prediction.exp, encoder.exp_columns, prediction.exp_columns
         ctx.save_for_backward(*sides, z, classes, same, *logits)

@@ -7,12 +7,14 @@ compiled again. Numba alone would write beside the sources. Imports numba.
 
 import hashlib
 import os
-import pickle
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numba
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 
@@ -20,7 +22,10 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept."""
     if numba.config.CACHE_DIR:
         return Path(numba.config.CACHE_DIR) / "nemo_codert"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemo_codert"
+    home = os.path.expanduser("~/.cache")
+    if home.startswith("~"):  # nobody knows this user's home
+        home = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home) / "nemo_codert"
 
 
 def compiled(function: Callable) -> Callable:
@@ -51,7 +56,10 @@ class _Folder:
         return hashlib.sha256(self.source.read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
     def get_disambiguator(self) -> str:
-        return str(self.line)
+        # Part of the file's name. Numba writes the index before the code, so a name must never stand for two codes.
+        host = f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}"
+        made_of = f"{self.get_source_stamp()} {numba.__version__} {host}"
+        return f"{self.line}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
 
 
 class _FolderCacheImpl(CompileResultCacheImpl):
@@ -65,12 +73,14 @@ class _FolderCache(FunctionCache):
         # Overrides Cache.load_overload: an unreadable or torn file counts as none.
         try:
             return super().load_overload(*args)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        except OSError:
+            return None
+        except Exception:  # noqa: BLE001  unpickling rubbish may raise anything
+            with suppress(OSError):
+                self._cache_file.flush()  # else no later process could store its code
             return None
 
     def save_overload(self, *args: Any) -> None:
         # Overrides Cache.save_overload: a folder that takes no files costs the next process a compilation, no more.
-        try:
+        with suppress(OSError):
             super().save_overload(*args)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            return

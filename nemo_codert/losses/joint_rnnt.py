@@ -21,6 +21,13 @@ CHUNK_ELEMENTS = 2**22  # logits of a chunk: 16 MB of float32, of which the back
 KEPT_ELEMENTS = 2**24  # logits of a batch that are kept for the backward pass rather than computed again: 64 MB
 
 
+def _own_columns(logits: torch.Tensor, targets: torch.Tensor, blank: int) -> torch.Tensor:
+    """[T, U+1, V+1] -> [T, U+1, 2] float64: the next label's (-inf in the last state) and the blank's logits."""
+    t, u = len(logits), len(targets)
+    label = logits[:, :u].gather(2, targets.expand(t, u)[:, :, None]).squeeze(2).double()
+    return torch.stack([pad(label, (0, 1), value=-torch.inf), logits[:, :, blank].double()], 2)
+
+
 class _JointLogProbs(torch.autograd.Function):
     """Label [B, T, U] and blank [B, T, U+1] log-probabilities of joint logits, float64, 0 beyond the lengths."""
 
@@ -32,18 +39,21 @@ class _JointLogProbs(torch.autograd.Function):
         sizes: list[tuple[int, int]],
         blank: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(joint_logits, targets)
         ctx.blank, ctx.sizes = blank, sizes
         blank_log_probs = joint_logits.new_zeros(joint_logits.shape[:3], dtype=torch.float64)
         label_log_probs = blank_log_probs[:, :, :-1].clone()
         for b, (t, u) in enumerate(ctx.sizes):
             logits = joint_logits[b, :t, : u + 1].to(torch.promote_types(joint_logits.dtype, torch.float32))
+            own = _own_columns(logits, targets[b, :u], ctx.blank)  # [T_b, U_b+1, 2] float64, label and blank
             shift = logits.amax(-1, keepdim=True)
-            # A float32 log-sum-exp would round to 1e-5 where the logits are near 100.
-            log_z = shift.squeeze(2).double() + (logits - shift).exp_().sum(-1).double().log()  # [T_b, U_b+1]
-            label_logits = logits[:, :u].gather(2, targets[b, :u].expand(t, u)[:, :, None]).squeeze(2)
-            blank_log_probs[b, :t, : u + 1] = logits[:, :, blank].double() - log_z
-            label_log_probs[b, :t, :u] = label_logits.double() - log_z[:, :u]
+            exp = (logits - shift).exp_()
+            exp[:, :, ctx.blank] = 0.0
+            exp[:, :u].scatter_(2, targets[b, :u].expand(t, u)[:, :, None], 0.0)
+            own -= shift.double()
+            log_z = (exp.sum(-1).double() + own.exp().sum(-1)).log()  # [T_b, U_b+1], less the shift
+            blank_log_probs[b, :t, : u + 1] = own[:, :, 1] - log_z
+            label_log_probs[b, :t, :u] = own[:, :u, 0] - log_z[:, :u]
+        ctx.save_for_backward(joint_logits, targets, label_log_probs, blank_log_probs)
         return label_log_probs, blank_log_probs
 
     @staticmethod
@@ -51,16 +61,19 @@ class _JointLogProbs(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:
-        joint_logits, targets = ctx.saved_tensors
+        joint_logits, targets, label, blank = ctx.saved_tensors
         dtype = torch.promote_types(joint_logits.dtype, torch.float32)
-        gamma = (-blank_upstream - pad(label_upstream, (0, 1))).to(dtype)
+        gamma = -blank_upstream - pad(label_upstream, (0, 1))
+        of_blank = (gamma * blank.exp() + blank_upstream).to(dtype)  # float64 until the occupancies are off
+        of_label = (gamma[:, :, :-1] * label.exp() + label_upstream).to(dtype)
+        gamma = gamma.to(dtype)
         gradient = torch.zeros_like(joint_logits, memory_format=torch.contiguous_format)
         for b, (t, u) in enumerate(ctx.sizes):
             part = joint_logits[b, :t, : u + 1].to(dtype).softmax(-1)  # [T_b, U_b+1, V+1]
             part *= gamma[b, :t, : u + 1, None]
-            part[:, :, ctx.blank] += blank_upstream[b, :t, : u + 1].to(dtype)
+            part[:, :, ctx.blank] = of_blank[b, :t, : u + 1]
             tokens = targets[b, :u].expand(t, u)[:, :, None]
-            part[:, :u].scatter_add_(2, tokens, label_upstream[b, :t, :u, None].to(dtype))
+            part[:, :u].scatter_(2, tokens, of_label[b, :t, :u, None])
             gradient[b, :t, : u + 1] = part
         return gradient, None, None, None
 
@@ -124,8 +137,9 @@ def chunked_joint_rnnt_loss(
 
     joint: takes [T', 1, H] and [1, U'+1, H], returns logits [T', U'+1, V+1]; may have parameters and dropout.
     encoder_part: [B, T, H]. prediction_part: [B, U+1, H]. num_classes: V+1. The rest as in `joint_rnnt_loss`.
-    At most `CHUNK_ELEMENTS` logits at a time; where a batch has more than `KEPT_ELEMENTS` they are computed again in
-    the backward pass, with the same dropout. Raises ValueError as `joint_rnnt_loss` does.
+    At most `CHUNK_ELEMENTS` logits (or H channels, where those are more) at a time, but a whole frame; where a batch
+    has more than `KEPT_ELEMENTS` they are computed again in the backward pass, with the same dropout.
+    Raises ValueError as `joint_rnnt_loss` does, and where the joint gives another number of classes.
     """
     check_reduction(reduction)
     parts = tuple(encoder_part.shape), tuple(prediction_part.shape)
@@ -142,9 +156,12 @@ def chunked_joint_rnnt_loss(
 
     def log_probs(frames: torch.Tensor, states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = joint(frames[:, None], states[None])[None]  # [1, T', U_b+1, V+1]
+        if logits.shape[3] != num_classes:
+            raise ValueError(f"num_classes is {num_classes}, but the joint gives {logits.shape[3]} classes")
         return _JointLogProbs.apply(logits, tokens[None], [(len(frames), len(tokens))], blank)
 
-    recompute = torch.is_grad_enabled() and sum(t * (u + 1) for t, u in batch.sizes) * num_classes > KEPT_ELEMENTS
+    width = max(num_classes, parts[0][2])  # of a cell: its logits or its hidden layer
+    recompute = torch.is_grad_enabled() and sum(t * (u + 1) for t, u in batch.sizes) * width > KEPT_ELEMENTS
     rows = []
     # unbind: indexing each utterance would make a gradient of the whole batch for each.
     for frames_b, states_b, tokens, (t, u) in zip(
@@ -155,7 +172,7 @@ def chunked_joint_rnnt_loss(
             checkpoint(log_probs, frames, *arguments, use_reentrant=False)
             if recompute
             else log_probs(frames, *arguments)
-            for frames in frames_b[:t].split(max(CHUNK_ELEMENTS // ((u + 1) * num_classes), 1))
+            for frames in frames_b[:t].split(max(CHUNK_ELEMENTS // ((u + 1) * width), 1))
         ]
         beyond = batch.num_frames - t, batch.targets.shape[1] - u
         rows.append([pad(torch.cat(part, 1)[0], (0, beyond[1], 0, beyond[0])) for part in zip(*chunks, strict=True)])

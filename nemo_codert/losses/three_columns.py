@@ -13,9 +13,10 @@ import torch
 from torch.nn.functional import pad
 
 from nemo_codert.losses.frames import valid_frames
-from nemo_codert.losses.lattice import LatticeLoss
+from nemo_codert.losses.lattice import LatticeLoss, rnnt_lattice_loss
 
 SHIFT = math.log(2.0)  # halves both probabilities, so that the rest is at least a half and has a logarithm
+MOST_STATES = 1024  # threads of a CUDA block, one for each state in NeMo's kernel
 BEYOND = math.log(0.25)  # stands beyond the lengths, where no path goes
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,7 +36,8 @@ def three_column_loss(kernel: Kernel) -> LatticeLoss:
 
     kernel: takes logits [B, T, M, 3], targets [B, U] (all 0; the blank is 2) and both lengths [B] int64, all
     contiguous, T and U the largest lengths; returns losses [B] with their gradient, FastEmit in it. Where no gradient
-    is asked for, its value lacks FastEmit's factor 1 + lambda, as NeMo's does.
+    is asked for, its value lacks FastEmit's factor 1 + lambda, as NeMo's does. Above `MOST_STATES` states the float64
+    recursion of this package takes over.
     """
 
     def loss(
@@ -45,6 +47,9 @@ def three_column_loss(kernel: Kernel) -> LatticeLoss:
         target_lengths: torch.Tensor,
         fastemit_lambda: float,
     ) -> torch.Tensor:
+        if blank_log_probs.shape[2] > MOST_STATES:
+            arguments = label_log_probs, blank_log_probs, encoded_lengths, target_lengths
+            return rnnt_lattice_loss(*arguments, fastemit_lambda)
         frames = valid_frames(encoded_lengths, blank_log_probs.shape[1])
         states = valid_frames(target_lengths + 1, blank_log_probs.shape[2])
         lattice = three_columns(label_log_probs, blank_log_probs, frames[:, :, None] & states[:, None, :])

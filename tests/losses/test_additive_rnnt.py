@@ -313,6 +313,27 @@ def test_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch,
     assert torch.get_float32_matmul_precision() == "medium"
 
 
+def test_precisions_are_set_back_by_the_last_thread_that_leaves(reduced_precision_products):
+    first, second = additive_rnnt._full_precision("cpu"), additive_rnnt._full_precision("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.parametrize("wide", LOGITS)
+def test_one_side_in_float64_makes_it_a_float64_loss(wide):
+    batch = random_batch()
+    batch[wide] = batch[wide].double()
+    loss, *gradients = loss_and_gradients(batch)
+    assert loss.dtype == torch.float64
+    assert [gradient.dtype for gradient in gradients] == [batch[name].dtype for name in LOGITS]
+    losses, *expected = reference(batch, 1 / 3)
+    assert_exact((loss, *gradients), (losses.mean(), *expected))
+
+
 def test_no_tensor_grows_with_the_vocabulary_times_the_lattice():
     class LargestTensor(TorchDispatchMode):
         elements = 0

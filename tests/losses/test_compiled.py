@@ -73,6 +73,7 @@ def test_a_torn_file_counts_as_none(filled, tmp_path):
     for path in (filled / "nemo_codert").iterdir():
         (folder / path.name).write_bytes(path.read_bytes()[: 40 if path.suffix == ".nbi" else 100])
     assert hits_and_misses(tmp_path) == "0 1"
+    assert hits_and_misses(tmp_path) == "1 0"  # and was mended
 
 
 def test_two_processes_may_fill_one_folder_at_the_same_time(tmp_path):
@@ -91,3 +92,10 @@ def test_the_folder_has_a_name_users_can_find(monkeypatch, variable, value, expe
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr("numba.config.CACHE_DIR", "")
     assert str(cache_folder()) == expected
+
+
+def test_a_user_without_a_home_gets_a_temporary_folder(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder().name == "nemo_codert" and cache_folder().is_absolute()

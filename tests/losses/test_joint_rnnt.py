@@ -232,3 +232,41 @@ def test_chunks_of_bad_arguments_are_refused(change, message):
     parts = dict(zip(("encoder_part", "prediction_part"), random_parts(), strict=True))
     with pytest.raises(ValueError, match=message):
         chunked_joint_rnnt_loss(torch.add, **(batch | parts | {"num_classes": 6} | change))
+
+
+@pytest.mark.parametrize("V, margin", [(5, 12.0), (50, 18.0), (400, 25.0)])
+def test_a_nearly_certain_lattice_keeps_its_digits(V, margin):
+    batch = random_batch(B=1, T=6, U=3, V=V)
+    batch["joint_logits"] *= 0.3
+    batch["joint_logits"][..., V] += margin
+    for u in range(3):
+        batch["joint_logits"][0, u + 1, u, batch["targets"][0, u]] += 2 * margin
+    losses, gradient = gradient_of(batch, reduction="none")
+    logits = batch.pop("joint_logits").double().requires_grad_()
+    expected = joint_losses(logits, **batch)
+    expected.sum().backward()
+    # What is left of sums near 1: 2e-7 seen
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.double(), logits.grad, rtol=0, atol=1e-5 * logits.grad.abs().max().item())
+
+
+def test_wide_joints_are_cut_by_their_hidden_layer(monkeypatch):
+    monkeypatch.setattr(joint_rnnt, "CHUNK_ELEMENTS", 5 * 64)  # one frame of five states
+    monkeypatch.setattr(joint_rnnt, "KEPT_ELEMENTS", 0)
+    batch, parts, joint = random_batch(B=1), random_parts(B=1, H=64), stock_joint(H=64)
+    batch.pop("joint_logits")
+    frames = []
+
+    def spy(encoder: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        frames.append(len(encoder))
+        return joint(encoder + prediction)
+
+    chunked_joint_rnnt_loss(spy, *(part.requires_grad_() for part in parts), **batch, num_classes=6)
+    assert frames == [1] * 7
+
+
+def test_a_joint_with_another_number_of_classes_is_refused():
+    batch, parts, joint = random_batch(V=5), random_parts(), stock_joint(V=8)
+    batch.pop("joint_logits")
+    with pytest.raises(ValueError, match="num_classes is 6, but the joint gives 9"):
+        chunked_joint_rnnt_loss(lambda e, p: joint(e + p), *parts, **batch, num_classes=6)
