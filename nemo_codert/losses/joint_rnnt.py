@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nemo_codert.losses.lattice import check_reduction, check_transducer_batch, reduce_losses, rnnt_lattice_loss
 
-CHUNK_ELEMENTS = 2**22  # logits of a chunk: 16 MB of float32, of which the backward pass needs some four at a time
+# Logits of a chunk, of which the backward pass needs some three at a time: 36 MB of float32, above the 32 MiB from
+# which glibc always gives memory back; smaller ones leave the heap in pieces.
+CHUNK_ELEMENTS = 9 * 2**20
 KEPT_ELEMENTS = 2**24  # logits of a batch that are kept for the backward pass rather than computed again: 64 MB
 
 
