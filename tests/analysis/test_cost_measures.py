@@ -53,8 +53,8 @@ def known_allocations() -> None:
 def test_peak_memory_of_known_allocations():
     memory = peak_memory(known_allocations)
     assert memory.allocator == 24 * MEGABYTE
-    if memory.resident is not None:  # pages of 4 kB, and what the interpreter does meanwhile
-        assert abs(memory.resident - memory.allocator) < MEGABYTE
+    if memory.resident is not None:  # pages of 4 kB, and what interpreter, profiler and heap do meanwhile
+        assert -MEGABYTE < memory.resident - memory.allocator < 16 * MEGABYTE
 
 
 def test_resident_memory_also_counts_what_torch_does_not_allocate():
@@ -62,7 +62,7 @@ def test_resident_memory_also_counts_what_torch_does_not_allocate():
 
     memory = peak_memory(lambda: np.ones(4 * MEGABYTE).sum())
     assert memory.allocator < MEGABYTE
-    assert memory.resident is None or abs(memory.resident - 32 * MEGABYTE) < MEGABYTE
+    assert memory.resident is None or -MEGABYTE < memory.resident - 32 * MEGABYTE < 16 * MEGABYTE
 
 
 def test_without_a_record_the_kernels_figure_is_the_peak():
