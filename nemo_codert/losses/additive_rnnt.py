@@ -183,20 +183,20 @@ class _AdditiveLogProbs(torch.autograd.Function):
         if padding is not None:
             distrusted &= ~padding
         log_z = z.log()  # without the shifts, which the columns lack too
-        utterances = {}
         redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
-        for b in (b for b, wanted in enumerate(redo) if wanted):
+        utterances = [b for b, wanted in enumerate(redo) if wanted]
+        for b in utterances:
             t, u = batch.sizes[b]
-            utterances[b] = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
+            utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
             shifts = encoder.shifts[b, :t] + prediction.shifts[b, : u + 1].T
-            log_z[b, :t, : u + 1] = utterances[b].log_z() - shifts
+            log_z[b, :t, : u + 1] = utterance.log_z() - shifts
         next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u asks for target u + 1
         label = encoder.columns[:, :, :-1] + next_label - log_z[:, :, :-1]
         blanks = encoder.columns[:, :, -1:] + prediction.columns[:, None, :, -1] - log_z
         if padding is not None:
             label.masked_fill_(padding[:, :, :-1], 0.0)
             blanks.masked_fill_(padding, 0.0)
-        ctx.batch, ctx.blank, ctx.utterances = batch, blank, list(utterances)
+        ctx.batch, ctx.blank, ctx.utterances = batch, blank, utterances
         logits = (encoder_logits, prediction_logits) if utterances else (None, None)
         sides = encoder.exp, prediction.exp, encoder.exp_columns, prediction.exp_columns
         ctx.save_for_backward(*sides, z, classes, same, *logits)

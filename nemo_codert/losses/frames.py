@@ -14,6 +14,14 @@ def valid_frames(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
     return torch.arange(num_frames, device=lengths.device)[None, :] < lengths[:, None]
 
 
+def valid_cells(
+    encoded_lengths: torch.Tensor, target_lengths: torch.Tensor, num_frames: int, num_states: int
+) -> torch.Tensor:
+    """[B] and [B] -> [B, T, U+1] bool, True where the lattice has the cell. num_frames is T, num_states U+1."""
+    frames, states = valid_frames(encoded_lengths, num_frames), valid_frames(target_lengths + 1, num_states)
+    return frames[:, :, None] & states[:, None, :]
+
+
 def group_frames(logits: torch.Tensor, lengths: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Group frames `factor` by `factor`, so that a teacher's frames match those of a student which has fewer.
 

@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
 from nemo_codert.losses.compiled import compiled
-from nemo_codert.losses.frames import valid_frames
+from nemo_codert.losses.frames import valid_cells, valid_frames
 
 LatticeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """The signature of `rnnt_lattice_loss`: who runs the recursion."""
@@ -41,9 +41,8 @@ class TransducerBatch(NamedTuple):
         """[B, T, M] bool, True beyond the lengths; None where all utterances are equally long."""
         if len(set(self.sizes)) == 1:
             return None
-        frames = valid_frames(self.encoded_lengths, self.num_frames)
-        states = valid_frames(self.target_lengths + 1, self.targets.shape[1] + 1)
-        return ~(frames[:, :, None] & states[:, None, :])
+        lengths = self.encoded_lengths, self.target_lengths
+        return ~valid_cells(*lengths, self.num_frames, self.targets.shape[1] + 1)
 
 
 def _check_lengths(name: str, lengths: list[int], low: int, high: int) -> None:

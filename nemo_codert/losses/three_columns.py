@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import pad
 
-from nemo_codert.losses.frames import valid_frames
+from nemo_codert.losses.frames import valid_cells
 from nemo_codert.losses.lattice import LatticeLoss, rnnt_lattice_loss
 
 SHIFT = math.log(2.0)  # halves both probabilities, so that the rest is at least a half and has a logarithm
@@ -50,9 +50,8 @@ def three_column_loss(kernel: Kernel) -> LatticeLoss:
         if blank_log_probs.shape[2] > MOST_STATES:
             arguments = label_log_probs, blank_log_probs, encoded_lengths, target_lengths
             return rnnt_lattice_loss(*arguments, fastemit_lambda)
-        frames = valid_frames(encoded_lengths, blank_log_probs.shape[1])
-        states = valid_frames(target_lengths + 1, blank_log_probs.shape[2])
-        lattice = three_columns(label_log_probs, blank_log_probs, frames[:, :, None] & states[:, None, :])
+        valid = valid_cells(encoded_lengths, target_lengths, *blank_log_probs.shape[1:])
+        lattice = three_columns(label_log_probs, blank_log_probs, valid)
         targets = torch.zeros_like(label_log_probs[:, 0], dtype=torch.int64)
         losses = kernel(lattice, targets, encoded_lengths.contiguous(), target_lengths.contiguous()).double()
         scale = 1 + fastemit_lambda
