@@ -8,6 +8,11 @@ Connected digits from a checkout of github.com/Jakobovski/free-spoken-digit-data
 
     python scripts/prepare_data.py fsdd --fsdd-dir free-spoken-digit-dataset --output-dir data/fsdd
 
+The same with noise, and with another speaker left out of training (one fold of five)::
+
+    python scripts/prepare_data.py fsdd --fsdd-dir free-spoken-digit-dataset --unseen-speaker theo --snr 0 15 \\
+        --output-dir data/fsdd_folds/theo
+
 LibriSpeech that is already there, or its mini version (0.5 GB) downloaded, or all of it (60 GB) downloaded::
 
     python scripts/prepare_data.py librispeech --corpus-dir LibriSpeech --output-dir data/librispeech
@@ -16,7 +21,8 @@ LibriSpeech that is already there, or its mini version (0.5 GB) downloaded, or a
     python scripts/prepare_data.py librispeech --corpus-dir data/download --download --output-dir data/librispeech
 
 Sets: synthetic has train, dev, test (other voices and other sentences); fsdd has train, dev, test_seen (the four
-training speakers, the dataset's official test takes), test_unseen (a fifth speaker); librispeech has train (all
+training speakers, the dataset's official test takes), test_unseen (a fifth speaker), and with --snr both tests once
+more, all in noise; librispeech has train (all
 train-* parts), dev (all dev-* parts), test_clean, test_other. All is written below --output-dir, except a download,
 which goes below --corpus-dir. A second run with the same options gives the same files. Exit status 2: bad options or
 data; the message says what to change. `python scripts/prepare_data.py fsdd --help` lists the options of one corpus.
@@ -41,6 +47,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     fsdd = corpora.add_parser("fsdd", help="connected digits, real speech")
     fsdd.add_argument("--fsdd-dir", type=Path, required=True, metavar="DIR", help="holds recordings/3_jackson_12.wav")
     fsdd.add_argument("--train-utterances", type=int, default=3000, metavar="N")
+    fsdd.add_argument("--unseen-speaker", default="george", metavar="NAME", help="never in training: test_unseen")
+    fsdd.add_argument(
+        "--snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="dB of noise on half of train, dev; *_noisy tests"
+    )
     librispeech = corpora.add_parser("librispeech", help="read English, real speech, up to 960 hours")
     librispeech.add_argument(
         "--corpus-dir", type=Path, required=True, metavar="DIR", help="holds train-clean-100, ..."
@@ -76,6 +86,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Path]:
             options.fsdd_dir,
             options.output_dir,
             train_utterances=options.train_utterances,
+            unseen_speaker=options.unseen_speaker,
+            snr=options.snr and tuple(options.snr),
             vocab_size=options.vocab_size,
             seed=options.seed,
         )

@@ -1,12 +1,13 @@
 """Connected digits from the Free Spoken Digit Dataset: real speech, small enough for a CPU.
 
 Recordings `{digit}_{speaker}_{take}.wav` (8 kHz) of one speaker are joined, with pauses, into utterances of 3-7
-digits at 16 kHz. Takes 0-4 are the dataset's official test set. https://github.com/Jakobovski/free-spoken-digit-dataset
+digits at 16 kHz, to which pink noise may be added. Takes 0-4 are the dataset's official test set.
+https://github.com/Jakobovski/free-spoken-digit-dataset
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import numpy as np
 import soundfile
 
 from nemo_codert.data.corpus import SAMPLE_RATE, Utterance, resample, write_set
+from nemo_codert.data.noise import noise_level, pink_noise
 from nemo_codert.data.tokenizer import train_tokenizer
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SEEN_SPEAKERS = ("jackson", "nicolas", "theo", "yweweler")
+SPEAKERS = ("george", "jackson", "nicolas", "theo", "yweweler")
 UNSEEN_SPEAKER = "george"
 TEST_TAKES, DEV_TAKES, TRAIN_TAKES = range(0, 5), range(5, 10), range(10, 1000)
 ALL_TAKES = range(0, 1000)
@@ -37,37 +39,82 @@ class Recording:
 
 
 def make_digit_corpus(
-    fsdd_dir: str | Path, output_dir: str | Path, *, train_utterances: int = 3000, vocab_size: int = 40, seed: int = 0
+    fsdd_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    train_utterances: int = 3000,
+    unseen_speaker: str = UNSEEN_SPEAKER,
+    snr: tuple[float, float] | None = None,
+    vocab_size: int = 40,
+    seed: int = 0,
 ) -> dict[str, Path]:
     """Writes `train`, `dev`, `test_seen` and `test_unseen` sets and `tokenizer/`; returns the manifests by set name.
 
-    train: seen speakers, takes from 10, recordings recombined until there are `train_utterances`. dev: takes 5-9 and
-    test_seen: takes 0-4 of the same speakers; test_unseen: all takes of george; in these three no recording is used
-    twice. Equal arguments give equal files. Raises ValueError for a wrong folder or a missing speaker.
+    train: the other speakers, takes from 10, recordings recombined until there are `train_utterances`. dev: takes 5-9
+    and test_seen: takes 0-4 of the same speakers; test_unseen: all takes of `unseen_speaker`; in these three no
+    recording is used twice. Equal arguments give equal files.
+
+    With `snr`, lowest and highest ratio in dB of an utterance's mean power to the noise's, every second utterance of
+    train and dev gets pink noise, and `test_seen_noisy` and `test_unseen_noisy` are the test sets with noise on every
+    utterance. What has no noise is as without `snr`.
+
+    Raises:
+        ValueError: a wrong folder, a missing or unknown speaker, or a number out of range.
     """
     if train_utterances < 1:
         raise ValueError(f"train_utterances is {train_utterances}: want 1 or more.")
-    groups = choose_groups(find_recordings(fsdd_dir), train_utterances, seed)
+    if snr is not None and not (len(snr) == 2 and -100.0 <= snr[0] <= snr[1] <= 100.0):
+        raise ValueError(f"snr is {snr}: want the lowest and the highest in dB, between -100 and 100, as in 0 15.")
+    groups = choose_groups(find_recordings(fsdd_dir), train_utterances, seed, unseen_speaker)
     texts = [transcript(group) for group in groups["train"]]
     # First, because it is quick and can refuse.
     train_tokenizer(texts, Path(output_dir) / "tokenizer", vocab_size)
     manifests = {}
     for number, (name, chosen) in enumerate(groups.items()):
-        generator = _generator(seed, 100 + number)
-        utterances = (join_recordings(group, generator) for group in chosen)
-        manifests[name] = write_set(Path(output_dir), name, utterances, total=len(chosen))
+        for set_name, every in _versions(name, snr):
+            joined = _joined(chosen, _generator(seed, 100 + number))
+            if snr is not None and every:
+                joined = _with_noise(joined, every, snr, _generator(seed, 200 + number))
+            manifests[set_name] = write_set(Path(output_dir), set_name, joined, total=len(chosen))
     return manifests
 
 
-def choose_groups(recordings: list[Recording], train_utterances: int, seed: int) -> dict[str, list[list[Recording]]]:
-    """Which recordings make up each utterance of each set. Raises ValueError for a missing speaker."""
-    train = _endless(_select(recordings, SEEN_SPEAKERS, TRAIN_TAKES), _generator(seed, 0))
+def choose_groups(
+    recordings: list[Recording], train_utterances: int, seed: int, unseen_speaker: str = UNSEEN_SPEAKER
+) -> dict[str, list[list[Recording]]]:
+    """Which recordings make up each utterance of each set. Raises ValueError for a missing or unknown speaker."""
+    if unseen_speaker not in SPEAKERS:
+        raise ValueError(f"unseen_speaker is {unseen_speaker!r}: want one of {', '.join(SPEAKERS)}.")
+    seen = tuple(speaker for speaker in SPEAKERS if speaker != unseen_speaker)
+    train = _endless(_select(recordings, seen, TRAIN_TAKES), _generator(seed, 0))
     return {
         "train": list(islice(train, train_utterances)),
-        "dev": list(_once(_select(recordings, SEEN_SPEAKERS, DEV_TAKES), _generator(seed, 1))),
-        "test_seen": list(_once(_select(recordings, SEEN_SPEAKERS, TEST_TAKES), _generator(seed, 2))),
-        "test_unseen": list(_once(_select(recordings, (UNSEEN_SPEAKER,), ALL_TAKES), _generator(seed, 3))),
+        "dev": list(_once(_select(recordings, seen, DEV_TAKES), _generator(seed, 1))),
+        "test_seen": list(_once(_select(recordings, seen, TEST_TAKES), _generator(seed, 2))),
+        "test_unseen": list(_once(_select(recordings, (unseen_speaker,), ALL_TAKES), _generator(seed, 3))),
     }
+
+
+def _versions(name: str, snr: tuple[float, float] | None) -> list[tuple[str, int]]:
+    """Sets to be written from one choice of recordings: (name, of how many utterances one gets noise, 0 for none)."""
+    if not name.startswith("test"):
+        return [(name, 2)]
+    return [(name, 0)] if snr is None else [(name, 0), (f"{name}_noisy", 1)]
+
+
+def _joined(groups: list[list[Recording]], generator: np.random.Generator) -> Iterator[Utterance]:
+    return (join_recordings(group, generator) for group in groups)
+
+
+def _with_noise(
+    utterances: Iterator[Utterance], every: int, snr: tuple[float, float], generator: np.random.Generator
+) -> Iterator[Utterance]:
+    for number, utterance in enumerate(utterances):
+        samples = utterance.samples
+        if number % every == every - 1:
+            level = noise_level(samples, generator.uniform(*snr))
+            samples = np.clip(samples + level * pink_noise(len(samples), generator), -1.0, 1.0)
+        yield replace(utterance, samples=samples)
 
 
 def transcript(recordings: list[Recording]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nemo_codert.data.corpus import SAMPLE_RATE, Utterance, resample, write_set
 from nemo_codert.data.espeak import Espeak
+from nemo_codert.data.noise import noise_level, pink_noise
 from nemo_codert.data.sentences import training_sentences, unseen_sentences
 from nemo_codert.data.tokenizer import train_tokenizer
 
@@ -82,14 +83,6 @@ def speak(set_name: str, texts: list[str], seed: int) -> Iterator[Utterance]:
         synthesiser.close()
 
 
-def pink_noise(length: int, generator: np.random.Generator) -> np.ndarray:
-    """[length] float32 with RMS 1 and a power that falls as 1/frequency below 4 kHz and is flat above."""
-    spectrum = np.fft.rfft(generator.standard_normal(length))
-    frequency = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
-    noise = np.fft.irfft(spectrum / np.sqrt(np.clip(frequency, 50.0, 4000.0)), length)
-    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
-
-
 def _record(synthesiser: Espeak, text: str, voice: str, generator: np.random.Generator) -> np.ndarray:
     """[S] float32 at SAMPLE_RATE: speech between two silences, noise over all of it."""
     raw = synthesiser.say(
@@ -101,10 +94,9 @@ def _record(synthesiser: Espeak, text: str, voice: str, generator: np.random.Gen
     speech = _trim(resample(raw, synthesiser.sample_rate))
     before, after = (int(seconds * SAMPLE_RATE) for seconds in generator.uniform(*EDGE_SECONDS, size=2))
     after = max(after, int(SHORTEST_SECONDS * SAMPLE_RATE) - before - len(speech))
-    signal_to_noise = generator.uniform(*SIGNAL_TO_NOISE)
-    noise_level = np.sqrt(np.mean(speech**2)) * 10 ** (-signal_to_noise / 20)
+    level = noise_level(speech, generator.uniform(*SIGNAL_TO_NOISE))
     samples = np.pad(speech, (before, after))
-    samples = samples + noise_level * pink_noise(len(samples), generator)
+    samples = samples + level * pink_noise(len(samples), generator)
     return (samples * (generator.uniform(*PEAK) / np.abs(samples).max())).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ import soundfile
 from nemo_codert.data.corpus import SAMPLE_RATE
 from nemo_codert.data.digits import (
     DIGIT_WORDS,
-    SEEN_SPEAKERS,
+    SPEAKERS,
     UNSEEN_SPEAKER,
     choose_groups,
     find_recordings,
@@ -19,6 +19,7 @@ from nemo_codert.data.digits import (
 )
 from nemo_codert.data.manifest import read_manifest
 
+SEEN_SPEAKERS = tuple(speaker for speaker in SPEAKERS if speaker != UNSEEN_SPEAKER)
 TAKES = (0, 4, 5, 9, 10, 49)
 
 
@@ -27,7 +28,7 @@ def fsdd(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fsdd") / "recordings"
     folder.mkdir()
     for digit in range(10):
-        for speaker in (*SEEN_SPEAKERS, UNSEEN_SPEAKER):
+        for speaker in SPEAKERS:
             for take in TAKES:
                 tone = 0.3 * np.sin(2 * np.pi * (200 + 100 * digit + take) * np.arange(1600) / 8000)
                 soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", tone, 8000)
@@ -63,6 +64,54 @@ def test_takes_and_speakers_of_the_sets_are_kept_apart(fsdd):
     speakers = {name: {r.speaker for group in chosen for r in group} for name, chosen in groups.items()}
     assert speakers.pop("test_unseen") == {UNSEEN_SPEAKER}
     assert all(found == set(SEEN_SPEAKERS) for found in speakers.values())
+
+
+@pytest.mark.parametrize("unseen", SPEAKERS)
+def test_any_speaker_can_be_left_out_of_training(fsdd, unseen):
+    groups = choose_groups(find_recordings(fsdd), 50, 0, unseen)
+    speakers = {name: {r.speaker for group in chosen for r in group} for name, chosen in groups.items()}
+    assert speakers.pop("test_unseen") == {unseen}
+    assert all(found == set(SPEAKERS) - {unseen} for found in speakers.values())
+
+
+def test_an_unknown_speaker_is_refused(fsdd):
+    with pytest.raises(ValueError, match="unseen_speaker is 'nobody': want one of george"):
+        choose_groups(find_recordings(fsdd), 50, 0, "nobody")
+
+
+@pytest.fixture(scope="module")
+def noisy_corpus(fsdd, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("noisy_digits")
+    make_digit_corpus(fsdd, folder, train_utterances=50, snr=(5.0, 10.0))
+    return folder
+
+
+def noises(clean: Path, noisy: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Clean samples and what was added to them, of every utterance of two manifests."""
+    pairs = zip(read_manifest(clean), read_manifest(noisy), strict=True)
+    samples = [[soundfile.read(entry["audio_filepath"])[0] for entry in pair] for pair in pairs]
+    return [(before, after - before) for before, after in samples]
+
+
+def test_noise_lies_within_the_given_ratios(corpus, noisy_corpus):
+    for name in ("test_seen", "test_unseen"):
+        for signal, noise in noises(corpus / f"{name}.json", noisy_corpus / f"{name}_noisy.json"):
+            assert 4.9 <= 10 * np.log10((signal**2).mean() / (noise**2).mean()) <= 10.1
+
+
+def test_every_second_utterance_of_train_and_dev_gets_noise_and_the_rest_stays_as_it_was(corpus, noisy_corpus):
+    for name in ("train", "dev"):
+        levels = [np.abs(noise).max() for _, noise in noises(corpus / f"{name}.json", noisy_corpus / f"{name}.json")]
+        assert all(level == 0 for level in levels[::2]) and all(level > 0.01 for level in levels[1::2])
+    before, after = files(corpus), files(noisy_corpus)
+    assert all(after[name] == content for name, content in before.items() if "test" in name and "wav" in name)
+
+
+@pytest.mark.parametrize("snr", [(10.0, 5.0), (float("nan"), 5.0), (0.0, 1e9)])
+def test_a_range_of_noise_that_is_none_is_refused(fsdd, tmp_path, snr):
+    with pytest.raises(ValueError, match="snr is .*want the lowest and the highest in dB"):
+        make_digit_corpus(fsdd, tmp_path / "out", snr=snr)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("seed", range(5))

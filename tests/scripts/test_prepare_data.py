@@ -58,6 +58,7 @@ def test_relative_output_folders_work(script, monkeypatch, tmp_path):
     [
         (["synthetic", "--dev-utterances", "0"], "dev_utterances is 0"),
         (["fsdd", "--fsdd-dir", "absent"], "absent is not a folder"),
+        (["fsdd", "--fsdd-dir", "absent", "--snr", "15", "0"], "snr is (15.0, 0.0)"),
         (["librispeech", "--corpus-dir", "absent"], "absent is not a folder"),
         (["librispeech", "--corpus-dir", ".", "--parts", "music"], "part 'music'"),
     ],
@@ -85,7 +86,7 @@ def test_help_imports_nothing_heavy():
 def test_every_command_of_the_docstring_is_understood(script):
     text = script.__doc__.replace("\\\n", " ")
     commands = re.findall(r"^    python scripts/prepare_data\.py (.*)$", text, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         assert script.parse_arguments(command.split()).output_dir
 
