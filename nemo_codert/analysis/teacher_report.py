@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemo_codert.losses.lattice import lattice_occupancies
+from nemo_codert.analysis.alignment import align, passed_logits
+from nemo_codert.analysis.logit_measures import entropy
+from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.transducer import encode, predict
-from nemo_codert.modules import encoder_logits
-from nemo_codert.modules.encoder_logits import joint_logits
+from nemo_codert.models.transducer import encode, predict, project, project_prediction
+from nemo_codert.modules.encoder_logits import projected_logits
 
 
 @torch.no_grad()
@@ -85,32 +86,16 @@ def _measure(
     totals["words"] += float(words)
     if not frames_too:
         return
-    decoded = predict(teacher, transcript, transcript_len)
-    encoder_log_probs = encoder_logits(teacher.joint, encoded.encoded).log_softmax(-1)  # [B, T, V+1]
-    for i in range(len(transcript_len)):
-        frames, tokens = int(encoded.encoded_len[i]), int(transcript_len[i])
-        nodes = joint_logits(
-            teacher.joint, encoded.encoded[i : i + 1, :, :frames], decoded[i : i + 1, :, : tokens + 1]
-        )
-        passed = _passed_nodes(nodes.log_softmax(-1), transcript[i : i + 1, :tokens])  # [T, V+1]
-        totals["frames"] += frames
-        totals["encoder_entropy"] += _entropy(encoder_log_probs[i, :frames])
-        totals["joint_entropy"] += _entropy(passed)
-        totals["agreement"] += float((passed.argmax(-1) == encoder_log_probs[i, :frames].argmax(-1)).sum())
-
-
-def _passed_nodes(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Joint log-probabilities [T, V+1] at the most likely u of each frame: [1, T, U+1, V+1], [1, U] -> [T, V+1]."""
-    _, frames, nodes, classes = log_probs.shape
-    labels = log_probs[:, :, :-1].gather(3, targets[:, None, :, None].expand(1, frames, -1, 1)).squeeze(3)
-    lengths = torch.tensor([frames], device=log_probs.device), torch.tensor([nodes - 1], device=log_probs.device)
-    _, _, blank_occupancy = lattice_occupancies(labels, log_probs[..., classes - 1], *lengths)
-    best = blank_occupancy[0].argmax(-1)  # every frame is left by exactly one blank
-    return log_probs[0, torch.arange(frames, device=best.device), best]
-
-
-def _entropy(log_probs: torch.Tensor) -> float:
-    return float(-(log_probs.exp() * log_probs).sum())
+    prediction = project_prediction(teacher.joint, predict(teacher, transcript, transcript_len))
+    projected = project(teacher.joint, encoded, prediction)
+    alignment = align(teacher.joint, projected, transcript, transcript_len)
+    valid = valid_frames(encoded.encoded_len, projected.encoder.shape[1])
+    of_encoder = projected_logits(teacher.joint, projected.encoder)[valid]  # [N, V+1], N frames
+    of_joint = passed_logits(teacher.joint, projected, alignment)[valid]  # [N, V+1]
+    totals["frames"] += len(of_joint)
+    totals["encoder_entropy"] += float(entropy(of_encoder).sum())
+    totals["joint_entropy"] += float(entropy(of_joint).sum())
+    totals["agreement"] += float((of_joint.argmax(-1) == of_encoder.argmax(-1)).sum())
 
 
 def _modes(model: EncDecCoDERTBPEModel) -> dict[str, str]:

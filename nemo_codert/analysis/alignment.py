@@ -1,0 +1,71 @@
+"""Which nodes of the lattice a transcript passes, and what the joint says there.
+
+`states[b, t]` is the prediction state (tokens emitted so far) from which frame t is most likely left by its blank;
+`frames[b, u]` the frame in which token u + 1 is most likely emitted. Both are the modes of posterior occupancies
+(forward-backward over all alignments), not of one best path. B batch, T encoder frames, U target tokens, H channels of
+the joint, V vocabulary without blank.
+"""
+
+from typing import NamedTuple
+
+import torch
+from nemo.collections.asr.modules import RNNTJoint
+
+from nemo_codert.losses.lattice import lattice_occupancies
+from nemo_codert.models.transducer import Projected
+
+LATTICE_VALUES = 2**24  # logits held at once, 64 MB in float32
+
+
+class Alignment(NamedTuple):
+    """`states` [B, T] int64, 0..U; `frames` [B, U] int64, 0..T-1. 0 beyond the lengths."""
+
+    states: torch.Tensor
+    frames: torch.Tensor
+
+    def first(self) -> torch.Tensor:
+        """[B, U] bool, False where an earlier token of the utterance is emitted in the same frame."""
+        same = self.frames[:, :, None] == self.frames[:, None, :]  # [B, U, U]
+        return ~same.tril(-1).any(-1)
+
+
+def most_likely_alignment(
+    label_log_probs: torch.Tensor,
+    blank_log_probs: torch.Tensor,
+    encoded_len: torch.Tensor,
+    target_len: torch.Tensor,
+) -> Alignment:
+    """Alignment of the transcript, from its own lattice.
+
+    label_log_probs: [B, T, U], of emitting token u + 1 in frame t with u tokens emitted. blank_log_probs:
+    [B, T, U+1]. encoded_len: [B] in frames, 1..T. target_len: [B] in tokens, 0..U.
+    """
+    _, label, blank = lattice_occupancies(label_log_probs, blank_log_probs, encoded_len, target_len)
+    return Alignment(states=blank.argmax(-1), frames=label.argmax(1))  # every frame is left by exactly one blank
+
+
+def align(joint: RNNTJoint, projected: Projected, targets: torch.Tensor, target_len: torch.Tensor) -> Alignment:
+    """Alignment of targets [B, U] by a joint, whose lattice [B, T, U+1, V+1] is made some frames at a time."""
+    batch, num_frames, _ = projected.encoder.shape
+    num_states = projected.prediction.shape[1]
+    step = max(1, LATTICE_VALUES // (batch * num_states * joint.num_classes_with_blank))
+    labels, blanks = [], []
+    for start in range(0, num_frames, step):
+        frames = projected.encoder[:, start : start + step, None]  # [B, step, 1, H]
+        log_probs = joint.joint_net(frames + projected.prediction[:, None]).float().log_softmax(-1)
+        index = targets[:, None, :, None].expand(-1, log_probs.shape[1], -1, 1)
+        labels.append(log_probs[:, :, :-1].gather(3, index).squeeze(3))  # [B, step, U]
+        blanks.append(log_probs[..., -1])
+    return most_likely_alignment(torch.cat(labels, 1), torch.cat(blanks, 1), projected.encoded_len, target_len)
+
+
+def node_logits(joint: RNNTJoint, projected: Projected, frames: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Raw joint logits at N nodes of each utterance: frames [B, N] and states [B, N] -> [B, N, V+1]."""
+    rows = torch.arange(len(frames), device=frames.device)[:, None]
+    return joint.joint_net(projected.encoder[rows, frames] + projected.prediction[rows, states])
+
+
+def passed_logits(joint: RNNTJoint, projected: Projected, alignment: Alignment) -> torch.Tensor:
+    """Raw joint logits at the node that the alignment leaves each frame from, [B, T, V+1]."""
+    frames = torch.arange(projected.encoder.shape[1], device=alignment.states.device)
+    return node_logits(joint, projected, frames.expand_as(alignment.states), alignment.states)

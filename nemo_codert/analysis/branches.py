@@ -1,0 +1,101 @@
+"""Which networks are measured: the branches of a pair, a model trained alone, or two models as student and teacher.
+
+May import models; nothing but scripts and analysis imports this.
+"""
+
+from dataclasses import dataclass
+
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+
+from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.transducer import Transducer
+from nemo_codert.modules.encoder_geometry import encoder_geometry
+
+RATIO_TOLERANCE = 1e-6  # of two frame lengths in seconds, which are products of a few decimal numbers
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Networks to measure, with the model that owns their feature front end and tokenizer.
+
+    name: `student` or `teacher`, or `model` for one trained alone. seconds_per_frame: of its encoder.
+    """
+
+    name: str
+    model: EncDecRNNTBPEModel
+    transducer: Transducer
+    seconds_per_frame: float
+
+    @property
+    def pieces(self) -> list[str]:
+        """Word pieces in order of id."""
+        return list(self.model.joint.vocabulary)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return int(self.model.cfg.preprocessor.sample_rate)
+
+
+def branches_of(
+    model: EncDecRNNTBPEModel, which: str = "both", teacher: EncDecRNNTBPEModel | None = None
+) -> list[Branch]:
+    """What to measure of a pair, of a model trained alone, or of one beside a teacher that was trained alone too.
+
+    Args:
+        which: `student`, `teacher` or `both` of a pair; a model trained alone is no teacher.
+        teacher: a teacher for a model trained alone; of a pair, its teacher.
+
+    Raises:
+        ValueError: branches that the model does not have, or a teacher and a student that cannot be compared.
+    """
+    if isinstance(model, EncDecCoDERTBPEModel):
+        if teacher is not None:
+            raise ValueError("a teacher is given, but the model is a pair and has its own: leave the teacher out")
+        networks = {"student": model.student_transducer, "teacher": model.teacher_transducer}
+        return [_branch(name, model, networks[name]) for name in networks if which in (name, "both")]
+    if which == "teacher":
+        raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
+    own = _branch("model" if teacher is None else "student", model, _networks(model))
+    if teacher is None:
+        return [own]
+    other = _branch("teacher", teacher, _networks(teacher))
+    _refuse_strangers(own, other)
+    return [own, other]
+
+
+def _networks(model: EncDecRNNTBPEModel) -> Transducer:
+    return Transducer(model.encoder, model.decoder, model.joint)
+
+
+def _branch(name: str, model: EncDecRNNTBPEModel, transducer: Transducer) -> Branch:
+    stride = encoder_geometry(transducer.encoder, model.cfg.preprocessor.features).stride
+    return Branch(name, model, transducer, stride * model.cfg.preprocessor.get("window_stride", 0.01))
+
+
+def _refuse_strangers(student: Branch, teacher: Branch) -> None:
+    """Raise one ValueError that lists why two models cannot be compared frame by frame and piece by piece."""
+    problems = []
+    if teacher.pieces != student.pieces:
+        pairs = zip(teacher.pieces, student.pieces, strict=False)
+        differing = next(
+            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(teacher.pieces), len(student.pieces))
+        )
+        problems.append(
+            f"model.tokenizer: the teacher has {len(teacher.pieces)} word pieces, the student {len(student.pieces)}, "
+            f"and they differ from id {differing} on. Train both with one tokenizer"
+        )
+    if teacher.sample_rate != student.sample_rate:
+        problems.append(
+            f"model.preprocessor.sample_rate: {teacher.sample_rate} Hz for the teacher, {student.sample_rate} Hz for "
+            "the student. Train both at one rate"
+        )
+    ratio = student.seconds_per_frame / teacher.seconds_per_frame
+    if round(ratio) < 1 or abs(ratio - round(ratio)) > RATIO_TOLERANCE:
+        problems.append(
+            f"model.encoder: one frame of the teacher is {1000 * teacher.seconds_per_frame:g} ms, one of the student "
+            f"{1000 * student.seconds_per_frame:g} ms: teacher frames cannot be grouped into student frames. The "
+            "student's subsampling factor has to be the teacher's or a whole multiple of it"
+        )
+    if problems:
+        raise ValueError("teacher and student cannot be compared:\n  - " + "\n  - ".join(problems))

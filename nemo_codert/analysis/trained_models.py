@@ -1,0 +1,93 @@
+"""Trained models of any stage of training: `.nemo` files, and the Lightning checkpoints that a run leaves.
+
+A `.ckpt` is a pickle, which can run code when it is opened: as with NeMo itself, open only those you trust.
+May import models; nothing but scripts and analysis imports this.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from omegaconf import OmegaConf
+
+from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.pretrained import refuse_other_models, restore_rnnt
+from nemo_codert.nemo_compat import forget_failed_restore
+
+SUFFIXES = (".nemo", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode on the CPU, and the optimizer step it was saved at, where its file says so."""
+
+    path: Path
+    step: int | None
+    model: EncDecRNNTBPEModel
+
+
+def load_trained(path: str | Path) -> Trained:
+    """Restore a pair, or an RNN-T with a stock or an additive joint, from a `.nemo` or `.ckpt` file.
+
+    Raises:
+        ValueError: no such file, a broken file, a tokenizer that is gone, or a model that is no standard RNN-T.
+    """
+    path = Path(path)
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} is no .nemo or .ckpt file. Give the path of a trained model")
+    if path.suffix == ".nemo":
+        return Trained(path, None, restore_rnnt(path, str(path)))
+    checkpoint = _opened(path)
+    cfg = OmegaConf.create(checkpoint["hyper_parameters"].get("cfg") or {})
+    refuse_other_models(cfg, str(path))
+    folder = OmegaConf.select(cfg, "tokenizer.dir")
+    if folder and not Path(folder).is_dir():
+        raise ValueError(
+            f"{path}: model.tokenizer.dir is {folder!r}, which is gone, and a .ckpt does not hold the tokenizer. "
+            "Put the folder back or give .nemo files, which do"
+        )
+    model_class = EncDecCoDERTBPEModel if "codert" in cfg else EncDecRNNTBPEModel
+    try:
+        model = model_class.load_from_checkpoint(str(path), map_location="cpu")
+    except Exception as error:
+        forget_failed_restore()
+        raise ValueError(f"{path} cannot be restored as a checkpoint: {' '.join(str(error).split())}") from error
+    return Trained(path, int(checkpoint["global_step"]), model.eval())
+
+
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """The models of a run in the order of training: its `.ckpt` files by step, each step once.
+
+    Args:
+        folder: a run's folder, its `checkpoints` folder, or any folder of models. One without a `.ckpt` gives its
+            `.nemo` files, in the order of their names.
+
+    Raises:
+        ValueError: no such folder, no model in it, or a `.ckpt` that is no checkpoint.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Give a run's checkpoints folder")
+    for place in (folder, folder / "checkpoints"):
+        steps: dict[int, Path] = {}
+        # Training saves its last step twice where it is among the best; "-last" is then left out.
+        for path in sorted(place.glob("*.ckpt"), key=lambda path: (path.stem.endswith("-last"), path.name)):
+            steps.setdefault(int(_opened(path)["global_step"]), path)
+        if steps:
+            return [steps[step] for step in sorted(steps)]
+    if files := sorted(folder.glob("*.nemo")):
+        return files
+    raise ValueError(f"{folder} has no .ckpt or .nemo file. Give a run's checkpoints folder")
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """The contents of a Lightning checkpoint; its tensors stay on disk."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:
+        raise ValueError(f"{path} is no Lightning checkpoint. Give a .ckpt that training left, or a .nemo") from error
+    if not isinstance(content, dict) or not {"global_step", "hyper_parameters", "state_dict"} <= content.keys():
+        raise ValueError(f"{path} is no Lightning checkpoint of a NeMo model. Give a .ckpt that training left")
+    return content
