@@ -11,9 +11,11 @@ makes the checkpoint that the static ones take as model.codert.teacher_checkpoin
 Everything goes into one folder, exp_manager.exp_dir/NAME/DATE: checkpoints (the best student by val_wer), curves,
 the list of dropped utterances, `pair.nemo` (for more training, evaluation of both branches, export) and
 `student.nemo`, a stock NeMo model. strategy=student leaves `lone_student.nemo` in place of the pair, strategy=teacher
-`teacher.nemo` alone.
+`teacher.nemo` alone. With model.test_ds.manifest_filepath (a path or a list) the trained models then transcribe these
+manifests: `predictions/{student,teacher}/MANIFEST.json` and `MANIFEST_summary.json`, as scripts/evaluate.py writes.
 """
 
+import copy
 import json
 import logging
 import os
@@ -38,6 +40,7 @@ from nemo.utils.exp_manager import exp_manager  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
+from nemo_codert.analysis.evaluation import evaluate, usable_entries, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
 from nemo_codert.config import STOCK_JOINT, checked_config, encoder_stride  # noqa: E402
 from nemo_codert.data.manifest import read_manifest, screen_dataset  # noqa: E402
@@ -53,6 +56,7 @@ logger = logging.getLogger("nemo_codert.train")
 USER_ERRORS = (ValueError, TypeError, OmegaConfBaseException, InstantiationException, MisconfigurationException)
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 RANK_SEED_STEP = 1_000_003
+TEST_BATCH_SIZE = 16  # utterances, where model.test_ds says nothing
 # The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
 TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
 
@@ -123,6 +127,7 @@ def check_run(cfg: DictConfig) -> None:
     problems = [*_config_problems(cfg), *_run_problems(cfg)]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
+    problems += _test_problems(cfg)
     problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
@@ -192,6 +197,40 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
                 yield f"{key}: {error}"
 
 
+def _test_problems(cfg: DictConfig) -> Iterator[str]:
+    key = "model.test_ds.manifest_filepath"
+    try:
+        paths = test_manifests(cfg)
+    except ValueError as error:
+        yield str(error)
+        return
+    stems = [Path(path).stem for path in paths]
+    for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
+        yield f"{key} names {stems.count(stem)} files {stem!r}: predictions are kept by that name. Rename one"
+    for path in paths:
+        try:
+            usable_entries(path)  # a fault found after the training would come too late
+        except ValueError as error:
+            yield f"{key}: {error}"
+
+
+def test_manifests(cfg: DictConfig) -> list[str]:
+    """Manifests to transcribe when training has ended; none without model.test_ds or of what is no plain manifest.
+
+    Raises:
+        ValueError: neither a path nor a list of paths.
+    """
+    block = OmegaConf.select(cfg, "model.test_ds")
+    if not OmegaConf.is_dict(block) or is_tarred(block) or "manifest_filepath" not in block:
+        return []
+    value = block.manifest_filepath
+    if value is None:
+        return []
+    if not isinstance(value, str) and not OmegaConf.is_list(value):
+        raise ValueError(f"model.test_ds.manifest_filepath is {value!r}, wanted a path or a list of paths")
+    return manifest_paths(value)
+
+
 def _tokenizer_problems(folder: object) -> Iterator[str]:
     if not folder:
         yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
@@ -239,7 +278,10 @@ def screen_data(cfg: DictConfig, folder: Path) -> None:
 
 
 def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
-    """The pair, or NeMo's own class for the student or the teacher alone."""
+    """The pair, or NeMo's own class for the student or the teacher alone. Neither gets the test data."""
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.model.pop("test_ds", None)
     if cfg.train == "pair":
         return EncDecCoDERTBPEModel(cfg.model, trainer=trainer)
     make_config = student_config if cfg.train == "student" else teacher_config
@@ -286,6 +328,34 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     OmegaConf.save(cfg, folder / "config.yaml")
     score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
+    if test_manifests(cfg):
+        for branch in ("student", "teacher") if cfg.train == "pair" else (cfg.train,):
+            transcribe_tests(cfg, trainer, branch, folder)
+
+
+def transcribe_tests(cfg: DictConfig, trainer: pl.Trainer, branch: str, folder: Path) -> None:
+    """Transcribe the test manifests with the stock model of a branch and keep what it said, one file a manifest."""
+    trained = trainer.lightning_module
+    networks = getattr(trained, f"{branch}_transducer", trained)  # of a pair, the branch
+    # A shared projection is no submodule of the student's joint, but the student cannot do without it.
+    parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
+    weights = {id(parameter): parameter.numel() for part in parts for parameter in part.parameters()}
+    model = stock_of(trained, branch=branch if cfg.train == "pair" else "student").to(trainer.strategy.root_device)
+    about = {
+        "branch": branch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(weights.values()),
+        "updates": trainer.global_step,
+        "decoding": model.cfg.decoding.strategy,
+        "batch_size": cfg.model.test_ds.get("batch_size") or TEST_BATCH_SIZE,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+    }
+    for manifest in test_manifests(cfg):
+        evaluation = evaluate(model, manifest, batch_size=about["batch_size"])
+        write_predictions(folder / "predictions" / branch / f"{Path(manifest).stem}.json", [evaluation], about)
+        errors = evaluation.errors
+        logger.info("%s: %s WER %.2f%% of %d words", Path(manifest).name, branch, 100 * errors.wer, errors.words)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,394 @@
+"""What a comparison of strategies is: its settings, folds and cells, and the training command of a cell.
+
+A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, no NeMo: it is read before anything
+is trained and again by whoever rebuilds a report.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_codert.data.manifest import read_manifest
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+BASELINE = "student"
+TEACHER = "teacher"  # the strategy whose model the static ones take
+ONE_FOLD = "all"  # name of the only fold where the data folder is a corpus itself
+SETTINGS_FILE = "comparison.json"
+REPORTED_DIFFERENCES = 20
+# Given by the comparison, cell by cell.
+OWN_KEYS = (
+    *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
+    *(f"model.{name}_ds.manifest_filepath" for name in ("train", "validation", "test")),
+    *(f"exp_manager.{key}" for key in ("exp_dir", "name", "version", "explicit_log_dir", "resume_if_exists")),
+)
+# What no strategy may have for itself, or the updates, the data order or the student would not be the same.
+SHARED_KEYS = ("seed", "trainer", "model.sample_rate", "model.preprocessor", "model.spec_augment", "model.tokenizer")
+SHARED_KEYS += ("model.train_ds", "model.validation_ds", "model.test_ds", "model.student", "model.decoder")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One corpus: `folder` below the data folder, names of its test sets, hashes of its manifests and tokenizer."""
+
+    folder: str
+    test_sets: list[str]
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    fold: str
+    strategy: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Relative to the comparison's folder."""
+        return f"cells/{self.fold}/seed{self.seed}/{self.strategy}"
+
+    def __str__(self) -> str:
+        return f"{self.fold}, seed {self.seed}, {self.strategy}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that says what a comparison is; `comparison.json` holds it.
+
+    overrides: Hydra's, for every strategy. strategy_overrides: for one. config: the composed config of the lone
+    student, flat. changes: for each strategy the keys in which its config differs from that. threads: of a training.
+    """
+
+    config_name: str
+    overrides: list[str]
+    strategy_overrides: dict[str, list[str]]
+    threads: int
+    max_steps: int
+    strategies: list[str]
+    seeds: list[int]
+    folds: dict[str, Fold]
+    config: dict[str, Any]
+    changes: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Names, the same in all folds."""
+        return next(iter(self.folds.values())).test_sets
+
+    def write(self, folder: Path) -> None:
+        """Write `comparison.json`."""
+        write_whole(folder / SETTINGS_FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file through a temporary one beside it: `path` is either old or complete. Returns it."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return temporary.replace(path)
+
+
+def read_settings(folder: Path) -> Settings | None:
+    """The settings of a comparison's folder; None where there is no such file.
+
+    Raises:
+        ValueError: the file is none of ours.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        folds = {name: Fold(**fold) for name, fold in content.pop("folds").items()}
+        return Settings(**content, folds=folds)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold the settings of a comparison ({error}). Give another folder") from None
+
+
+# ---- making the settings -------------------------------------------------------------------------------------------
+
+
+def make_settings(
+    *,
+    config_name: str,
+    overrides: Sequence[str],
+    strategy_overrides: Mapping[str, Sequence[str]],
+    max_steps: int | None,
+    threads: int,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    folds: Mapping[str, Fold],
+    versions: Mapping[str, str],
+) -> Settings:
+    """Compose and check every strategy's config. A static strategy brings the teacher's with it.
+
+    Raises:
+        ValueError: unknown config, strategy or key, an override of what the comparison sets itself or of what all
+            strategies share, and steps that validation does not divide.
+    """
+    if any(map(is_static, strategies)) and TEACHER not in strategies:
+        strategies = [TEACHER, *strategies]
+    if unknown := sorted(strategy_overrides.keys() - set(strategies)):
+        raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(strategies)}")
+    for override in [*overrides, *(value for values in strategy_overrides.values() for value in values)]:
+        _check_override(override)
+    steps = [] if max_steps is None else [f"trainer.max_steps={max_steps}"]
+    config = composed(config_name, BASELINE, [*overrides, *steps])
+    changes = {}
+    for strategy in strategies:
+        own = composed(config_name, strategy, [*overrides, *strategy_overrides.get(strategy, ()), *steps])
+        changes[strategy] = {key: own.get(key) for key in {**config, **own} if own.get(key) != config.get(key)}
+        shared = [key for key in changes[strategy] if _is_below(key, SHARED_KEYS)]
+        if shared:
+            raise ValueError(
+                f"{shared[0]} is {own.get(shared[0])!r} for {strategy} but {config.get(shared[0])!r} for {BASELINE}: "
+                "updates, data and student must be the same for all strategies. Set it for all, after --"
+            )
+    return Settings(
+        config_name=config_name,
+        overrides=list(overrides),
+        strategy_overrides={name: list(values) for name, values in strategy_overrides.items()},
+        threads=threads,
+        max_steps=_checked_steps(config),
+        strategies=list(strategies),
+        seeds=list(seeds),
+        folds=dict(folds),
+        config=config,
+        changes=changes,
+        versions=dict(versions),
+    )
+
+
+def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of a strategy as scripts/train.py would get it, flat: dotted key -> value, references unresolved.
+
+    Raises:
+        ValueError: no such config, strategy or key.
+    """
+    if not (CONF / "strategy" / f"{strategy}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
+        raise ValueError(f"there is no strategy {strategy!r}, wanted one of {known}")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base=None):
+            cfg = compose(config_name, [f"strategy={strategy}", *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
+    return dict(_flat(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_override(override: str) -> None:
+    key = override.lstrip("+~").split("=")[0].split("@")[0]
+    if key in OWN_KEYS:
+        raise ValueError(f"{override!r} sets {key}, which the comparison gives to every cell itself. Leave it out")
+
+
+def _is_below(key: str, parents: Iterable[str]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
+
+
+def _checked_steps(config: Mapping[str, Any]) -> int:
+    steps, every = config.get("trainer.max_steps"), config.get("trainer.val_check_interval")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"trainer.max_steps is {steps!r}: equal updates need a number, 1 or more (--max-steps)")
+    batches = steps * (config.get("trainer.accumulate_grad_batches") or 1)
+    if isinstance(every, int) and batches % every:
+        raise ValueError(
+            f"trainer.max_steps is {steps} but trainer.val_check_interval {every}: the last updates would not be "
+            "validated. Give a multiple, or set trainer.val_check_interval after --"
+        )
+    return steps
+
+
+def is_static(strategy: str) -> bool:
+    """Whether a strategy takes a teacher that was trained before."""
+    return strategy.startswith("static")
+
+
+# ---- folds ---------------------------------------------------------------------------------------------------------
+
+
+def find_folds(data_dir: Path, names: Sequence[str] | None) -> dict[str, Fold]:
+    """The folds of a data folder by name: its subfolders that are corpora, or itself. `names`: only these.
+
+    Raises:
+        ValueError: no corpus, no such fold, a manifest that cannot be read, test sets that differ between folds.
+    """
+    if (data_dir / "train.json").is_file():
+        folders = {ONE_FOLD: "."}
+    else:
+        folders = {path.parent.name: path.parent.name for path in sorted(data_dir.glob("*/train.json"))}
+    if not folders:
+        raise ValueError(
+            f"--data-dir is {data_dir}: neither it nor a folder in it holds a train.json. "
+            "scripts/prepare_data.py makes a corpus"
+        )
+    for name in names or ():
+        if name not in folders:
+            raise ValueError(f"--folds names {name!r}, --data-dir {data_dir} holds {', '.join(folders)}")
+    folds = {name: _fold(data_dir, folder) for name, folder in folders.items() if not names or name in names}
+    first, *others = folds
+    for name in others:
+        if folds[name].test_sets != folds[first].test_sets:
+            raise ValueError(
+                f"fold {name} has the test sets {', '.join(folds[name].test_sets)}, fold {first} "
+                f"{', '.join(folds[first].test_sets)}: they must be the same. Prepare them alike"
+            )
+    return folds
+
+
+def _fold(data_dir: Path, folder: str) -> Fold:
+    root = data_dir / folder
+    tests = sorted(path.stem for path in root.glob("test*.json"))
+    if not tests:
+        raise ValueError(f"{root} holds no test*.json: there is nothing to compare the students on")
+    for name in [*tests, folder]:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"{root} has the name {name!r}, which does not suit a command line. Use letters and _-.")
+    files = [f"{name}.json" for name in ("train", "dev", *tests)]
+    for file in files:
+        read_manifest(root / file)
+    files.append("tokenizer/tokenizer.model")
+    if not (root / files[-1]).is_file():
+        raise ValueError(f"{root / files[-1]} is missing: scripts/prepare_data.py makes a tokenizer")
+    return Fold(folder, tests, {file: hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files})
+
+
+# ---- continuing ----------------------------------------------------------------------------------------------------
+
+
+def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
+    """The settings of a folder with the strategies, seeds and folds of a later call added to them.
+
+    Raises:
+        ValueError: anything else differs; every difference is named.
+    """
+    pairs = {"threads": (stored.threads, wanted.threads), "config_name": (stored.config_name, wanted.config_name)}
+    pairs |= {key: (stored.config.get(key), wanted.config.get(key)) for key in {**stored.config, **wanted.config}}
+    for strategy in stored.changes.keys() & wanted.changes.keys():
+        old, new = stored.changes[strategy], wanted.changes[strategy]
+        pairs |= {f"{key} (of {strategy})": (old.get(key), new.get(key)) for key in {**old, **new}}
+    for name in stored.folds.keys() & wanted.folds.keys():
+        old, new = stored.folds[name].sha256, wanted.folds[name].sha256
+        pairs |= {f"sha256 of {name}/{file}": (old.get(file), new.get(file)) for file in {**old, **new}}
+    if stored.test_sets != wanted.test_sets:
+        pairs["test sets"] = stored.test_sets, wanted.test_sets
+    differences = [f"{key} is {new!r}, the folder has {old!r}" for key, (old, new) in pairs.items() if old != new]
+    if differences:
+        more = len(differences) - REPORTED_DIFFERENCES
+        raise ValueError(
+            f"{folder} holds a comparison with other settings:\n  - "
+            + "\n  - ".join([*differences[:REPORTED_DIFFERENCES], *([f"... and {more} more"] if more > 0 else [])])
+            + "\nContinue it with its own settings, or give another --output-dir"
+        )
+    strategies = [*stored.strategies, *(name for name in wanted.strategies if name not in stored.strategies)]
+    if TEACHER in strategies:  # it is trained first
+        strategies = [TEACHER, *(name for name in strategies if name != TEACHER)]
+    return Settings(
+        **{
+            **stored.__dict__,
+            "strategies": strategies,
+            "strategy_overrides": {**wanted.strategy_overrides, **stored.strategy_overrides},
+            "changes": {**wanted.changes, **stored.changes},
+            "seeds": sorted({*stored.seeds, *wanted.seeds}),
+            "folds": {**stored.folds, **wanted.folds},
+        }
+    )
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+def plan(settings: Settings, only: Sequence[str] | None = None) -> list[Cell]:
+    """Cells in the order of training: seed by seed, fold by fold, so that what is finished early is complete.
+
+    only: these strategies, and the teacher where one of them is static.
+
+    Raises:
+        ValueError: `only` names a strategy that is not in the comparison.
+    """
+    for strategy in only or ():
+        if strategy not in settings.strategies:
+            raise ValueError(f"--only names {strategy!r}, the comparison has {', '.join(settings.strategies)}")
+    chosen = {*(only or settings.strategies)}
+    if any(map(is_static, chosen)):
+        chosen.add(TEACHER)
+    strategies = [strategy for strategy in settings.strategies if strategy in chosen]
+    return [
+        Cell(fold, strategy, seed) for seed in settings.seeds for fold in settings.folds for strategy in strategies
+    ]
+
+
+def teacher_of(cell: Cell) -> Cell | None:
+    """The cell whose teacher a static strategy takes: same fold, same seed."""
+    return Cell(cell.fold, TEACHER, cell.seed) if is_static(cell.strategy) else None
+
+
+def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
+    """Arguments of scripts/train.py for a cell; paths start with `data_dir` and `output_dir` as they are given."""
+    return [*_plain_arguments(settings, cell), *_path_arguments(settings, cell, data_dir, output_dir)]
+
+
+def shell_command(settings: Settings, cell: Cell) -> str:
+    """The command of a cell for a shell, relative to $DATA, $OUTPUT and the repository's root."""
+    plain = [shlex.quote(argument) for argument in _plain_arguments(settings, cell)]
+    paths = [f'"{argument}"' for argument in _path_arguments(settings, cell, "$DATA", "$OUTPUT")]
+    threads = f"OMP_NUM_THREADS={settings.threads} MKL_NUM_THREADS={settings.threads}"
+    return " ".join([threads, "python scripts/train.py", *plain, *paths])
+
+
+def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:
+    return [
+        f"--config-name={settings.config_name}",
+        f"strategy={cell.strategy}",
+        *settings.overrides,
+        *settings.strategy_overrides.get(cell.strategy, ()),
+        f"trainer.max_steps={settings.max_steps}",
+        f"seed={cell.seed}",
+        f"exp_manager.name={cell.strategy}",
+        "+exp_manager.version=run",
+    ]
+
+
+def _path_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
+    fold = settings.folds[cell.fold]
+    root = data_dir if fold.folder == "." else f"{data_dir}/{fold.folder}"
+    tests = ",".join(hydra_value(f"{root}/{name}.json") for name in fold.test_sets)
+    arguments = [
+        f"model.train_ds.manifest_filepath={hydra_value(f'{root}/train.json')}",
+        f"model.validation_ds.manifest_filepath={hydra_value(f'{root}/dev.json')}",
+        f"model.test_ds.manifest_filepath=[{tests}]",
+        f"model.tokenizer.dir={hydra_value(f'{root}/tokenizer')}",
+        f"exp_manager.exp_dir={hydra_value(f'{output_dir}/{Path(cell.folder).parent}')}",
+    ]
+    if teacher := teacher_of(cell):
+        weights = f"{output_dir}/{teacher.folder}/run/teacher.nemo"
+        arguments.append(f"model.codert.teacher_checkpoint={hydra_value(weights)}")
+    return arguments
+
+
+def hydra_value(path: str) -> str:
+    """A path as a value on Hydra's command line, whatever signs are in it."""
+    # Hydra takes a backslash for itself, except before a quote.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), path) + "'"

@@ -1,0 +1,385 @@
+"""scripts/compare_strategies.py with a stub for a trainer: what it trains and what not, and how it ends."""
+
+import csv
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.comparison_corpora import write_corpus
+from tests.conftest import REPOSITORY
+
+STUB = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "stub_trainer.py")]
+REPORT = {"results.csv", "predictions.jsonl.gz", "table.md", "wer.png", "reduction.png", "report.html"}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("compare_script", REPOSITORY / "scripts" / "compare_strategies.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, monkeypatch, capsys, tmp_path):
+    """Runs the script in this process with the stub for a trainer: exit status, standard output, standard error."""
+    monkeypatch.setattr(script, "TRAINER", STUB)
+    monkeypatch.setattr("nemo_codert.analysis.comparison_runner.POLL_SECONDS", 0.02)
+    monkeypatch.setenv("STUB_DIR", str(tmp_path))
+    write_corpus(tmp_path / "data")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = script.main(["--output-dir", str(tmp_path / "out"), *arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def compare(run, tmp_path):
+    """The same on the corpus, seeds 0 and 1 unless others are given."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        seeds = [] if "--seeds" in arguments else ["--seeds", "0-1"]
+        return run("--data-dir", str(tmp_path / "data"), *seeds, *arguments)
+
+    return call
+
+
+@pytest.fixture
+def starts(tmp_path) -> Callable[[], list[str]]:
+    """Trainings started since the last question, as fold/strategy/seed."""
+
+    def take() -> list[str]:
+        path = tmp_path / "starts.txt"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    return take
+
+
+def behave(tmp_path: Path, **how) -> None:
+    (tmp_path / "stub.json").write_text(json.dumps(how))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- what is trained -----------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_trains_every_cell_once_seed_by_seed_and_reports(compare, starts, tmp_path):
+    status, out, err = compare("--strategies", "student", "tandem_kd")
+    assert status == 0
+    assert starts() == ["all/student/0", "all/tandem_kd/0", "all/student/1", "all/tandem_kd/1"]
+    assert "all, seed 1, tandem_kd: finished in 0:00:00; 0 cells, 0:00:00 left" in err
+    assert "| tandem_kd | 2 | 400 | 10." in out and "better" in out
+    folder = tmp_path / "out"
+    assert names(folder) == REPORT | {"cells", "comparison.json", "comparison.lock"}
+    assert [(row["strategy"], row["seed"]) for row in rows(folder)] == [
+        ("student", "0"),
+        ("student", "1"),
+        ("tandem_kd", "0"),
+        ("tandem_kd", "1"),
+    ]
+    cell = folder / "cells" / "all" / "seed0" / "tandem_kd"
+    assert names(cell) == {"command.sh", "train.log", "result.json", "run"}
+    assert names(cell / "run") == {"predictions", "student.nemo"}  # its checkpoints are gone
+    assert (cell / "train.log").read_text() == "training all/tandem_kd/0 with 1 threads\n"
+    shutil.rmtree(cell / "run")
+    subprocess.run(["bash", str(cell / "command.sh")], check=True, capture_output=True)
+    assert (cell / "run" / "predictions" / "student" / "test_seen.json").is_file()
+
+
+def test_nothing_that_is_handed_on_names_a_folder_of_this_machine(compare, tmp_path):
+    compare("--strategies", "student", "static")
+    for name in (REPORT | {"comparison.json"}) - {"predictions.jsonl.gz"}:
+        assert str(tmp_path).encode() not in (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_finished_cells_are_never_trained_again_and_more_may_be_added(compare, starts, tmp_path):
+    compare("--strategies", "student", "tandem_kd", "--seeds", "0")
+    starts()
+    before = snapshot(tmp_path / "out")
+    status, out, _ = compare("--seeds", "0")  # the strategies of the folder
+    assert status == 0 and starts() == [] and "2 cells, 2 of them finished" in out
+    after = snapshot(tmp_path / "out")
+    assert {name for name in before if before[name] != after[name]} <= {"comparison.lock"}
+    status, _, _ = compare("--strategies", "shared_kd", "--seeds", "1")
+    assert status == 0
+    assert starts() == ["all/shared_kd/0", *(f"all/{name}/1" for name in ("student", "tandem_kd", "shared_kd"))]
+    assert len(rows(tmp_path / "out")) == 6
+
+
+def test_only_some_strategies_are_trained_now_and_the_comparison_stays_what_it_is(compare, starts, tmp_path):
+    compare("--strategies", "student", "tandem_kd", "shared_kd", "--seeds", "0", "--only", "shared_kd")
+    assert starts() == ["all/shared_kd/0"]
+    compare("--seeds", "0")
+    assert starts() == ["all/student/0", "all/tandem_kd/0"]
+
+
+def test_a_static_strategy_gets_the_teacher_of_its_fold_and_seed(run, starts, tmp_path):
+    for fold in ("ann", "bob"):
+        write_corpus(tmp_path / "folds" / fold)
+    arguments = ["--data-dir", str(tmp_path / "folds"), "--seeds", "3", "5", "--strategies", "student", "static"]
+    status, out, _ = run(*arguments, "--only", "static", "--jobs", "3", "--drop-models")
+    order = starts()
+    assert status == 0 and len(order) == 8
+    for fold in ("ann", "bob"):
+        for seed in (3, 5):
+            assert order.index(f"{fold}/teacher/{seed}") < order.index(f"{fold}/static/{seed}")
+            root = tmp_path / "out" / "cells" / fold / f"seed{seed}"
+            assert f"{root}/teacher/run/teacher.nemo" in (root / "static" / "command.sh").read_text()
+            assert names(root / "static" / "run") == {"predictions"}  # its model was dropped,
+            assert "teacher.nemo" in names(root / "teacher" / "run")  # the teacher's never is
+    assert "2 folds together" in out
+    run(*arguments)
+    assert sorted(starts()) == [f"{fold}/student/{seed}" for fold in ("ann", "bob") for seed in (3, 5)]
+
+
+# ---- trainings that fail or are stopped ----------------------------------------------------------------------------
+
+
+def test_a_failed_cell_is_shown_the_others_go_on_and_the_next_call_tries_it_again(compare, starts, tmp_path):
+    behave(tmp_path, fail=["all/tandem_kd/0"])
+    status, _, err = compare("--strategies", "student", "tandem_kd")
+    assert status == 1 and len(starts()) == 4
+    assert "all, seed 0, tandem_kd: FAILED, exit status 1" in err and "    the loss is not finite" in err
+    assert "1 cells failed: all, seed 0, tandem_kd" in err
+    assert len(rows(tmp_path / "out")) == 3
+    behave(tmp_path)
+    status, _, _ = compare()
+    assert status == 0 and starts() == ["all/tandem_kd/0"] and len(rows(tmp_path / "out")) == 4
+
+
+def test_without_its_teacher_a_static_student_is_not_started(compare, starts, tmp_path):
+    behave(tmp_path, fail=["all/teacher/1"])
+    status, _, err = compare("--strategies", "static")
+    assert status == 1 and starts() == ["all/teacher/0", "all/static/0", "all/teacher/1"]
+    assert "all, seed 1, static: not started, its teacher failed" in err
+
+
+def test_a_run_of_fewer_updates_is_a_failure(compare, tmp_path):
+    behave(tmp_path, updates=7)
+    status, out, err = compare("--strategies", "student", "--seeds", "0")
+    assert status == 1 and "student had 7 updates, not 2000" in err
+    assert "no cell is finished" in out and not (tmp_path / "out" / "results.csv").exists()
+
+
+def start_process(tmp_path: Path) -> subprocess.Popen:
+    """The script in a process of its own, waiting for a training that never ends."""
+    behave(tmp_path, hang=["all/tandem_kd/0"])
+    code = (
+        "import importlib.util, sys; spec = importlib.util.spec_from_file_location('compare', sys.argv[1]); "
+        "script = importlib.util.module_from_spec(spec); spec.loader.exec_module(script); "
+        f"script.TRAINER = {STUB!r}; sys.exit(script.main(sys.argv[2:]))"
+    )
+    path = str(REPOSITORY / "scripts" / "compare_strategies.py")
+    arguments = ["--output-dir", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data"), "--seeds", "0-1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, path, *arguments, "--strategies", "student", "tandem_kd"],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (tmp_path / "hanging").exists() or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+    return process
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_locked(folder: Path) -> bool:
+    with (folder / "comparison.lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_comparison_ends_its_trainings_and_goes_on_later(number, compare, starts, tmp_path):
+    process = start_process(tmp_path)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted: the same command goes on from here" in err
+    assert not is_locked(tmp_path / "out")  # a training that were left would hold it
+    assert starts() == ["all/student/0", "all/tandem_kd/0"]
+    behave(tmp_path)
+    status, _, _ = compare()
+    assert status == 0
+    assert starts() == ["all/tandem_kd/0", "all/student/1", "all/tandem_kd/1"]
+
+
+def test_two_comparisons_in_one_folder_are_refused_even_when_the_first_was_killed(compare, starts, tmp_path):
+    process = start_process(tmp_path)
+    starts()
+    try:
+        status, _, err = compare("--strategies", "student", "tandem_kd")
+        assert status == 2 and f"is in use by another comparison (process {process.pid})" in err
+        process.kill()
+        process.wait()
+        status, _, err = compare()  # its training goes on
+        assert status == 2 and "or a training that it left behind" in err and starts() == []
+    finally:
+        process.kill()
+        for pid in children_of(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_locked(tmp_path / "out"))
+    behave(tmp_path)
+    status, _, _ = compare()
+    assert status == 0 and starts() == ["all/tandem_kd/0", "all/student/1", "all/tandem_kd/1"]
+
+
+def children_of(tmp_path: Path) -> list[int]:
+    """Stub trainings of this test: their command line names its folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:  # it has ended
+            continue
+        if STUB[1].encode() in command and str(tmp_path).encode() in command:
+            found.append(int(path.parent.name))
+    return found
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--max-steps", "400"], "trainer.max_steps is 400, the folder has 2000"),
+        (["--", "model.optim.lr=0.5"], "model.optim.lr is 0.5, the folder has"),
+        (["--config-name", "quickstart", "--max-steps", "1800"], "config_name is 'quickstart', the folder has 'fsdd'"),
+        (
+            ["--override", "tandem_kd:model.codert.distillation.weight=0.3"],
+            "(of tandem_kd) is 0.3, the folder has 0.1",
+        ),
+        (["--threads", "2"], "threads is 2, the folder has 1"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(compare, starts, tmp_path, arguments, message):
+    compare("--strategies", "student", "tandem_kd", "--seeds", "0")
+    starts()
+    before = snapshot(tmp_path / "out")
+    status, _, err = compare("--seeds", "0", *arguments)
+    assert status == 2 and message in err and "or give another --output-dir" in err
+    assert snapshot(tmp_path / "out") == before and starts() == []
+
+
+def test_a_folder_with_other_data_is_refused(compare, tmp_path):
+    compare("--strategies", "student", "--seeds", "0")
+    with (tmp_path / "data" / "train.json").open("a") as file:
+        file.write('{"audio_filepath": "more.wav", "duration": 1.0, "text": "one"}\n')
+    status, _, err = compare("--seeds", "0")
+    assert status == 2 and "sha256 of all/train.json is" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--seeds", "two"], "--seeds has 'two', wanted numbers and ranges such as 0-4"),
+        (["--seeds", "4-1"], "--seeds has '4-1'"),
+        (["--jobs", "0"], "--jobs is 0, wanted 1 or more"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--max-steps", "0"], "--max-steps is 0"),
+        (["--folds", "ann"], "--folds names 'ann'"),
+        (["--only", "shared"], "--only names 'shared', the comparison has student, tandem_kd, shared_kd"),
+        (["--against", "tandem"], "--against is tandem, the comparison has student, tandem_kd, shared_kd"),
+        (["--override", "model.optim.lr=1"], "--override is 'model.optim.lr=1', wanted STRATEGY:KEY=VALUE"),
+        (["--override", "shared:model.optim.lr=1"], "--override is for shared"),
+        (["--", "model.optm.lr=1"], "cannot be composed"),
+        (["--", "seed=1"], "sets seed, which the comparison gives to every cell itself"),
+        (["--data-dir", "absent"], "--data-dir is absent: neither it nor a folder in it holds a train.json"),
+    ],
+)
+def test_bad_options_are_named_and_nothing_is_written(compare, starts, tmp_path, arguments, message):
+    status, _, err = compare(*arguments)
+    assert status == 2 and message in err and err.startswith("error: ") and "Traceback" not in err
+    assert not (tmp_path / "out").exists() and starts() == []
+
+
+def test_data_are_asked_for(run, tmp_path):
+    status, _, err = run()
+    assert status == 2 and "--data-dir is missing" in err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(compare, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("kept")
+    for arguments in ([], ["--report-only"]):
+        status, _, err = compare(*arguments)
+        assert status == 2 and "--output-dir" in err
+        assert snapshot(tmp_path / "out") == {"thesis.tex": b"kept"}
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").write_text("kept")
+    assert compare()[0] == 2 and (tmp_path / "out").read_text() == "kept"
+
+
+def test_cells_that_heard_other_utterances_are_refused_by_name(compare, tmp_path):
+    compare("--strategies", "student", "tandem_kd", "--seeds", "0")
+    path = tmp_path / "out" / "cells" / "all" / "seed0" / "tandem_kd" / "result.json"
+    result = json.loads(path.read_text())
+    result["test_sets"][0]["references"][2] = "what was never said"
+    path.write_text(json.dumps(result))
+    before = (tmp_path / "out" / "table.md").read_bytes()
+    status, _, err = compare("--report-only")
+    assert status == 2 and "utterance 3 is ('audio/test_seen/002.wav'" in err and "what was never said" in err
+    assert (tmp_path / "out" / "table.md").read_bytes() == before
+
+
+# ---- the report alone ----------------------------------------------------------------------------------------------
+
+
+def test_three_files_are_enough_to_make_the_report_anew(compare, run, tmp_path, starts):
+    compare("--strategies", "student", "static", "shared_kd")
+    starts()
+    folder, release = tmp_path / "out", tmp_path / "release"
+    release.mkdir()
+    for name in ("comparison.json", "results.csv", "predictions.jsonl.gz"):
+        shutil.copyfile(folder / name, release / name)
+    status, out, _ = run("--output-dir", str(release), "--report-only")
+    assert status == 0 and starts() == [] and "| static | 2 |" in out
+    assert names(release) == REPORT | {"comparison.json"}
+    for name in names(release):
+        assert (release / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_the_report_can_be_against_another_strategy(compare, tmp_path):
+    compare("--strategies", "student", "tandem_kd", "shared_kd")
+    status, out, _ = compare("--report-only", "--against", "tandem_kd")
+    assert status == 0 and "relative reduction against tandem_kd" in out
+    assert compare("--report-only", "--against", "static")[0] == 2
