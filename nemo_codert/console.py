@@ -1,10 +1,15 @@
-"""What a run prints: ours, warnings and errors, without the libraries' start-up talk. Imports NeMo when called."""
+"""What the scripts share at their command line: values for Hydra's, what is printed, exit status.
+
+Imports NeMo when called.
+"""
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 
 def quieten_libraries() -> None:
@@ -35,3 +40,9 @@ def exit_status(work: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def hydra_value(path: str | Path) -> str:
+    """A path as a value on Hydra's command line, whatever signs are in it."""
+    # Hydra takes a backslash for itself, except before a quote.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path)) + "'"

@@ -12,12 +12,13 @@ predictions.json. A second run reuses the corpus and replaces the rest.
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from nemo_codert.console import hydra_value
 
 SCRIPTS = Path(__file__).resolve().parent
 CORPUS_SIZES = {"train": 900, "dev": 60, "test": 100}
@@ -96,22 +97,16 @@ def train(corpus: Path, folder: Path, arguments: argparse.Namespace) -> Path:
     """Run scripts/train.py and return the folder of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [
-        f"model.train_ds.manifest_filepath={quoted(corpus / 'train.json')}",
-        f"model.validation_ds.manifest_filepath={quoted(corpus / 'dev.json')}",
-        f"model.tokenizer.dir={quoted(corpus / 'tokenizer')}",
-        f"exp_manager.exp_dir={quoted(folder)}",
+        f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
+        f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
+        f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
+        f"exp_manager.exp_dir={hydra_value(folder)}",
         f"seed={arguments.seed}",
     ]
     if arguments.max_steps:
         overrides += [f"trainer.max_steps={arguments.max_steps}", f"trainer.val_check_interval={arguments.max_steps}"]
     run_script("train.py", "--config-name=quickstart", "strategy=shared_kd", *overrides)
     return next(folder.glob("quickstart/*/student.nemo")).parent
-
-
-def quoted(path: Path) -> str:
-    """A path as a value on Hydra's command line, whatever signs are in it."""
-    # Hydra takes a backslash for itself, except before a quote.
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path)) + "'"
 
 
 def run_script(name: str, *arguments: str) -> None:

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_codert.console import hydra_value
 from nemo_codert.data.manifest import read_manifest
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -386,9 +387,3 @@ def _path_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: s
         weights = f"{output_dir}/{teacher.folder}/run/teacher.nemo"
         arguments.append(f"model.codert.teacher_checkpoint={hydra_value(weights)}")
     return arguments
-
-
-def hydra_value(path: str) -> str:
-    """A path as a value on Hydra's command line, whatever signs are in it."""
-    # Hydra takes a backslash for itself, except before a quote.
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), path) + "'"

@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from nemo_codert.console import hydra_value
 from tests.conftest import REPOSITORY
 
 
@@ -32,8 +33,8 @@ def script() -> ModuleType:
         "~a %b &c ;d !e #f",
     ],
 )
-def test_a_path_arrives_through_hydras_command_line_as_it_is(path, script):
-    override = OverridesParser.create().parse_override(f"exp_manager.exp_dir={script.quoted(path)}")
+def test_a_path_arrives_through_hydras_command_line_as_it_is(path):
+    override = OverridesParser.create().parse_override(f"exp_manager.exp_dir={hydra_value(path)}")
     assert override.value() == path
 
 
