@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "modules": LEAVES,
     "models": LEAVES | {"modules", "data"},
     "export": LEAVES | {"modules", "models"},
-    "analysis": LEAVES | {"modules", "models", "data"},
+    "analysis": LEAVES | {"modules", "models", "data", "console"},
 }
 # Heavy packages that a part must not import, not even inside a function where `anywhere` says so.
 FORBIDDEN = {
