@@ -12,8 +12,9 @@ is for one.
 The output folder: results.csv (one row a run), predictions.jsonl.gz, table.md, plots, report.html, and cells/ with
 command, log and .nemo files of every run. The same command again goes on where it stopped: finished cells are never
 trained again, failed and interrupted ones are. Strategies, seeds and folds may be added; a folder made with other
-settings is refused. --only trains some strategies of the comparison now. --report-only writes table, plots and report
-anew, also from a folder that holds nothing but comparison.json, results.csv and predictions.jsonl.gz.
+settings is refused. --only trains some strategies of the comparison now, --seeds and --folds some of its seeds and
+folds. --report-only writes table, plots and report anew, also from a folder that holds nothing but comparison.json,
+results.csv and predictions.jsonl.gz.
 
 Exit status 1: a training failed; 2: bad options, files or data; 130: interrupted.
 """
@@ -31,6 +32,7 @@ from nemo_codert.analysis.comparison_plan import (
     BASELINE,
     SETTINGS_FILE,
     TEACHER,
+    Cell,
     Settings,
     extended,
     find_folds,
@@ -39,12 +41,22 @@ from nemo_codert.analysis.comparison_plan import (
     read_settings,
 )
 from nemo_codert.analysis.comparison_report import write_report
-from nemo_codert.analysis.comparison_results import Results, is_finished, read_cells, read_results, write_results
+from nemo_codert.analysis.comparison_results import (
+    Results,
+    check_kept,
+    is_finished,
+    read_cells,
+    read_results,
+    write_results,
+)
 from nemo_codert.analysis.comparison_runner import LOCK_FILE, Runner, locked
 
 TRAINER = [sys.executable, str(Path(__file__).resolve().parent / "train.py")]
 STRATEGIES = ["student", "tandem_kd", "shared_kd"]
 PACKAGES = ("nemo_toolkit", "torch", "nemo_codert")
+INTERRUPTED = "interrupted: the same command goes on from here"
+# Without effect where nothing is trained.
+TRAINING_OPTIONS = ("data_dir", "strategies", "seeds", "folds", "max_steps", "override", "only", "overrides")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -111,8 +123,9 @@ def settle(options: argparse.Namespace) -> Settings:
     if options.data_dir is None:
         raise ValueError("--data-dir is missing: give a corpus, or a folder of corpora")
     folder: Path = options.output_dir
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output-dir is {folder}: that is a file, give a folder")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output-dir is {folder}: {path} is a file, give a folder")
     stored = read_settings(folder)
     if stored is None and folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise ValueError(f"--output-dir {folder} holds something else than a comparison: give a new folder")
@@ -141,33 +154,46 @@ def baseline(settings: Settings, against: str | None) -> str:
     """The strategy that the tables compare with: the one asked for, the lone student, or the first there is.
 
     Raises:
-        ValueError: the comparison does not have the one asked for.
+        ValueError: the comparison does not have the one asked for, or it has no student.
     """
     if against is None:
         students = [strategy for strategy in settings.strategies if strategy != TEACHER]
         return BASELINE if BASELINE in students else [*students, TEACHER][0]
     if against not in settings.strategies:
         raise ValueError(f"--against is {against}, the comparison has {', '.join(settings.strategies)}")
+    if against == TEACHER:
+        raise ValueError(f"--against is {against}, which has no student to compare with. Give another strategy")
     return against
+
+
+def cells_of(settings: Settings, options: argparse.Namespace) -> list[Cell]:
+    """The cells that this call is to train where they are not finished."""
+    return plan(settings, options.only, seed_numbers(options.seeds) if options.seeds else None, options.folds)
 
 
 def compare(options: argparse.Namespace) -> int:
     """Train what is missing and write the report; returns the exit status.
 
     Raises:
-        ValueError: see `settle`, `plan` and `locked`.
+        ValueError: see `settle`, `plan`, `check_kept`, `read_cells` and `locked`.
     """
-    plan(settle(options), options.only)  # every fault is told before anything is written
+    cells_of(settle(options), options)  # every fault is told before anything is written
     folder: Path = options.output_dir.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    check_kept(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output-dir {folder} cannot be made: {error}") from error
     with locked(folder) as lock:
         settings = settle(options)  # another comparison may have ended here in between
+        check_kept(folder)
+        finished = finished_seconds(read_cells(settings, folder))
         settings.write(folder)
         if settings.versions != versions():
             print(
                 f"warning: this comparison was begun with {settings.versions}, this is {versions()}", file=sys.stderr
             )
-        cells = plan(settings, options.only)
+        cells = cells_of(settings, options)
         missing = [cell for cell in cells if not is_finished(cell, folder)]
         print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished; {folder}", flush=True)
         runner = Runner(
@@ -179,16 +205,17 @@ def compare(options: argparse.Namespace) -> int:
             keep_models=not options.drop_models,
             lock=lock,
         )
+        interrupted = False
         try:
             with stoppable():
-                runner.run(missing, finished_seconds(read_cells(settings, folder)))
+                runner.run(missing, finished)
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
-            return 130
+            interrupted = True
+            print(INTERRUPTED, file=sys.stderr)
         report(settings, read_cells(settings, folder), folder, baseline(settings, options.against))
     if runner.failed:
         print(f"{len(runner.failed)} cells failed: {'; '.join(map(str, runner.failed))}", file=sys.stderr)
-    return 1 if runner.failed else 0
+    return 130 if interrupted else int(bool(runner.failed))
 
 
 @contextmanager
@@ -231,13 +258,18 @@ def report_again(options: argparse.Namespace) -> None:
     """Write the report of a folder from its cells, or from its two files where it has no cells.
 
     Raises:
-        ValueError: no comparison, or files that do not fit together.
+        ValueError: no comparison, files that do not fit together, or options of a training.
     """
+    if given := [name for name in TRAINING_OPTIONS if getattr(options, name) not in (None, [])]:
+        shown = "KEY=VALUE" if given[0] == "overrides" else f"--{given[0].replace('_', '-')}"
+        raise ValueError(f"{shown} has no effect with --report-only, which trains nothing. Leave it out")
     folder: Path = options.output_dir
     settings = read_settings(folder)
     if settings is None:
         raise ValueError(f"--output-dir is {folder}: no {SETTINGS_FILE} in there. Give the folder of a comparison")
     has_cells = (folder / "cells").is_dir()
+    if has_cells:
+        check_kept(folder)
     results = (read_cells if has_cells else read_results)(settings, folder)
     report(settings, results, folder, baseline(settings, options.against))
 
@@ -253,6 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before or after the trainings
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class PairedErrors:
 class Reduction:
     """1 - errors of the system / errors of the baseline: `value` in [`low`, `high`], 0.1 meaning 10% fewer errors.
 
-    words, recordings: of all test sets, counted once. seeds: of the fold with the fewest. speakers: distinct names.
+    words, recordings: summed over folds. seeds: the same in all folds. speakers: distinct names.
     """
 
     value: float
@@ -76,16 +76,19 @@ def relative_reduction(
 ) -> Reduction:
     """Relative reduction over all folds together, with a percentile interval.
 
-    Each resample draws, with replacement, seeds within a fold; speakers over all folds where there are several; and
-    recordings within a fold and speaker. With one seed the interval speaks of the recordings alone, with one speaker
-    of that speaker alone. Drawing both seeds and recordings errs on the wide side (Owen 2007, "The pigeonhole
-    bootstrap"), a handful of seeds or speakers on the narrow side.
+    Each resample draws, with replacement, seeds (once for all folds, whose models begin alike and err alike); speakers
+    over all folds where there are several; and recordings within a fold and speaker. With one seed the interval
+    speaks of the recordings alone, with one speaker of that speaker alone. Drawing both seeds and recordings errs on
+    the wide side (Owen 2007, "The pigeonhole bootstrap"), a handful of seeds or speakers on the narrow side, and so do
+    folds that share recordings, which are drawn in each fold by itself.
 
     Raises:
-        ValueError: no fold, or numbers out of range.
+        ValueError: no fold, folds with different numbers of seeds, or numbers out of range.
     """
     if not folds:
         raise ValueError("there is no fold to compare on")
+    if len({len(fold.system) for fold in folds}) > 1:
+        raise ValueError("folds have different numbers of seeds: give the seeds that all of them have")
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, wanted 1 or more; confidence {confidence}, wanted 0 to 1")
     totals = _resampled_totals(folds, np.random.default_rng(seed), resamples)
@@ -99,7 +102,7 @@ def relative_reduction(
         high=float(high),
         words=int(sum(np.sum(fold.words) for fold in folds)),
         recordings=sum(len(fold.words) for fold in folds),
-        seeds=min(len(fold.system) for fold in folds),
+        seeds=len(folds[0].system),
         speakers=len(_speakers(folds)),
     )
 
@@ -123,10 +126,10 @@ def _resampled_totals(folds: Sequence[PairedErrors], generator: np.random.Genera
         speaker_counts = _draw(generator, np.full(resamples, len(speakers)), len(speakers))
     else:
         speaker_counts = np.ones((resamples, 1), dtype=int)
+    seeds = len(folds[0].system)
+    seed_counts = _draw(generator, np.full(resamples, seeds), seeds)  # [R, S]
     totals = np.zeros((resamples, 2))
     for fold in folds:
-        seeds = len(fold.system)
-        seed_counts = _draw(generator, np.full(resamples, seeds), seeds)  # [R, S]
         pair = np.stack([fold.system, fold.baseline], axis=1).astype(float)  # [S, 2, N]
         for place, speaker in enumerate(speakers):
             own = np.array([name == speaker for name in fold.speakers])

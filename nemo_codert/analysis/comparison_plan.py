@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -28,20 +29,30 @@ TEACHER = "teacher"  # the strategy whose model the static ones take
 ONE_FOLD = "all"  # name of the only fold where the data folder is a corpus itself
 SETTINGS_FILE = "comparison.json"
 REPORTED_DIFFERENCES = 20
+HEARD = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: enough to tell other audio, and quick
 # Given by the comparison, cell by cell.
 OWN_KEYS = (
     *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
     *(f"model.{name}_ds.manifest_filepath" for name in ("train", "validation", "test")),
     *(f"exp_manager.{key}" for key in ("exp_dir", "name", "version", "explicit_log_dir", "resume_if_exists")),
 )
+# What makes the strategies differ: set for all of them it would turn controls into what they are a control of.
+STRATEGY_KEYS = tuple(f"model.codert.{key}" for key in ("teacher", "share_decoder", "distillation.weight"))
 # What no strategy may have for itself, or the updates, the data order or the student would not be the same.
-SHARED_KEYS = ("seed", "trainer", "model.sample_rate", "model.preprocessor", "model.spec_augment", "model.tokenizer")
-SHARED_KEYS += ("model.train_ds", "model.validation_ds", "model.test_ds", "model.student", "model.decoder")
+SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
+SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "model.test_ds", "model.model_defaults")
+SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "model.rnnt_reduction", "model.optim")
+SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
+TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is no student to be compared
+MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One corpus: `folder` below the data folder, names of its test sets, hashes of its manifests and tokenizer."""
+    """One corpus: `folder` below the data folder, names of its test sets, and hashes by what they are of.
+
+    Of the manifests and the tokenizer, and for each manifest of some of its audio (see `HEARD`).
+    """
 
     folder: str
     test_sets: list[str]
@@ -97,9 +108,12 @@ class Settings:
 
 def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file through a temporary one beside it: `path` is either old or complete. Returns it."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    return temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_settings(folder: Path) -> Settings | None:
@@ -144,15 +158,17 @@ def make_settings(
         strategies = [TEACHER, *strategies]
     if unknown := sorted(strategy_overrides.keys() - set(strategies)):
         raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(strategies)}")
-    for override in [*overrides, *(value for values in strategy_overrides.values() for value in values)]:
-        _check_override(override)
+    _check_overrides(overrides, strategy_overrides)
     steps = [] if max_steps is None else [f"trainer.max_steps={max_steps}"]
     config = composed(config_name, BASELINE, [*overrides, *steps])
+    updates = _checked_steps(config)
+    _check_checkpoints(config)
     changes = {}
     for strategy in strategies:
         own = composed(config_name, strategy, [*overrides, *strategy_overrides.get(strategy, ()), *steps])
         changes[strategy] = {key: own.get(key) for key in {**config, **own} if own.get(key) != config.get(key)}
-        shared = [key for key in changes[strategy] if _is_below(key, SHARED_KEYS)]
+        own_keys = TEACHERS_OWN if strategy == TEACHER else ()
+        shared = [k for k in changes[strategy] if _is_below(k, SHARED_KEYS) and not _is_below(k, own_keys)]
         if shared:
             raise ValueError(
                 f"{shared[0]} is {own.get(shared[0])!r} for {strategy} but {config.get(shared[0])!r} for {BASELINE}: "
@@ -163,7 +179,7 @@ def make_settings(
         overrides=list(overrides),
         strategy_overrides={name: list(values) for name, values in strategy_overrides.items()},
         threads=threads,
-        max_steps=_checked_steps(config),
+        max_steps=updates,
         strategies=list(strategies),
         seeds=list(seeds),
         folds=dict(folds),
@@ -199,10 +215,33 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _check_override(override: str) -> None:
-    key = override.lstrip("+~").split("=")[0].split("@")[0]
-    if key in OWN_KEYS:
-        raise ValueError(f"{override!r} sets {key}, which the comparison gives to every cell itself. Leave it out")
+def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[str]]) -> None:
+    for override in [*for_all, *(override for overrides in by_strategy.values() for override in overrides)]:
+        if own := [own for own in OWN_KEYS if _is_below(own, (_key(override),))]:
+            raise ValueError(
+                f"{override!r} sets {own[0]}, which the comparison gives to every cell itself. Leave it out"
+            )
+    for override in for_all:
+        key = _key(override)
+        if any(_is_below(key, (own,)) or _is_below(own, (key,)) for own in STRATEGY_KEYS):
+            raise ValueError(
+                f"{override!r} would undo what makes the strategies differ. Give it to one: "
+                f"--override STRATEGY:{override}"
+            )
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=")[0].split("@")[0]
+
+
+def _check_checkpoints(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the tested weights are those of the best dev WER, as the report says."""
+    if config.get(MONITOR) != "val_wer" or not config.get("exp_manager.create_checkpoint_callback"):
+        raise ValueError(
+            f"the comparison tests the checkpoint with the best dev WER, but {MONITOR} is {config.get(MONITOR)!r} and "
+            f"exp_manager.create_checkpoint_callback {config.get('exp_manager.create_checkpoint_callback')!r}. Set "
+            "val_wer and true"
+        )
 
 
 def _is_below(key: str, parents: Iterable[str]) -> bool:
@@ -268,12 +307,21 @@ def _fold(data_dir: Path, folder: str) -> Fold:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"{root} has the name {name!r}, which does not suit a command line. Use letters and _-.")
     files = [f"{name}.json" for name in ("train", "dev", *tests)]
-    for file in files:
-        read_manifest(root / file)
+    audio = {f"audio of {file}": _hash_of_audio(read_manifest(root / file)) for file in files}
     files.append("tokenizer/tokenizer.model")
     if not (root / files[-1]).is_file():
         raise ValueError(f"{root / files[-1]} is missing: scripts/prepare_data.py makes a tokenizer")
-    return Fold(folder, tests, {file: hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files})
+    hashes = {file: hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files}
+    return Fold(folder, tests, {**hashes, **audio})
+
+
+def _hash_of_audio(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Of `HEARD` files, or all where there are fewer; one that is missing is for the training to drop or refuse."""
+    content = hashlib.sha256()
+    for place in sorted({round(i * (len(entries) - 1) / (HEARD - 1)) for i in range(HEARD)}):
+        path = Path(entries[place]["audio_filepath"])
+        content.update(path.read_bytes() if path.is_file() else b"missing")
+    return content.hexdigest()
 
 
 # ---- continuing ----------------------------------------------------------------------------------------------------
@@ -321,10 +369,15 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
 # ---- cells ---------------------------------------------------------------------------------------------------------
 
 
-def plan(settings: Settings, only: Sequence[str] | None = None) -> list[Cell]:
+def plan(
+    settings: Settings,
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    folds: Sequence[str] | None = None,
+) -> list[Cell]:
     """Cells in the order of training: seed by seed, fold by fold, so that what is finished early is complete.
 
-    only: these strategies, and the teacher where one of them is static.
+    only: these strategies, and the teacher where one of them is static. seeds, folds: only these.
 
     Raises:
         ValueError: `only` names a strategy that is not in the comparison.
@@ -337,7 +390,12 @@ def plan(settings: Settings, only: Sequence[str] | None = None) -> list[Cell]:
         chosen.add(TEACHER)
     strategies = [strategy for strategy in settings.strategies if strategy in chosen]
     return [
-        Cell(fold, strategy, seed) for seed in settings.seeds for fold in settings.folds for strategy in strategies
+        Cell(fold, strategy, seed)
+        for seed in settings.seeds
+        if seeds is None or seed in seeds
+        for fold in settings.folds
+        if folds is None or fold in folds
+        for strategy in strategies
     ]
 
 

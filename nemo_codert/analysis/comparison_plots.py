@@ -12,9 +12,14 @@ ROW_HEIGHT = 0.42
 DOTS_PER_INCH = 110
 
 
-def plot_wers(found: Sequence[Score], path: Path) -> Path:
-    """WER of every seed (dots) and its mean (bar) for each student and teacher, all folds together, as a PNG."""
+def plot_wers(found: Sequence[Score], path: Path) -> Path | None:
+    """WER of every seed (dots) and its mean (bar) for each student and teacher, all folds together, as a PNG.
+
+    None while no seed is finished in all folds.
+    """
     together = [score for score in found if score.fold is None]
+    if not together:
+        return None
     figure, panels = _panels(together, rows=len({label(score) for score in together}))
     for axis, (test_set, own) in panels:
         for row, score in enumerate(own):

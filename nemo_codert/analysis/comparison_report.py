@@ -86,14 +86,16 @@ def write_report(settings: Settings, results: Results, folder: Path, against: st
     found = scores(settings, counts, against)
     together = [*score_tables(settings, found, against, each_fold=False), *pair_tables(settings, counts)]
     tables = [*together, *score_tables(settings, found, against, each_fold=True)]
-    notes = explanation(found)
+    notes = explanation(found, counts.repeated_sets())
     images = []
     with tempfile.TemporaryDirectory(prefix="nemo_codert_plots_") as name:
-        plots = [
-            plot_wers(found, Path(name) / "wer.png"),
-            plot_reductions(found, against, Path(name) / "reduction.png"),
-        ]
-        for plot in filter(None, plots):
+        wers, reductions = Path(name) / "wer.png", Path(name) / "reduction.png"
+        plot_wers(found, wers)
+        plot_reductions(found, against, reductions)
+        for plot in (wers, reductions):
+            if not plot.exists():  # there is nothing to plot
+                (folder / plot.name).unlink(missing_ok=True)  # of an earlier report
+                continue
             images.append({"name": plot.name, "data": base64.b64encode(plot.read_bytes()).decode()})
             write_whole(folder / plot.name, plot.read_bytes())
     page = Environment(autoescape=True).from_string(TEMPLATE)

@@ -8,13 +8,14 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.analysis.comparison_plan import Cell, Settings, plan, write_whole
+from nemo_codert.analysis.comparison_plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
 from nemo_codert.data.manifest import read_manifest
 
@@ -60,6 +61,11 @@ def system_name(cell: Cell, branch: str) -> str:
     return f"{cell.strategy}/{cell.seed}/{branch}"
 
 
+def branches_of(strategy: str) -> tuple[str, ...]:
+    """What a run of a strategy trains or takes along, and is tested."""
+    return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
+
+
 # ---- a cell --------------------------------------------------------------------------------------------------------
 
 
@@ -70,22 +76,20 @@ def finish_cell(settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wa
         folder: of the cell. fold_dir: of its corpus; utterances are named relative to it.
 
     Raises:
-        ValueError: predictions that are missing or of other utterances, or a run of fewer updates.
+        ValueError: predictions of a branch that are missing or of other utterances, or a run of fewer updates.
     """
     found: dict[str, Any] = {}
     sets: dict[str, Transcripts] = {}
-    for branch in BRANCHES:
+    for branch in branches_of(cell.strategy):
         root = folder / "run" / "predictions" / branch
         if not root.is_dir():
-            continue
+            raise ValueError(f"{cell}: the run left no predictions of its {branch} in {folder / 'run'}")
         for name in settings.test_sets:
             lines = read_manifest(root / f"{name}.json")
             about = json.loads((root / f"{name}_summary.json").read_text(encoding="utf-8"))
             found[branch] = about
             own = _transcripts(cell, branch, name, lines, fold_dir)
             sets[name] = merged(sets[name], own) if name in sets else own
-    if not found:
-        raise ValueError(f"{cell}: the run left no predictions in {folder / 'run'}")
     for branch, about in found.items():
         if about["updates"] != settings.max_steps:
             raise ValueError(f"{cell}: {branch} had {about['updates']} updates, not {settings.max_steps}")
@@ -95,12 +99,15 @@ def finish_cell(settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wa
         "parameters": {branch: about["trained_parameters"] for branch, about in found.items()},
         "test_sets": [asdict(transcripts) for transcripts in sets.values()],
     }
+    for key in ("device", "decoding"):  # older runs do not tell
+        if told := {branch: about[key] for branch, about in found.items() if key in about}:
+            result[key] = told
     write_whole(folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def _transcripts(cell: Cell, branch: str, name: str, lines: list[dict[str, Any]], fold_dir: Path) -> Transcripts:
-    root = fold_dir.resolve()
-    audio = [Path(line["audio_filepath"]) for line in lines]
+    root = os.path.abspath(fold_dir)  # as manifests name their audio: links are not followed
+    audio = [Path(os.path.abspath(line["audio_filepath"])) for line in lines]
     ids = [path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name for path in audio]
     ids = [f"{id_}@{line['offset']:g}" if line.get("offset") else id_ for id_, line in zip(ids, lines, strict=True)]
     times = Counter(ids)
@@ -109,10 +116,15 @@ def _transcripts(cell: Cell, branch: str, name: str, lines: list[dict[str, Any]]
         fold=cell.fold,
         name=name,
         ids=ids,
-        speakers=[str(line.get("speaker") or "") for line in lines],
+        speakers=[_speaker(line) for line in lines],
         references=[line["text"] for line in lines],
         hypotheses={system_name(cell, branch): [line["pred_text"] for line in lines]},
     )
+
+
+def _speaker(line: dict[str, Any]) -> str:
+    speaker = line.get("speaker")
+    return "" if speaker is None else str(speaker)  # 0 is a name too
 
 
 def merged(first: Transcripts, second: Transcripts) -> Transcripts:
@@ -148,19 +160,29 @@ def read_cells(settings: Settings, folder: Path) -> Results:
     """Results of the finished cells of a comparison.
 
     Raises:
-        ValueError: cells that heard different utterances.
+        ValueError: a `result.json` that is none, or cells that heard different utterances.
     """
     runs, sets = [], {}
     for cell in _table_order(settings):
         if not is_finished(cell, folder):
             continue
-        result = json.loads((folder / cell.folder / RESULT_FILE).read_text(encoding="utf-8"))
-        runs.append(Run(cell, result["updates"], result["wall_seconds"], result["parameters"]))
-        for item in result["test_sets"]:
-            own = Transcripts(**item)
+        run, parts = _read_cell(cell, folder / cell.folder / RESULT_FILE)
+        runs.append(run)
+        for own in parts:
             key = own.fold, own.name
             sets[key] = merged(sets[key], own) if key in sets else own
     return Results(runs, [sets[key] for key in _set_keys(settings) if key in sets])
+
+
+def _read_cell(cell: Cell, path: Path) -> tuple[Run, list[Transcripts]]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        run = Run(cell, result["updates"], result["wall_seconds"], result["parameters"])
+        return run, [Transcripts(**item) for item in result["test_sets"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the result of a cell ({error!r}): delete it and the cell is trained again"
+        ) from error
 
 
 def _table_order(settings: Settings) -> list[Cell]:
@@ -236,11 +258,10 @@ def read_results(settings: Settings, folder: Path) -> Results:
     try:
         with gzip.open(folder / PREDICTIONS_FILE, "rt", encoding="utf-8") as file:
             sets = _sets([json.loads(line) for line in file])
-        with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        runs = [_run(row) for row in rows]
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds a broken {RUNS_FILE} or {PREDICTIONS_FILE}: {error!r}") from error
+        raise ValueError(f"{folder} holds a broken {PREDICTIONS_FILE}: {error!r}. Copy it anew") from error
+    runs, rows = _read_runs(folder)
+    _check_runs(settings, runs, sets, folder)
     by_key = {(part.fold, part.name): part for part in sets}
     for run, row in zip(runs, rows, strict=True):
         for branch in run.parameters:
@@ -248,14 +269,58 @@ def read_results(settings: Settings, folder: Path) -> Results:
                 part = by_key.get((run.cell.fold, name))
                 if part is None or system_name(run.cell, branch) not in part.hypotheses:
                     raise ValueError(f"{folder / PREDICTIONS_FILE} has no texts for {run.cell}, {branch}, {name}")
-                wanted = _counts(part, run.cell, branch)
-                for column, value in wanted.items():
-                    if row[column] != value:
+                for column, value in _counts(part, run.cell, branch).items():
+                    if row.get(column) != value:
                         raise ValueError(
-                            f"{column} of {run.cell} is {row[column]} in {RUNS_FILE} but {value} by "
-                            f"{PREDICTIONS_FILE}: the two files are not of one comparison"
+                            f"{column} of {run.cell} is {row.get(column)} in {RUNS_FILE} but {value} by "
+                            f"{PREDICTIONS_FILE} of {folder}: they are not of one comparison. Copy both anew"
                         )
     return Results(runs, sets)
+
+
+def _check_runs(settings: Settings, runs: Sequence[Run], sets: Sequence[Transcripts], folder: Path) -> None:
+    """Raise ValueError unless the rows of `results.csv` are runs of the settings and as many as were heard."""
+    path, seen = folder / RUNS_FILE, set()
+    for run in runs:
+        if run.cell in seen:
+            raise ValueError(f"{path} has two rows of {run.cell}. Copy it anew")
+        seen.add(run.cell)
+        if run.updates != settings.max_steps:
+            raise ValueError(
+                f"{path} has {run.updates} updates of {run.cell}, the comparison {settings.max_steps}: it is not of "
+                "this comparison. Copy it anew"
+            )
+    rows = {(run.cell.fold, system_name(run.cell, branch)) for run in runs for branch in run.parameters}
+    for part in sets:
+        if lost := [system for system in part.hypotheses if (part.fold, system) not in rows]:
+            raise ValueError(
+                f"{path} has no row for {lost[0]} of fold {part.fold}, which {PREDICTIONS_FILE} has. Copy both anew"
+            )
+
+
+def check_kept(folder: Path) -> None:
+    """Raise ValueError where `results.csv` reports runs whose cells are not in `folder`: writing it would lose them.
+
+    A cell whose folder is there without its result is one to be trained again.
+    """
+    if not (folder / RUNS_FILE).is_file():
+        return
+    runs, _ = _read_runs(folder)
+    if lost := [run.cell for run in runs if not (folder / run.cell.folder).is_dir()]:
+        raise ValueError(
+            f"{folder / RUNS_FILE} reports {len(lost)} runs whose cells are not here, first {lost[0]}: they would be "
+            "lost. Copy cells/ back, or give another --output-dir"
+        )
+
+
+def _read_runs(folder: Path) -> tuple[list[Run], list[dict[str, str]]]:
+    """Runs of `results.csv`, and its rows."""
+    try:
+        with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [_run(row) for row in rows], rows
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{folder} holds a broken {RUNS_FILE}: {error!r}. Copy it anew") from error
 
 
 def _run(row: dict[str, str]) -> Run:

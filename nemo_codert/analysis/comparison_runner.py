@@ -44,8 +44,8 @@ def locked(folder: Path) -> Iterator[int]:
         except OSError:
             file.seek(0)
             raise ValueError(
-                f"{folder} is in use by another comparison (process {file.read().strip() or 'unknown'}) or a training "
-                "that it left behind. Wait for it, or end it"
+                f"{folder} is in use by another comparison (begun by process {file.read().strip() or 'unknown'}) or a "
+                "training that it left behind. Wait for it, or end it"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -163,19 +163,23 @@ class Runner:
             max(0.0, expected.get(cell.strategy, fmean(known)) - (time.monotonic() - start))
             for cell, (_, start) in self._running.items()
         ]
-        return sum([*started, *(expected.get(cell.strategy, fmean(known)) for cell in waiting)]) / self.jobs
+        cells = [*started, *(expected.get(cell.strategy, fmean(known)) for cell in waiting)]
+        return sum(cells) / max(1, min(self.jobs, len(cells)))
 
     def _stop_all(self) -> None:
         processes = [process for process, _ in self._running.values()]
-        self._running.clear()
-        for process in processes:
-            _signal_group(process, signal.SIGTERM)
-        end = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < end and any(process.poll() is None for process in processes):
-            time.sleep(0.05)
-        for process in processes:
-            _signal_group(process, signal.SIGKILL)  # also what a training that ended well left behind
-            process.wait()
+        try:
+            for process in processes:
+                _signal_group(process, signal.SIGTERM)
+            end = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < end and any(process.poll() is None for process in processes):
+                time.sleep(0.05)
+        finally:  # a second interrupt ends the grace, never leaves a training
+            self._running.clear()
+            for process in processes:
+                _signal_group(process, signal.SIGKILL)  # also what a training that ended well left behind
+            for process in processes:
+                process.wait()
 
 
 def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:

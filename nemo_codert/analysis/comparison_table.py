@@ -1,5 +1,6 @@
 """Word error rates of a comparison's strategies, what they gain over one of them, and the tables that say so."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,7 +21,7 @@ from nemo_codert.analysis.comparison_plan import ONE_FOLD, TEACHER, Cell, Settin
 from nemo_codert.analysis.comparison_results import Results, Transcripts, system_name
 from nemo_codert.analysis.word_errors import word_errors
 
-FEW = 5  # seeds or speakers: a bootstrap over fewer gives intervals that are too narrow
+FEW = 5  # seeds or speakers: a bootstrap over fewer may give intervals that are too narrow
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Score:
 
     speakers: 0 where none is named. wers: one a seed, of the seeds finished in all these folds. reduction: against
     the baseline, over the seeds that both have (`paired_seeds`); None for a teacher, for the baseline itself, and
-    without such a seed.
+    without such a seed. most_seeds: of the two.
     """
 
     test_set: str
@@ -43,6 +44,7 @@ class Score:
     speakers: int
     wers: list[float]
     paired_seeds: list[int]
+    most_seeds: int
     reduction: Reduction | None
 
     @property
@@ -92,6 +94,11 @@ class ErrorCounts:
             pairs = zip(part.references, part.hypotheses[system], strict=True)
             self._errors[key] = np.array([word_errors(*pair).errors for pair in pairs])
         return self._errors[key]
+
+    def repeated_sets(self) -> list[str]:
+        """Test sets in which a named speaker is in more than one fold."""
+        heard = Counter((part.name, name) for part in self.transcripts.values() for name in set(part.speakers) - {""})
+        return sorted({test_set for (test_set, _), folds in heard.items() if folds > 1})
 
     @staticmethod
     def words(part: Transcripts) -> np.ndarray:
@@ -144,9 +151,9 @@ def _score(
     parts = [counts.transcripts[name, test_set] for name in folds]
     errors = sum(counts.errors(part, strategy, branch, seeds).sum(axis=1) for part in parts)  # [S]
     words = int(sum(counts.words(part).sum() for part in parts))
-    paired = []
+    paired, others = [], counts.seeds(against, "student", folds)
     if branch == "student" and strategy != against:
-        paired = [seed for seed in seeds if seed in counts.seeds(against, branch, folds)]
+        paired = [seed for seed in seeds if seed in others]
     return Score(
         test_set=test_set,
         fold=fold,
@@ -159,6 +166,7 @@ def _score(
         speakers=len({speaker for part in parts for speaker in part.speakers if speaker}),
         wers=[float(count / words) if words else float("nan") for count in errors],
         paired_seeds=paired,
+        most_seeds=max(len(seeds), len(others)),
         reduction=counts.reduction(test_set, folds, strategy, against, paired) if paired else None,
     )
 
@@ -194,7 +202,7 @@ def _cells(score: Score) -> tuple[str, ...]:
         str(len(score.seeds) * score.folds),
         f"{score.parameters:,}",
         f"{score.wer:.2%}" + (f" ± {100 * stdev(score.wers):.2f}" if len(score.wers) > 1 else ""),
-        _interval(score.reduction, len(score.seeds)),
+        _interval(score.reduction, score.most_seeds),
         score.reduction.verdict if score.reduction else "",
         str(score.words),
         str(score.speakers or "?"),
@@ -229,7 +237,8 @@ def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
         for baseline, strategy in combinations(students, 2):
             if common := [seed for seed in seeds[strategy] if seed in seeds[baseline]]:
                 reduction = counts.reduction(test_set, folds, strategy, baseline, common)
-                cells = strategy, baseline, str(len(common)), _interval(reduction, len(common)), reduction.verdict
+                most = max(len(seeds[strategy]), len(seeds[baseline]))
+                cells = strategy, baseline, str(len(common)), _interval(reduction, most), reduction.verdict
                 rows.append(cells)
         title = f"Each against each, {_title(settings, test_set, None)}"
         tables.append(Table(title, ("strategy", "against", "seeds", "relative reduction", "verdict"), rows))
@@ -250,8 +259,11 @@ def description(settings: Settings, counts: ErrorCounts) -> list[str]:
     return lines
 
 
-def explanation(found: Sequence[Score]) -> list[str]:
-    """How the tables are to be read, a line each, with a warning where an interval rests on little."""
+def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[str]:
+    """How the tables are to be read, a line each, with a warning where an interval rests on little.
+
+    repeated: see `ErrorCounts.repeated_sets`.
+    """
     lines = [
         "WER: summed errors over summed words, decoded as the config says, of the checkpoint with the best dev WER; "
         "mean and standard deviation over seeds. Of a pair it is the checkpoint with the student's best dev WER, so "
@@ -265,9 +277,15 @@ def explanation(found: Sequence[Score]) -> list[str]:
     if any(reduction.seeds == 1 for reduction in reductions):
         lines.append("`one seed`: the interval is over recordings only and leaves out what another seed would change.")
     if any(1 < reduction.seeds < FEW for reduction in reductions):
-        lines.append(f"An interval over fewer than {FEW} seeds is too narrow.")
+        lines.append(f"An interval over fewer than {FEW} seeds may be too narrow.")
     if any(1 < reduction.speakers < FEW for reduction in reductions):
-        lines.append(f"An interval over fewer than {FEW} speakers is too narrow.")
+        lines.append(f"An interval over fewer than {FEW} speakers may be too narrow.")
+    if repeated:
+        lines.append(
+            f"{', '.join(repeated)}: a speaker is in several folds, perhaps with the same recordings. Words are "
+            "counted in every fold, recordings of different folds are drawn as if they were different, and the "
+            "interval over all folds is too narrow by that."
+        )
     if any(reduction.speakers == 1 for reduction in reductions):
         lines.append(
             "An interval over one speaker, or over recordings of unnamed ones, says nothing of other speakers."

@@ -5,8 +5,9 @@ CoDERT, arXiv:2106.07734: encoder logits have a higher entropy than the joint's.
             all frames                                        non-blank frames: those that emit a token, once each
 encoder     every frame t (prediction projection masked)      the frame t in which token u + 1 is most likely emitted
 prediction  every state u = 0..U, once (encoder's masked)     the state u that the frame's first token is emitted from
-joint       every frame, at the state from which the          the node (t, u) of the frame's first token
-            alignment most likely leaves it by a blank
+joint       every node the alignment passes: each frame's,    the node (t, u) of the frame's first token
+            from which it is left by a blank, and each
+            token's, T + U of them
 
 The alignment is that of the reference (see `alignment`). A frame may emit several tokens: after the first one the
 encoder has nothing new to say and the prediction network decides, so only the first counts.
@@ -111,10 +112,10 @@ def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
 class FrameReadings:
     """One utterance of one branch, frame by frame.
 
-    readings: source -> arrays [T]; the prediction's are those of the state each frame is left from. classes and
-    probabilities [T, k]: what the encoder finds likeliest, blank included. states [T] and frames [U]: see `alignment`.
-    tokens [U]: ids. first [U]: False where the frame has emitted a token already. emitting: entropy in nats of the
-    joint at each first token.
+    readings: source -> arrays [T]; the joint's and the prediction's are those of the state each frame is left from.
+    classes and probabilities [T, k]: what the encoder finds likeliest, blank included. states [T] and frames [U]: see
+    `alignment`. tokens [U]: ids. first [U]: False where the frame has emitted a token already. emitting: entropy in
+    nats of the joint at each first token.
     """
 
     readings: dict[str, Readings]
@@ -203,7 +204,8 @@ class BranchLogits:
         yield ("encoder", "non-blank"), self.encoder_at_emissions(), first
         yield ("prediction", "all"), self.prediction, states
         yield ("prediction", "non-blank"), self.prediction[:, :-1], first
-        yield ("joint", "all"), self.joint, frames
+        passed = torch.cat([self.joint, self.emitting], 1), torch.cat([frames, self.emitted()], 1)
+        yield ("joint", "all"), *passed
         yield ("joint", "non-blank"), self.emitting, first
 
     def emitted(self) -> torch.Tensor:
@@ -289,6 +291,7 @@ class _Collector:
         frames, tokens = int(logits.encoded_len[i]), int(logits.tokens_len[i])
         states = logits.alignment.states[i, :frames]
         whole = {source: own[source, "all"] for source in SOURCES}
+        whole["joint"] = Readings(*(values[:frames] for values in whole["joint"]))
         whole["prediction"] = Readings(*(values[states] for values in whole["prediction"]))
         likeliest = logits.encoder[i, :frames].double().softmax(-1).topk(min(self._top_k, logits.encoder.shape[-1]))
         return FrameReadings(

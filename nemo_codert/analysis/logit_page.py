@@ -131,8 +131,8 @@ are an output it was not trained to give.</dd>
 <dd>Of the reference, by the model's own lattice: each frame is left by a blank from the state (tokens emitted so far)
 that is likeliest over all alignments, and each token is emitted in its likeliest frame.</dd>
 <dt>all frames</dt>
-<dd>Encoder: every frame. Joint: every frame, at the state it is left from by a blank; what it emits before is not
-seen here, and most of it is blank by construction. Prediction: every state, from no token to all, once.</dd>
+<dd>Encoder: every frame. Joint: every node of the lattice that the alignment passes, that is each frame where it is
+left by a blank and each token where it is emitted. Prediction: every state, from no token to all, once.</dd>
 <dt>non-blank frames</dt>
 <dd>Those in which the alignment emits a token, once each; joint and prediction are at the node, and the state, from
 which the frame's first token is emitted. (At further tokens of a frame the prediction network decides.)</dd>

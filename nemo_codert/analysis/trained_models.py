@@ -77,7 +77,10 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
             steps.setdefault(int(_opened(path)["global_step"]), path)
         if steps:
             return [steps[step] for step in sorted(steps)]
-    if files := sorted(folder.glob("*.nemo")):
+    files = sorted(folder.glob("*.nemo"))
+    if trained := [path for path in files if path.name in ("pair.nemo", "lone_student.nemo")]:
+        raise ValueError(f"{folder} is a run without checkpoints, not a sequence of models: give --model {trained[0]}")
+    if files:
         return files
     raise ValueError(f"{folder} has no .ckpt or .nemo file. Give a run's checkpoints folder")
 

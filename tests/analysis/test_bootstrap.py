@@ -77,6 +77,20 @@ def test_a_speaker_of_several_folds_is_drawn_in_all_of_them_together():
     assert (found.low, found.high, found.speakers) == (0.0, 0.5, 2)
 
 
+def test_a_seed_is_drawn_in_all_folds_together():
+    """A seed that halves the errors and one that changes nothing: both, or one of them in every fold."""
+    baseline = np.full((2, 20), 4)
+    part = fold(baseline // [[2], [1]], baseline)
+    found = relative_reduction([part] * 5)
+    assert (found.low, found.value, found.high) == (0.0, 0.25, 0.5)
+
+
+def test_folds_with_different_numbers_of_seeds_are_refused():
+    parts = [fold(np.ones((seeds, 5)), np.ones((seeds, 5))) for seeds in (1, 2)]
+    with pytest.raises(ValueError, match="different numbers of seeds"):
+        relative_reduction(parts)
+
+
 def test_folds_of_unnamed_speakers_are_all_in_every_resample():
     """Were folds drawn, this would be anything between 0 and 50%."""
     baseline = np.full((2, 30), 4)

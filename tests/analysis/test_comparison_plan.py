@@ -131,6 +131,16 @@ def test_settings_say_what_each_strategy_changes_and_are_read_as_they_were_writt
         ({"overrides": ["++trainer.max_steps=5"]}, "sets trainer.max_steps"),
         ({"overrides": ["exp_manager.exp_dir=x"]}, "sets exp_manager.exp_dir"),
         ({"strategy_overrides": {"tandem_kd": ["strategy=shared"]}}, "sets strategy"),
+        ({"overrides": ["model.tokenizer={dir: x, type: bpe}"]}, "sets model.tokenizer.dir"),
+        ({"overrides": ["~model.test_ds"]}, "sets model.test_ds.manifest_filepath"),
+        ({"overrides": ["model.codert.distillation.weight=0.3"]}, "would undo what makes the strategies differ"),
+        ({"overrides": ["model.codert.distillation={weight: 0.3}"]}, "would undo what makes the strategies differ"),
+        ({"overrides": ["model.codert.share_decoder=true"]}, "--override STRATEGY:model.codert.share_decoder=true"),
+        ({"overrides": ["exp_manager.checkpoint_callback_params.monitor=val_loss"]}, "best dev WER, but .*'val_loss'"),
+        ({"overrides": ["exp_manager.create_checkpoint_callback=false"]}, "create_checkpoint_callback False"),
+        ({"strategy_overrides": {"tandem_kd": ["model.model_defaults.pred_hidden=256"]}}, "pred_hidden is 256"),
+        ({"strategy_overrides": {"tandem_kd": ["model.optim.lr=1"]}}, "model.optim.lr is 1 for tandem_kd"),
+        ({"strategy_overrides": {"tandem_kd": ["model.decoding.strategy=beam"]}}, "is 'beam' for tandem_kd"),
         ({"strategy_overrides": {"shared": ["model.optim.lr=1"]}}, "--override is for shared, but --strategies is"),
         (
             {"strategy_overrides": {"tandem_kd": ["model.train_ds.batch_size=4"]}},
@@ -199,6 +209,22 @@ def test_other_settings_are_refused_by_name(given, message, make, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         extended(make(), make(**given), tmp_path)
     assert "Continue it with its own settings, or give another --output-dir" in str(caught.value)
+
+
+def test_a_teacher_alone_may_have_a_learning_rate_of_its_own(make):
+    settings = make(strategies=["student", "static"], strategy_overrides={"teacher": ["model.optim.lr=0.5"]})
+    assert settings.changes["teacher"]["model.optim.lr"] == 0.5 and "model.optim.lr" not in settings.changes["static"]
+
+
+@pytest.mark.parametrize("place", [0, 39])
+def test_other_audio_under_the_same_manifests_is_refused(make, corpus, tmp_path, place):
+    audio = corpus / "audio" / "train" / f"{place:03d}.wav"
+    audio.parent.mkdir(parents=True)
+    audio.write_bytes(b"in noise of 0 dB")
+    before = make()
+    audio.write_bytes(b"in noise of 20 dB")
+    with pytest.raises(ValueError, match="sha256 of all/audio of train.json is"):
+        extended(before, make(), tmp_path)
 
 
 def test_many_differences_are_cut_short(make, tmp_path, monkeypatch):

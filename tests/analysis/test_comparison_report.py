@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def written_run(folder: Path, branch: str, texts: list[str], *, corpus: Path, up
         for i, text in enumerate(texts)
     ]
     (root / "test_seen.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    about = {"updates": updates, "trained_parameters": 400}
+    about = {"updates": updates, "trained_parameters": 400, "device": "cpu", "decoding": "greedy_batch"}
     (root / "test_seen_summary.json").write_text(json.dumps(about))
 
 
@@ -118,16 +119,40 @@ def test_a_cell_is_finished_with_names_that_no_machine_is_in(tmp_path):
     settings, cell = settings_of(), Cell("all", "tandem_kd", 1)
     folder, corpus = tmp_path / cell.folder, tmp_path / "data"
     written_run(folder, "student", ["one", "two"], corpus=corpus, speaker=7)
+    with pytest.raises(ValueError, match="seed 1, tandem_kd: the run left no predictions of its teacher"):
+        finish_cell(settings, cell, folder, corpus, 12.34)
     written_run(folder, "teacher", [REFERENCE, "three"], corpus=corpus, speaker=7)
     assert not is_finished(cell, tmp_path)
     finish_cell(settings, cell, folder, corpus, 12.34)
     assert is_finished(cell, tmp_path)
     assert str(tmp_path) not in (folder / "result.json").read_text()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["device"] == {"student": "cpu", "teacher": "cpu"}
+    assert result["decoding"] == {"student": "greedy_batch", "teacher": "greedy_batch"}
+    older = {key: value for key, value in result.items() if key not in ("device", "decoding")}
+    (folder / "result.json").write_text(json.dumps(older))
     results = read_cells(settings, tmp_path)
     assert results.runs == [Run(cell, 20, 12.3, {"student": 400, "teacher": 400})]
     (part,) = results.transcripts
     assert (part.ids, part.speakers, part.references) == (["audio/0.wav", "audio/1.wav"], ["7", "7"], [REFERENCE] * 2)
     assert part.hypotheses == {"tandem_kd/1/student": ["one", "two"], "tandem_kd/1/teacher": [REFERENCE, "three"]}
+
+
+@pytest.mark.parametrize("speaker, name", [(0, "0"), ("", ""), (None, ""), ("ann", "ann")])
+def test_a_speaker_may_be_number_zero(speaker, name, tmp_path):
+    settings, cell = settings_of(), Cell("all", "student", 0)
+    written_run(tmp_path / cell.folder, "student", ["one"], corpus=tmp_path / "data", speaker=speaker)
+    finish_cell(settings, cell, tmp_path / cell.folder, tmp_path / "data", 1.0)
+    assert read_cells(settings, tmp_path).transcripts[0].speakers == [name]
+
+
+def test_utterances_of_a_linked_data_folder_are_named_relative_to_it(tmp_path):
+    settings, cell = settings_of(), Cell("all", "student", 0)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "elsewhere")
+    written_run(tmp_path / cell.folder, "student", ["one"], corpus=tmp_path / "data")
+    finish_cell(settings, cell, tmp_path / cell.folder, tmp_path / "data", 1.0)
+    assert read_cells(settings, tmp_path).transcripts[0].ids == ["audio/0.wav"]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +237,11 @@ def test_what_is_handed_on_is_read_back_and_gives_the_same_bytes(tmp_path):
     assert gzip.open(folders[0] / PREDICTIONS_FILE).readline().startswith(b'{"fold": "ann", "set": "test_seen", "id"')
 
 
+def rewrite(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+    lines = change((folder / RUNS_FILE).read_text().splitlines())
+    (folder / RUNS_FILE).write_text("\n".join(lines) + "\n")
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
@@ -227,7 +257,17 @@ def test_what_is_handed_on_is_read_back_and_gives_the_same_bytes(tmp_path):
             lambda folder: write_whole(
                 folder / RUNS_FILE, (folder / RUNS_FILE).read_text().replace("tandem", "static")
             ),
-            "has no texts for all, seed 0, static_kd",
+            "has no row for tandem_kd/0/student of fold all",
+        ),
+        (
+            lambda folder: rewrite(folder, lambda lines: [line.rpartition(",")[0] for line in lines]),
+            "_wer of all, seed",
+        ),
+        (lambda folder: rewrite(folder, lambda lines: lines[:-1]), "no row for tandem_kd/1/student of fold all"),
+        (lambda folder: rewrite(folder, lambda lines: [*lines, lines[1]]), "results.csv has two rows of all, seed 0"),
+        (
+            lambda folder: rewrite(folder, lambda lines: [line.replace(",20,", ",40,", 1) for line in lines]),
+            "results.csv has 40 updates of all, seed 0, student, the comparison 20",
         ),
     ],
 )
@@ -336,6 +376,15 @@ def test_without_a_run_of_the_other_strategy_there_is_a_rate_and_no_verdict(tmp_
     write_report(settings, results, tmp_path, "student")
     assert "| tandem_kd | 2 | 400 | 20.00% ± 0.00 |  |  | 120 | 1 |" in (tmp_path / "table.md").read_text()
     assert not (tmp_path / "reduction.png").exists() and (tmp_path / "wer.png").is_file()
+
+
+def test_a_plot_without_anything_in_it_is_not_left_from_an_earlier_report(tmp_path):
+    settings = settings_of(folds=["ann", "bob"])
+    write_report(settings, results_of(settings), tmp_path, "student")
+    assert (tmp_path / "reduction.png").is_file() and (tmp_path / "wer.png").is_file()
+    only_ann = results_of(settings, [cell for cell in plan(settings, ["student"]) if cell.fold == "ann"])
+    write_report(settings, only_ann, tmp_path, "student")
+    assert not list(tmp_path.glob("*.png")) and "fold ann" in (tmp_path / "table.md").read_text()
 
 
 # ---- report --------------------------------------------------------------------------------------------------------

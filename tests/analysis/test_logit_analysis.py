@@ -64,9 +64,16 @@ def test_equal_logits_are_measured_as_such(make_model, found, joint):
 def test_a_joint_without_prediction_projection_says_what_its_encoder_says(make_model, found, joint):
     pair = make_model("tandem_kd", joint).eval()
     zero(pair.joint.pred)
-    (teacher,) = analyze(branches_of(pair, "teacher"), found).branches.values()
+    (teacher,) = analyze(branches_of(pair, "teacher"), found, shown=range(len(found))).branches.values()
+    starts = np.cumsum([0] + [len(teacher.shown[place].states) for place in range(len(found))])
+    at_tokens = np.concatenate([start + teacher.shown[i].frames for i, start in enumerate(starts[:-1])])
     for view in VIEWS:
         encoder, own = teacher.readings["encoder", view], teacher.readings["joint", view]
+        if view == "all":  # every frame of an utterance, then its tokens
+            entropies, blanks = (np.concatenate([x, x[at_tokens]]) for x in (encoder.entropy, encoder.blank))
+            np.testing.assert_allclose(np.sort(own.entropy), np.sort(entropies), rtol=0, atol=1e-6)
+            np.testing.assert_allclose(np.sort(own.blank), np.sort(blanks), rtol=0, atol=1e-6)
+            continue
         np.testing.assert_allclose(own.entropy, encoder.entropy, rtol=0, atol=1e-6)  # float32 sums of 24 channels
         np.testing.assert_allclose(own.blank, encoder.blank, rtol=0, atol=1e-6)
 
@@ -83,7 +90,7 @@ def test_rows_are_frames_states_and_frames_that_emit(make_model, found):
     frames = sum(len(own.states) for own in shown)
     assert counts == {
         ("encoder", "all"): frames,
-        ("joint", "all"): frames,
+        ("joint", "all"): frames + sum(tokens),
         ("prediction", "all"): sum(tokens) + 8,
         **{(source, "non-blank"): sum(emitting) for source in SOURCES},
     }

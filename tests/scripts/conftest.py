@@ -1,8 +1,13 @@
-"""Fixtures of the tests of scripts/train.py: the script as a module, and configs of runs that could start."""
+"""Fixtures of the tests of scripts/train.py: the script as a module, and configs of runs that could start.
+
+And of scripts/compare_strategies.py: the script with a stub for a trainer.
+"""
 
 import importlib.util
 import logging
 import os
+import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -10,7 +15,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from tests.analysis.comparison_corpora import write_corpus
 from tests.conftest import REPOSITORY
+
+STUB = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "stub_trainer.py")]
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +58,57 @@ def run_config(tmp_path, manifest, tokenizer_dir):
             return compose("fsdd", [*given, *overrides])
 
     return make
+
+
+# ---- scripts/compare_strategies.py ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compare_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compare_script", REPOSITORY / "scripts" / "compare_strategies.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(compare_script, monkeypatch, capsys, tmp_path):
+    """Runs the script in this process with the stub for a trainer: exit status, standard output, standard error."""
+    monkeypatch.setattr(compare_script, "TRAINER", STUB)
+    monkeypatch.setattr("nemo_codert.analysis.comparison_runner.POLL_SECONDS", 0.02)
+    monkeypatch.setenv("STUB_DIR", str(tmp_path))
+    write_corpus(tmp_path / "data")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = compare_script.main(["--output-dir", str(tmp_path / "out"), *arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def compare(run, tmp_path):
+    """The same on the corpus, seeds 0 and 1 unless others are given."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        seeds = [] if "--seeds" in arguments else ["--seeds", "0-1"]
+        return run("--data-dir", str(tmp_path / "data"), *seeds, *arguments)
+
+    return call
+
+
+@pytest.fixture
+def starts(tmp_path) -> Callable[[], list[str]]:
+    """Trainings started since the last question, as fold/strategy/seed."""
+
+    def take() -> list[str]:
+        path = tmp_path / "starts.txt"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    return take

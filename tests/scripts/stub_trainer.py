@@ -1,12 +1,13 @@
 """Takes the place of scripts/train.py in tests of comparisons: writes the files of a run in no time, without NeMo.
 
-Behaves as the file `stub.json` beside the data says: {"fail": [cells], "hang": [cells], "updates": N}, a cell being
-"fold/strategy/seed". Every start is a line of `starts.txt` beside it.
+Behaves as the file `stub.json` beside the data says: {"fail": [cells], "hang": [cells], "deaf": hanging ones cannot
+be asked to end, "updates": N}, a cell being "fold/strategy/seed". Every start is a line of `starts.txt` beside it.
 """
 
 import json
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,6 +57,8 @@ def main() -> int:
     if name in behaviour.get("fail", ()):
         sys.exit("the loss is not finite")
     if name in behaviour.get("hang", ()):
+        if behaviour.get("deaf"):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (data / "hanging").touch()
         time.sleep(600)
     run = root / given["exp_manager.name"] / given["exp_manager.version"]

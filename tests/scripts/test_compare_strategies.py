@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -20,57 +19,6 @@ from tests.conftest import REPOSITORY
 
 STUB = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "stub_trainer.py")]
 REPORT = {"results.csv", "predictions.jsonl.gz", "table.md", "wer.png", "reduction.png", "report.html"}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("compare_script", REPOSITORY / "scripts" / "compare_strategies.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(script, monkeypatch, capsys, tmp_path):
-    """Runs the script in this process with the stub for a trainer: exit status, standard output, standard error."""
-    monkeypatch.setattr(script, "TRAINER", STUB)
-    monkeypatch.setattr("nemo_codert.analysis.comparison_runner.POLL_SECONDS", 0.02)
-    monkeypatch.setenv("STUB_DIR", str(tmp_path))
-    write_corpus(tmp_path / "data")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = script.main(["--output-dir", str(tmp_path / "out"), *arguments])
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def compare(run, tmp_path):
-    """The same on the corpus, seeds 0 and 1 unless others are given."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        seeds = [] if "--seeds" in arguments else ["--seeds", "0-1"]
-        return run("--data-dir", str(tmp_path / "data"), *seeds, *arguments)
-
-    return call
-
-
-@pytest.fixture
-def starts(tmp_path) -> Callable[[], list[str]]:
-    """Trainings started since the last question, as fold/strategy/seed."""
-
-    def take() -> list[str]:
-        path = tmp_path / "starts.txt"
-        names = path.read_text().split() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return names
-
-    return take
 
 
 def behave(tmp_path: Path, **how) -> None:
@@ -130,10 +78,23 @@ def test_finished_cells_are_never_trained_again_and_more_may_be_added(compare, s
     assert status == 0 and starts() == [] and "2 cells, 2 of them finished" in out
     after = snapshot(tmp_path / "out")
     assert {name for name in before if before[name] != after[name]} <= {"comparison.lock"}
-    status, _, _ = compare("--strategies", "shared_kd", "--seeds", "1")
+    status, _, _ = compare("--strategies", "shared_kd", "--seeds", "0-1")
     assert status == 0
     assert starts() == ["all/shared_kd/0", *(f"all/{name}/1" for name in ("student", "tandem_kd", "shared_kd"))]
     assert len(rows(tmp_path / "out")) == 6
+
+
+def test_seeds_and_folds_of_a_later_call_limit_what_is_trained_now_and_the_comparison_keeps_all(run, starts, tmp_path):
+    for fold in ("ann", "bob"):
+        write_corpus(tmp_path / "folds" / fold)
+    arguments = ["--data-dir", str(tmp_path / "folds")]
+    run(*arguments, "--strategies", "student", "static", "--seeds", "0-1", "--only", "teacher", "--folds", "ann")
+    assert starts() == ["ann/teacher/0", "ann/teacher/1"]
+    status, out, _ = run(*arguments, "--seeds", "2", "--folds", "bob", "--only", "static")
+    assert status == 0 and starts() == ["bob/teacher/2", "bob/static/2"] and out.startswith("2 cells, 0 of them")
+    assert "4 of 18 runs finished" in (tmp_path / "out" / "table.md").read_text()
+    settings = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert settings["seeds"] == [0, 1, 2] and list(settings["folds"]) == ["ann", "bob"]
 
 
 def test_only_some_strategies_are_trained_now_and_the_comparison_stays_what_it_is(compare, starts, tmp_path):
@@ -177,6 +138,16 @@ def test_a_failed_cell_is_shown_the_others_go_on_and_the_next_call_tries_it_agai
     assert status == 0 and starts() == ["all/tandem_kd/0"] and len(rows(tmp_path / "out")) == 4
 
 
+def test_while_no_seed_is_finished_in_every_fold_each_fold_is_reported(run, starts, tmp_path):
+    for fold in ("ann", "bob"):
+        write_corpus(tmp_path / "folds" / fold)
+    behave(tmp_path, fail=["bob/student/0"])
+    status, _, err = run("--data-dir", str(tmp_path / "folds"), "--strategies", "student", "--seeds", "0")
+    assert status == 1 and "1 cells failed: bob, seed 0, student" in err
+    assert names(tmp_path / "out") >= REPORT - {"wer.png", "reduction.png"}
+    assert "## test_seen, fold ann" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_without_its_teacher_a_static_student_is_not_started(compare, starts, tmp_path):
     behave(tmp_path, fail=["all/teacher/1"])
     status, _, err = compare("--strategies", "static")
@@ -191,9 +162,9 @@ def test_a_run_of_fewer_updates_is_a_failure(compare, tmp_path):
     assert "no cell is finished" in out and not (tmp_path / "out" / "results.csv").exists()
 
 
-def start_process(tmp_path: Path) -> subprocess.Popen:
+def start_process(tmp_path: Path, **how) -> subprocess.Popen:
     """The script in a process of its own, waiting for a training that never ends."""
-    behave(tmp_path, hang=["all/tandem_kd/0"])
+    behave(tmp_path, hang=["all/tandem_kd/0"], **how)
     code = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('compare', sys.argv[1]); "
         "script = importlib.util.module_from_spec(spec); spec.loader.exec_module(script); "
@@ -236,10 +207,23 @@ def test_an_interrupted_comparison_ends_its_trainings_and_goes_on_later(number, 
     assert process.returncode == 130 and "interrupted: the same command goes on from here" in err
     assert not is_locked(tmp_path / "out")  # a training that were left would hold it
     assert starts() == ["all/student/0", "all/tandem_kd/0"]
+    assert "1 of 4 runs finished" in (tmp_path / "out" / "table.md").read_text()
     behave(tmp_path)
     status, _, _ = compare()
     assert status == 0
     assert starts() == ["all/tandem_kd/0", "all/student/1", "all/tandem_kd/1"]
+
+
+@pytest.mark.usefixtures("run")
+def test_a_second_interrupt_ends_trainings_that_do_not_listen(tmp_path):
+    process = start_process(tmp_path, deaf=True)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)  # the training has ignored to be asked
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=8)  # less than the time of grace
+    assert process.returncode == 130 and "Traceback" not in err
+    assert not is_locked(tmp_path / "out") and children_of(tmp_path) == []
 
 
 def test_two_comparisons_in_one_folder_are_refused_even_when_the_first_was_killed(compare, starts, tmp_path):
@@ -247,7 +231,7 @@ def test_two_comparisons_in_one_folder_are_refused_even_when_the_first_was_kille
     starts()
     try:
         status, _, err = compare("--strategies", "student", "tandem_kd")
-        assert status == 2 and f"is in use by another comparison (process {process.pid})" in err
+        assert status == 2 and f"is in use by another comparison (begun by process {process.pid})" in err
         process.kill()
         process.wait()
         status, _, err = compare()  # its training goes on
@@ -275,92 +259,6 @@ def children_of(tmp_path: Path) -> list[int]:
     return found
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--max-steps", "400"], "trainer.max_steps is 400, the folder has 2000"),
-        (["--", "model.optim.lr=0.5"], "model.optim.lr is 0.5, the folder has"),
-        (["--config-name", "quickstart", "--max-steps", "1800"], "config_name is 'quickstart', the folder has 'fsdd'"),
-        (
-            ["--override", "tandem_kd:model.codert.distillation.weight=0.3"],
-            "(of tandem_kd) is 0.3, the folder has 0.1",
-        ),
-        (["--threads", "2"], "threads is 2, the folder has 1"),
-    ],
-)
-def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(compare, starts, tmp_path, arguments, message):
-    compare("--strategies", "student", "tandem_kd", "--seeds", "0")
-    starts()
-    before = snapshot(tmp_path / "out")
-    status, _, err = compare("--seeds", "0", *arguments)
-    assert status == 2 and message in err and "or give another --output-dir" in err
-    assert snapshot(tmp_path / "out") == before and starts() == []
-
-
-def test_a_folder_with_other_data_is_refused(compare, tmp_path):
-    compare("--strategies", "student", "--seeds", "0")
-    with (tmp_path / "data" / "train.json").open("a") as file:
-        file.write('{"audio_filepath": "more.wav", "duration": 1.0, "text": "one"}\n')
-    status, _, err = compare("--seeds", "0")
-    assert status == 2 and "sha256 of all/train.json is" in err
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--seeds", "two"], "--seeds has 'two', wanted numbers and ranges such as 0-4"),
-        (["--seeds", "4-1"], "--seeds has '4-1'"),
-        (["--jobs", "0"], "--jobs is 0, wanted 1 or more"),
-        (["--threads", "0"], "--threads is 0"),
-        (["--max-steps", "0"], "--max-steps is 0"),
-        (["--folds", "ann"], "--folds names 'ann'"),
-        (["--only", "shared"], "--only names 'shared', the comparison has student, tandem_kd, shared_kd"),
-        (["--against", "tandem"], "--against is tandem, the comparison has student, tandem_kd, shared_kd"),
-        (["--override", "model.optim.lr=1"], "--override is 'model.optim.lr=1', wanted STRATEGY:KEY=VALUE"),
-        (["--override", "shared:model.optim.lr=1"], "--override is for shared"),
-        (["--", "model.optm.lr=1"], "cannot be composed"),
-        (["--", "seed=1"], "sets seed, which the comparison gives to every cell itself"),
-        (["--data-dir", "absent"], "--data-dir is absent: neither it nor a folder in it holds a train.json"),
-    ],
-)
-def test_bad_options_are_named_and_nothing_is_written(compare, starts, tmp_path, arguments, message):
-    status, _, err = compare(*arguments)
-    assert status == 2 and message in err and err.startswith("error: ") and "Traceback" not in err
-    assert not (tmp_path / "out").exists() and starts() == []
-
-
-def test_data_are_asked_for(run, tmp_path):
-    status, _, err = run()
-    assert status == 2 and "--data-dir is missing" in err and not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_something_else_is_refused_and_left_alone(compare, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("kept")
-    for arguments in ([], ["--report-only"]):
-        status, _, err = compare(*arguments)
-        assert status == 2 and "--output-dir" in err
-        assert snapshot(tmp_path / "out") == {"thesis.tex": b"kept"}
-    shutil.rmtree(tmp_path / "out")
-    (tmp_path / "out").write_text("kept")
-    assert compare()[0] == 2 and (tmp_path / "out").read_text() == "kept"
-
-
-def test_cells_that_heard_other_utterances_are_refused_by_name(compare, tmp_path):
-    compare("--strategies", "student", "tandem_kd", "--seeds", "0")
-    path = tmp_path / "out" / "cells" / "all" / "seed0" / "tandem_kd" / "result.json"
-    result = json.loads(path.read_text())
-    result["test_sets"][0]["references"][2] = "what was never said"
-    path.write_text(json.dumps(result))
-    before = (tmp_path / "out" / "table.md").read_bytes()
-    status, _, err = compare("--report-only")
-    assert status == 2 and "utterance 3 is ('audio/test_seen/002.wav'" in err and "what was never said" in err
-    assert (tmp_path / "out" / "table.md").read_bytes() == before
-
-
 # ---- the report alone ----------------------------------------------------------------------------------------------
 
 
@@ -378,8 +276,8 @@ def test_three_files_are_enough_to_make_the_report_anew(compare, run, tmp_path, 
         assert (release / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_the_report_can_be_against_another_strategy(compare, tmp_path):
+def test_the_report_can_be_against_another_strategy(compare, run):
     compare("--strategies", "student", "tandem_kd", "shared_kd")
-    status, out, _ = compare("--report-only", "--against", "tandem_kd")
+    status, out, _ = run("--report-only", "--against", "tandem_kd")
     assert status == 0 and "relative reduction against tandem_kd" in out
-    assert compare("--report-only", "--against", "static")[0] == 2
+    assert run("--report-only", "--against", "static")[0] == 2

@@ -191,13 +191,20 @@ def script(command: list[str]) -> list[str]:
 def test_the_commands_of_the_readme_run_as_written(workplace):
     commands = [words for words in shell_commands(README) if words[0] == "python" and "..." not in words]
     names = [Path(words[1]).name for words in commands]
-    assert names == ["prepare_data.py", "train.py", "evaluate.py", *["export_student.py"] * 2, "benchmark.py"]
-    prepare, train, evaluate, *exports, benchmark = commands
+    evidence = ["compare_strategies.py", "analyze_logits.py"]
+    others = ["evaluate.py", *["export_student.py"] * 2, "benchmark.py"]
+    assert names == ["prepare_data.py", "train.py", *evidence, *others]
+    prepare, train, compare, analyze, evaluate, *exports, benchmark = commands
     run([*script(prepare), "--train-utterances", "12"], workplace)
     run([*script(train), *SHORT], workplace)
     (pair,) = workplace.glob("runs/fsdd/fsdd/*/pair.nemo")
     for name in ("pair.nemo", "student.nemo"):
         (workplace / name).write_bytes((pair.parent / name).read_bytes())
+    run(script(analyze), workplace)
+    assert (workplace / "runs" / "logits" / "report.html").is_file()
+    tiny = ["--strategies", "student", "--seeds", "0", "--max-steps", "2", "--jobs", "1", "--", *SHORT[1:]]
+    run([*script(compare), *tiny], workplace)
+    assert "student" in (workplace / "runs" / "comparison" / "table.md").read_text()
     assert "WER" in run(script(evaluate), workplace)
     out = run([*script(benchmark), *TINY_BENCHMARK], workplace)
     assert all(f"\n{part}: " in out for part in ("loss", "step", "decoding")) and "ratios of this run" in out
