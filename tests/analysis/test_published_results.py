@@ -1,6 +1,6 @@
 """The studies kept in docs/study: every number of their tables follows from the predictions kept beside them.
 
-    python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
+python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
 """
 
 import csv
