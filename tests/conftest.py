@@ -5,9 +5,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.util
 import json
 import random
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -28,6 +30,14 @@ SENTENCES = [
     "what is the time",
     "stop the music please",
 ]
+
+
+def load_script(name: str) -> ModuleType:
+    """scripts/NAME.py as a module, new at every call."""
+    spec = importlib.util.spec_from_file_location(f"codert_{name}_script", REPOSITORY / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

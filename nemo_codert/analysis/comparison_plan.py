@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.console import hydra_value
-from nemo_codert.data.manifest import read_manifest
+from nemo_codert.data.manifest import read_manifest, whole_or_not
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
@@ -108,12 +107,9 @@ class Settings:
 
 def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file through a temporary one beside it: `path` is either old or complete. Returns it."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
+    with whole_or_not(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return path
 
 
 def read_settings(folder: Path) -> Settings | None:

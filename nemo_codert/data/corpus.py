@@ -3,7 +3,6 @@
 Imports soundfile, soxr and tqdm only, neither torch nor NeMo.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
-from nemo_codert.data.manifest import write_manifest
+from nemo_codert.data.manifest import whole_or_not, write_manifest
 
 SAMPLE_RATE = 16_000  # Hz, what NeMo's stock preprocessors expect
 
@@ -55,9 +54,8 @@ def write_set(output_dir: Path, name: str, utterances: Iterable[Utterance], *, t
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """[S] float in -1..1 -> 16-bit wav at SAMPLE_RATE; nothing half-written is left under the final name."""
-    temporary = path.with_name(f".{path.name}.part")
-    soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    os.replace(temporary, path)
+    with whole_or_not(path) as temporary:
+        soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
 
 
 def _entry(audio_filepath: str, utterance: Utterance) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,22 @@ def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
     """Writes entries as JSON lines through a temporary file: `path` is either old or complete. Returns it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_not(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for entry in entries:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    return path
+
+
+@contextmanager
+def whole_or_not(path: Path) -> Iterator[Path]:
+    """A temporary file's name beside `path`, which takes its place when the block ends well and else is removed."""
     # Not tempfile's: those can be read by their owner only. The ranks of one run may write at the same time.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for entry in entries:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        yield temporary
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def screen_manifest(

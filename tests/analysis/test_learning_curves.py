@@ -1,6 +1,5 @@
 """Curves of runs: read from event files, compared, drawn over each other."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from nemo_codert.analysis.learning_curves import largest_difference, read_curves
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import load_script
 
 
 def make_run(folder: Path, losses: list[float], first: int = 0) -> Path:
@@ -39,9 +37,7 @@ def test_runs_are_compared_at_the_steps_both_have():
 
 @pytest.fixture
 def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("plot_curves", ROOT / "scripts" / "plot_curves.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("plot_curves")
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["plot_curves.py", *arguments])

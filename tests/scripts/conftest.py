@@ -3,7 +3,6 @@
 And of scripts/compare_strategies.py: the script with a stub for a trainer.
 """
 
-import importlib.util
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from tests.analysis.comparison_corpora import write_corpus
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, load_script
 
 STUB = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "stub_trainer.py")]
 
@@ -26,9 +25,7 @@ def script() -> ModuleType:
     loggers = [logging.getLogger(name) for name in ("nemo_codert", "nemo_logger", "pytorch_lightning", "lhotse")]
     states = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
     levels = [(handler, handler.level) for log in (*loggers, logging.root) for handler in log.handlers]
-    spec = importlib.util.spec_from_file_location("codert_train_script", REPOSITORY / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("train")
     version = os.environ.pop("NEMO_EXPM_VERSION", None)
     yield module
     os.environ.pop("NEMO_EXPM_VERSION", None)
@@ -65,10 +62,7 @@ def run_config(tmp_path, manifest, tokenizer_dir):
 
 @pytest.fixture(scope="module")
 def compare_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_script", REPOSITORY / "scripts" / "compare_strategies.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_strategies")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The command line of scripts/analyze_logits.py on tiny models: what it writes, and what it refuses."""
 
 import csv
-import importlib.util
 import json
 import math
 import sys
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import load_script
+
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 CLASSES = 33  # 32 word pieces and the blank
 
@@ -18,9 +18,7 @@ CLASSES = 33  # 32 word pieces and the blank
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the script's main in this process: exit status, standard output, standard error."""
-    spec = importlib.util.spec_from_file_location("analyze_logits", ROOT / "scripts" / "analyze_logits.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("analyze_logits")
     monkeypatch.setattr(script, "quieten_libraries", lambda: None)  # would change the whole process
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:

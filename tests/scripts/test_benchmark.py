@@ -1,14 +1,14 @@
 """The command line of scripts/benchmark.py, at tiny sizes; what it measures is tested in tests/analysis."""
 
 import csv
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import load_script
+
 LOSS = "--only loss --shapes 2x6x2x8 --vocabularies 8 16 32 --lattice 1x6x2 --lattices 1x4x2 1x6x2 1x8x2".split()
 LOSS += ["--lattices-vocabulary", "8"]
 STEP = "--batch-size 1 --seconds 0.5 --tokens 2 --vocabulary 64 --teacher 2x32 --student 1x16 --pred-hidden 12".split()
@@ -19,10 +19,8 @@ DECODING = ["--decoding-batch-size", "2", "--decoding-frames", "8"]
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the script's main in this process: exit status, standard output, standard error."""
-    spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
-    script = importlib.util.module_from_spec(spec)
     monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
-    spec.loader.exec_module(script)
+    script = load_script("benchmark")
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:

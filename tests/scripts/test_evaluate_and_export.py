@@ -1,24 +1,16 @@
 """The command lines of scripts/export_student.py and scripts/evaluate.py, and what evaluation counts."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import soundfile
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import load_script
+
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

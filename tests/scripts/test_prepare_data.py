@@ -1,6 +1,5 @@
 """The command line of scripts/prepare_data.py."""
 
-import importlib.util
 import inspect
 import re
 import subprocess
@@ -13,17 +12,14 @@ import pytest
 from nemo_codert.data.digits import make_digit_corpus
 from nemo_codert.data.librispeech import make_librispeech_corpus
 from nemo_codert.data.synthetic import make_synthetic_corpus
+from tests.conftest import REPOSITORY, load_script
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "prepare_data.py"
+SCRIPT = REPOSITORY / "scripts" / "prepare_data.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("prepare_data")
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:

@@ -1,21 +1,17 @@
 """What scripts/quickstart.py does around the scripts it runs."""
 
-import importlib.util
 from types import ModuleType
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_codert.console import hydra_value
-from tests.conftest import REPOSITORY
+from tests.conftest import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("codert_quickstart_script", REPOSITORY / "scripts" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("quickstart")
 
 
 @pytest.mark.parametrize(
