@@ -157,12 +157,12 @@ def _times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
 @numba.njit(nogil=True)
 def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
     """m * RADIX^-k + n * RADIX^-l; a term 2^256 times smaller than the other's least is dropped."""
+    if k == l:
+        return m + n, k
     if m == 0:
         return n, l
     if n == 0:
         return m, k
-    if k == l:
-        return m + n, k
     if k == l - 1:
         return m + n * PER_RADIX, k
     if k == l + 1:
@@ -218,12 +218,15 @@ def _numba_kernel(
     encoded_lengths: np.ndarray,
     target_lengths: np.ndarray,
     losses: np.ndarray,
-    label_occupancy: np.ndarray,
-    blank_occupancy: np.ndarray,
 ) -> None:
-    """Fill the last three arguments (zero on entry); shapes as in `lattice_occupancies`. Padding is never read."""
+    """Fill losses, and put the occupancies in the place of the exponentials; shapes as in `lattice_occupancies`.
+
+    Padding is never read, and gets zeros.
+    """
     for b in range(len(encoded_lengths)):
         num_frames, num_tokens = encoded_lengths[b], target_lengths[b]
+        exp_label[b, num_frames:], exp_label[b, :, num_tokens:] = 0.0, 0.0
+        exp_blank[b, num_frames:], exp_blank[b, :, num_tokens + 1 :] = 0.0, 0.0
         alpha = np.empty((num_frames, num_tokens + 1))
         power = np.empty((num_frames, num_tokens + 1), np.int64)
         _forward_variables(label[b], blank[b], exp_label[b], exp_blank[b], alpha, power)
@@ -238,10 +241,10 @@ def _numba_kernel(
             for u in range(num_tokens, -1, -1):
                 m, k = _times(beta[u], beta_power[u], blank[b, t, u], exp_blank[b, t, u])
                 start, start_power = alpha[t, u] * per_total, power[t, u] - total_power
-                blank_occupancy[b, t, u] = _to_float(start * m, start_power + k)
+                exp_blank[b, t, u] = _to_float(start * m, start_power + k)  # no longer needed as what it was
                 if u < num_tokens:
                     n, l = _times(beta[u + 1], beta_power[u + 1], label[b, t, u], exp_label[b, t, u])  # noqa: E741
-                    label_occupancy[b, t, u] = _to_float(start * n, start_power + l)
+                    exp_label[b, t, u] = _to_float(start * n, start_power + l)
                     m, k = _plus(m, k, n, l)
                 beta[u], beta_power[u] = m, k
 
@@ -250,10 +253,11 @@ def _numba_occupancies(
     label: torch.Tensor, blank: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`lattice_occupancies` of float64 CPU tensors by the compiled kernel."""
-    results = label.new_zeros(len(label)), label.new_zeros(label.shape), label.new_zeros(blank.shape)
-    inputs = label, blank, label.exp(), blank.exp(), encoded_lengths, target_lengths
-    _numba_kernel(*(x.contiguous().numpy() for x in (*inputs, *results)))
-    return results
+    label, blank, losses = label.contiguous(), blank.contiguous(), label.new_empty(len(label))
+    occupancies = label.exp(), blank.exp()
+    lengths = encoded_lengths.contiguous(), target_lengths.contiguous()
+    _numba_kernel(*(x.numpy() for x in (label, blank, *occupancies, *lengths, losses)))
+    return losses, *occupancies
 
 
 def _skew(nodes: torch.Tensor) -> torch.Tensor:
