@@ -6,11 +6,11 @@ Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's p
 import random
 import warnings
 from collections.abc import Callable
-from functools import lru_cache, partial
 
 import nemo
 import torch
 from nemo.collections.asr.losses.rnnt import RNNTLoss
+from nemo.collections.asr.parts.numba.rnnt_loss import RNNTLossNumba
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
 from nemo.core.classes import common
 from nemo.utils.app_state import AppState
@@ -55,16 +55,12 @@ def utterance_losses(
         loss.reduction = reduction
 
 
-@lru_cache
-def _three_class_loss(lambda_: float) -> RNNTLoss:
-    return RNNTLoss(
-        num_classes=2, reduction=None, loss_name="warprnnt_numba", loss_kwargs={"fastemit_lambda": lambda_}
-    )
-
-
 def numba_cuda_kernel(loss: RNNTLoss) -> Callable[..., torch.Tensor]:
-    """NeMo's Numba kernel for lattices of three classes (blank 2), with the FastEmit of `loss`."""
-    return partial(utterance_losses, _three_class_loss(fastemit_lambda(loss)))
+    """NeMo's Numba loss of lattices of three classes (blank 2), utterance by utterance, with the FastEmit of `loss`.
+
+    It is taken from inside of `RNNTLoss`, which would compare lengths and sizes and wait for the GPU twice more.
+    """
+    return RNNTLossNumba(blank=2, reduction="none", fastemit_lambda=fastemit_lambda(loss))
 
 
 def seed_augmentation(module: torch.nn.Module, seed: int) -> None:

@@ -30,39 +30,40 @@ def _divergence(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
     return divergence, torch.where(student_above, q - p, p * shrink)
 
 
-def _row_log_probs(logits: torch.Tensor, valid: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
+def _row_log_probs(logits: torch.Tensor, rows: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
     """[B, T, V+1] -> [N, V+1]: log-probabilities of the valid frames; a class masked with -inf gets a finite floor."""
-    rows = logits[valid].to(dtype).div_(temperature)
-    return rows.log_softmax(-1).clamp_(min=torch.finfo(dtype).min)
+    selected = logits.flatten(0, 1).index_select(0, rows).to(dtype).div_(temperature)
+    return selected.log_softmax(-1).clamp_(min=torch.finfo(dtype).min)
 
 
 class _FrameDivergence(torch.autograd.Function):
-    """KL(teacher || student) of each frame, [B, T], 0 where a frame is padding. The teacher is a constant."""
+    """KL(teacher || student) of the valid frames, [N]; rows: [N], their places in B*T. The teacher is a constant."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float
+        ctx: FunctionCtx, student: torch.Tensor, teacher: torch.Tensor, rows: torch.Tensor, temperature: float
     ) -> torch.Tensor:
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-        sides = (_row_log_probs(side, valid, temperature, dtype) for side in (student, teacher))
-        rows, row_gradients = _divergence(*sides)  # [N], [N, V+1]
-        ctx.save_for_backward(row_gradients.div_(temperature), valid)
-        ctx.student_dtype = student.dtype
-        divergence = rows.new_zeros(valid.shape)
-        divergence[valid] = rows
+        sides = (_row_log_probs(side, rows, temperature, dtype) for side in (student, teacher))
+        divergence, gradients = _divergence(*sides)  # [N], [N, V+1]
+        ctx.save_for_backward(gradients.div_(temperature), rows)
+        ctx.student_shape, ctx.student_dtype = student.shape, student.dtype
         return divergence
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        row_gradients, valid = ctx.saved_tensors
-        gradient = row_gradients.new_zeros((*valid.shape, row_gradients.shape[-1]), dtype=ctx.student_dtype)
-        gradient[valid] = (row_gradients * upstream[valid][:, None]).to(ctx.student_dtype)
+        gradients, rows = ctx.saved_tensors
+        gradient = gradients.new_zeros(ctx.student_shape, dtype=ctx.student_dtype)
+        gradient.view(-1, gradient.shape[-1]).index_copy_(0, rows, (gradients * upstream[:, None]).to(gradient.dtype))
         return gradient, None, None, None
 
 
-def _check_batch(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> None:
-    """Raise ValueError unless the two sides have one shape [B, T, V+1] and lengths is [B] within [0, T]."""
+def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Places [N] of the valid frames in B*T, for one copy to the host, of the lengths.
+
+    Raises ValueError unless the two sides have one shape [B, T, V+1] and lengths is [B] within [0, T].
+    """
     if student_logits.shape != teacher_logits.shape or student_logits.dim() != 3:
         raise ValueError(
             "student_logits and teacher_logits must have one shape [B, T, V+1], got "
@@ -72,8 +73,11 @@ def _check_batch(student_logits: torch.Tensor, teacher_logits: torch.Tensor, len
     batch, num_frames, _ = student_logits.shape
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},) like the logits' batch, got {tuple(lengths.shape)}")
-    if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_frames:
-        raise ValueError(f"lengths must lie between 0 and the {num_frames} frames given, got {lengths.tolist()}")
+    counts = lengths.tolist()
+    if batch and not 0 <= min(counts) <= max(counts) <= num_frames:
+        raise ValueError(f"lengths must lie between 0 and the {num_frames} frames given, got {counts}")
+    valid = valid_frames(lengths.to(student_logits.device), num_frames)
+    return valid.flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
 def _check_settings(temperature: float, reduction: str) -> None:
@@ -102,11 +106,9 @@ def encoder_distillation_loss(
     Raises ValueError for shapes that differ, lengths out of range, temperature <= 0, an unknown reduction.
     """
     _check_settings(temperature, reduction)
-    _check_batch(student_logits, teacher_logits, lengths)
-    lengths = lengths.to(student_logits.device)
-    valid = valid_frames(lengths, student_logits.shape[1])
-    divergence = _FrameDivergence.apply(student_logits, teacher_logits.detach(), valid, temperature)  # [B, T]
-    count = max(len(lengths), 1) if reduction == "per_utterance" else lengths.sum().clamp(min=1)
+    rows = _valid_rows(student_logits, teacher_logits, lengths)
+    divergence = _FrameDivergence.apply(student_logits, teacher_logits.detach(), rows, temperature)  # [N]
+    count = max(len(lengths) if reduction == "per_utterance" else len(rows), 1)
     return divergence.sum() * temperature**2 / count
 
 

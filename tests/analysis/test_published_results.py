@@ -1,4 +1,4 @@
-"""The studies kept in docs/study: every number of their tables follows from the predictions kept beside them.
+"""The tables of docs/results.md follow from what is kept in docs/study: predictions, dev WERs, entropies.
 
 python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
 """
@@ -7,6 +7,7 @@ import csv
 import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -16,7 +17,8 @@ from nemo_codert.analysis.comparison_results import PREDICTIONS_FILE, RUNS_FILE,
 from tests.conftest import REPOSITORY
 
 RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
-STUDIES = sorted(path.parent for path in (REPOSITORY / "docs" / "study").glob("*/comparison.json"))
+KEPT = REPOSITORY / "docs" / "study"
+STUDIES = sorted(path.parent for path in KEPT.glob("*/comparison.json"))
 TABLE_ROW = re.compile(r"^\| (?!---).*%.*\|$", re.MULTILINE)
 
 
@@ -36,21 +38,55 @@ def test_its_table_is_recomputed_from_its_predictions(study, tmp_path):
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_the_rows_shown_for_it_are_those_of_its_table(study):
     rows = set(TABLE_ROW.findall((study / "table.md").read_text(encoding="utf-8")))
-    shown = TABLE_ROW.findall(section(study))
+    shown = TABLE_ROW.findall(section(study.name))
     assert shown and set(shown) <= rows
 
 
-def section(study: Path) -> str:
+def section(name: str) -> str:
     """What docs/results.md says between the marks of a study."""
-    found = re.search(f"<!-- study {study.name} -->(.*?)<!-- end of study -->", RESULTS, re.DOTALL)
-    assert found, f"docs/results.md has no <!-- study {study.name} -->"
+    found = re.search(f"<!-- study {name} -->(.*?)<!-- end of study -->", RESULTS, re.DOTALL)
+    assert found, f"docs/results.md has no <!-- study {name} -->"
     return found[1]
+
+
+def cells_of(name: str) -> list[list[str]]:
+    """Cells of the table of a section, without header and rule."""
+    lines = [line for line in section(name).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def kept_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tuning_shown_is_the_best_dev_wer_of_every_run():
+    """tuning.csv: a row a run, with the errors of every validation."""
+    best: dict[str, list[str]] = {}
+    for row in kept_rows(KEPT / "tuning.csv"):
+        errors = min(int(count) for count in row["dev_errors"].split())
+        best.setdefault(row["run"], []).append(f"{errors / int(row['dev_words']):.1%}")
+    means = {run: f"{fmean(float(wer[:-1]) for wer in wers):.1f}%" for run, wers in best.items()}
+    assert cells_of("tuning") == [[run, ", ".join(wers), means[run]] for run, wers in best.items()]
+
+
+def test_the_entropies_shown_are_those_that_were_measured():
+    rows = kept_rows(KEPT / "entropy" / "measures.csv")
+    measured = {(row["branch"], row["logits"], row["view"]): row for row in rows}
+    columns = {"entropy": "entropy_mean", "entropy among pieces": "piece_entropy_mean", "blank mass": "blank_mass"}
+    views = {"all frames": "all", "frames that emit a token": "non-blank"}
+    shown = cells_of("entropy")
+    assert len(shown) == 8
+    for name, encoder, joint, ratio in shown:
+        branch, measure, view = name.split(", ")
+        values = [float(measured[branch, logits, views[view]][columns[measure]]) for logits in ("encoder", "joint")]
+        assert [f"{value:.3f}" for value in values] == [encoder, joint], name
+        assert f"{values[0] / values[1]:.2f}" == ratio, name
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_it_names_no_folder_of_a_machine(study):
-    with (study / RUNS_FILE).open(newline="", encoding="utf-8") as file:
-        assert list(csv.DictReader(file))
+    assert kept_rows(study / RUNS_FILE)
     for path in study.iterdir():
         if path.suffix in (".json", ".csv", ".md", ".html"):
             assert not re.search(r"(?<![\w.$}])/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8")), path

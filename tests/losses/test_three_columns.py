@@ -73,3 +73,26 @@ def test_on_a_gpu_the_float64_recursion_is_exact(scale):
     batch = random_batch(4, 60, 20, 600, scale)
     for result, wanted in zip(loss_and_gradients(batch, device="cuda"), loss_and_gradients(batch), strict=True):
         torch.testing.assert_close(result, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: nothing to wait for")
+def test_the_host_waits_no_more_often_than_in_nemos_own_loss(recwarn):
+    from nemo.collections.asr.losses.rnnt import RNNTLoss
+
+    batch = {name: value.cuda() if torch.is_tensor(value) else value for name, value in random_batch().items()}
+    lattice = {"log_probs": batch[LOGITS[0]][:, :, None] + batch[LOGITS[1]][:, None], "targets": batch["targets"]}
+    lattice |= {"input_lengths": batch["encoded_lengths"], "target_lengths": batch["target_lengths"]}
+    nemos, ours = RNNTLoss(batch["blank"], loss_name="warprnnt_numba"), three_column_loss(nemo_kernel())
+    calls = (lambda: nemos(**lattice), lambda: additive_rnnt_loss(**batch, lattice_loss=ours))
+    waits = []
+    for call in calls:
+        call()  # compiled
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(len(recwarn))
+    assert waits[1] <= waits[0], waits
