@@ -31,7 +31,7 @@ from nemo_codert.losses.lattice import (
 )
 
 UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
-TRUSTED_SHIFTED_Z = 1e-7  # where a row was shifted, terms below this are off by a millionth
+TRUSTED_SHIFTED_Z = 1e-7  # of the maxima's product: where a row was shifted, terms below it are off by a millionth
 CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
 
@@ -76,6 +76,7 @@ class _Side(NamedTuple):
     exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits)
     shifts: torch.Tensor  # [B, T, 1] float64, what was taken off each row
     shifted: bool  # False where the host knows that this is 0
+    maxima: torch.Tensor  # [B, T, 1], the largest logit of each row, shifted
     columns: torch.Tensor  # [B, T, K] float64, logits of the tokens, shifted
     exp_columns: torch.Tensor  # [B, T, K] float64
 
@@ -83,7 +84,8 @@ class _Side(NamedTuple):
 def _side(logits: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor, padding: torch.Tensor | None) -> _Side:
     """Exponentiate [B, T, V+1]; classes: [B, K] of the token columns, padding: [B, T, 1] bool or None for none."""
     logits = logits.to(dtype)
-    shifts = hardshrink(logits.amax(-1, keepdim=True), UNSHIFTED)
+    maxima = logits.amax(-1, keepdim=True)
+    shifts = hardshrink(maxima, UNSHIFTED)
     shifted = logits.device.type != "cpu" or bool(shifts.any())  # if not, some passes are saved
     exp = (logits - shifts).exp_() if shifted else logits.exp()
     columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double()
@@ -93,7 +95,7 @@ def _side(logits: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor, paddi
     if padding is not None:
         exp.masked_fill_(padding, 0.0)
         exp_columns.masked_fill_(padding, 0.0)
-    return _Side(exp, shifts.double(), shifted, columns, exp_columns)
+    return _Side(exp, shifts.double(), shifted, maxima - shifts, columns, exp_columns)
 
 
 def _count_tokens_once(prediction: _Side, classes: torch.Tensor) -> torch.Tensor:
@@ -121,16 +123,18 @@ def _normaliser(encoder: _Side, prediction: _Side) -> torch.Tensor:
 def _distrusted(z: torch.Tensor, encoder: _Side, prediction: _Side) -> torch.Tensor:
     """[B, T, M] bool, True where terms that were lost or rounded in the exponentials' type could matter.
 
-    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted.
+    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted. Rounded are those of
+    a shifted row far from its maximum: they must not be what is left of Z beside the largest that it could have been.
     """
     exp, limits = encoder.exp, torch.finfo(encoder.exp.dtype)
     lost = exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
-    trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
     if not (encoder.shifted or prediction.shifted):
         return z < lost
-    shifts = encoder.shifts, prediction.shifts.transpose(1, 2)
-    frames, states = (torch.full_like(shift, lost).masked_fill_(shift != 0, trusted) for shift in shifts)
-    return (z < frames) | (z < states)
+    sides = encoder, prediction
+    frames, states = (side.maxima.double().clamp_(min=0.0).exp_() for side in sides)  # 1 in shifted rows
+    trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
+    unshifted = (encoder.shifts == 0) & (prediction.shifts == 0).transpose(1, 2)
+    return z < (trusted * frames * states.transpose(1, 2)).masked_fill_(unshifted, lost)
 
 
 class _Utterance:

@@ -6,6 +6,8 @@ Imports torch and `frames` alone.
 
 # B batch, T encoder frames, V vocabulary without blank, N valid frames of the batch
 
+import math
+
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -73,6 +75,8 @@ def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, leng
     batch, num_frames, _ = student_logits.shape
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},) like the logits' batch, got {tuple(lengths.shape)}")
+    if lengths.is_floating_point():
+        raise ValueError(f"lengths must be whole numbers of frames, got {lengths.dtype}")
     counts = lengths.tolist()
     if batch and not 0 <= min(counts) <= max(counts) <= num_frames:
         raise ValueError(f"lengths must lie between 0 and the {num_frames} frames given, got {counts}")
@@ -82,8 +86,8 @@ def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, leng
 
 def _check_settings(temperature: float, reduction: str) -> None:
     """Raise ValueError for a temperature that is not positive or a reduction without meaning."""
-    if not temperature > 0:
-        raise ValueError(f"distillation temperature must be above 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"distillation temperature must be above 0 and finite, got {temperature}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"distillation reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
@@ -103,7 +107,8 @@ def encoder_distillation_loss(
     `per_frame` divides by the number of valid frames (by 1 if there is none).
     No gradient reaches the teacher. Computed in float32 (float64 if an argument is). Returns a scalar: 0 iff the
     distributions agree on every valid frame, never negative. CoDERT, arXiv:2106.07734, section 3.
-    Raises ValueError for shapes that differ, lengths out of range, temperature <= 0, an unknown reduction.
+    Raises ValueError for shapes that differ, lengths out of range or no integers, a temperature that is not positive
+    and finite, an unknown reduction.
     """
     _check_settings(temperature, reduction)
     rows = _valid_rows(student_logits, teacher_logits, lengths)

@@ -89,6 +89,21 @@ def test_maxima_that_disagree_do_not_underflow_unseen(B, T, U, V, disagreement):
     assert_exact((losses, *gradients), (expected_losses, *expected))
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_row_that_is_shifted_beside_one_that_is_not_is_exact_too(seed, swapped):
+    """All of Z is then terms that the shifted row rounds: 36 below its maximum, while the other row reaches +20."""
+    batch = random_batch(B=2, T=3, U=2, V=6, seed=seed)
+    shifted, other = (0.3 * batch[name] for name in (reversed(LOGITS) if swapped else LOGITS))
+    shifted += torch.tensor([21.0 + 2 * seed, *[21.0 + 2 * seed - 35.9] * 6])
+    other = other.clamp(-1, 0) + torch.tensor([-60.0, *[20.0] * 6])
+    names = reversed(LOGITS) if swapped else LOGITS
+    batch |= dict(zip(names, (shifted, other), strict=True)) | {"targets": batch["targets"] % 5 + 1}
+    losses, *gradients = loss_and_gradients(batch, upstream=2.5, reduction="none")
+    expected_losses, *expected = reference(batch, upstream=2.5)
+    assert_exact((losses, *gradients), (expected_losses, *expected))
+
+
 def dominated_by_blank(batch: dict, margin: float) -> dict:
     """The batch with the blank's encoder logits raised by margin."""
     encoder_logits = batch["encoder_logits"].clone()

@@ -178,7 +178,9 @@ def test_the_module_is_the_function():
     ({"lengths": torch.tensor([1, 2, 6])}, "between 0 and the 5 frames"),
     ({"lengths": torch.tensor([1, -2, 3])}, "between 0 and the 5 frames"),
     ({"temperature": 0.0}, "got 0.0"),
+    ({"lengths": torch.tensor([1.0, 2.0, 3.5])}, "whole numbers of frames, got torch.float32"),
     ({"temperature": math.nan}, "got nan"),
+    ({"temperature": math.inf}, "finite, got inf"),
     ({"reduction": "mean"}, "per_utterance, per_frame, got 'mean'"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_with_what_was_got(change, message):
