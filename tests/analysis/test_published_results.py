@@ -19,7 +19,6 @@ from tests.conftest import REPOSITORY
 RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
 KEPT = REPOSITORY / "docs" / "study"
 STUDIES = sorted(path.parent for path in KEPT.glob("*/comparison.json"))
-TABLE_ROW = re.compile(r"^\| (?!---).*%.*\|$", re.MULTILINE)
 
 
 def test_there_is_a_study():
@@ -35,11 +34,26 @@ def test_its_table_is_recomputed_from_its_predictions(study, tmp_path):
     assert (tmp_path / "table.md").read_bytes() == (study / "table.md").read_bytes()
 
 
+def tables(text: str, title: str) -> dict[str, list[str]]:
+    """Lines of every table by the title above it, which the pattern `title` finds."""
+    found = re.findall(rf"^{title}\n\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return {name: lines.splitlines() for name, lines in found}
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
-def test_the_rows_shown_for_it_are_those_of_its_table(study):
-    rows = set(TABLE_ROW.findall((study / "table.md").read_text(encoding="utf-8")))
-    shown = TABLE_ROW.findall(section(study.name))
-    assert shown and set(shown) <= rows
+def test_the_tables_shown_for_it_are_rows_of_its_own_in_their_order(study):
+    kept = tables((study / "table.md").read_text(encoding="utf-8"), r"## (.+)")
+    shown = tables(section(study.name), r"\*\*(.+)\*\*")
+    assert shown and sum(map(len, shown.values())) == section(study.name).count("\n|")
+    for title, lines in shown.items():
+        assert lines == [line for line in kept[title] if line in lines], title
+
+
+def test_every_strategy_and_test_set_of_the_study_is_shown():
+    kept = tables((KEPT / "fsdd" / "table.md").read_text(encoding="utf-8"), r"## (.+)")
+    pooled = {title: lines for title, lines in kept.items() if re.fullmatch(r"\w+, 5 folds together", title)}
+    shown = tables(section("fsdd"), r"\*\*(.+)\*\*")
+    assert len(pooled) == 4 and {title: shown[title] for title in pooled} == pooled
 
 
 def section(name: str) -> str:
@@ -73,15 +87,33 @@ def test_the_tuning_shown_is_the_best_dev_wer_of_every_run():
 def test_the_entropies_shown_are_those_that_were_measured():
     rows = kept_rows(KEPT / "entropy" / "measures.csv")
     measured = {(row["branch"], row["logits"], row["view"]): row for row in rows}
-    columns = {"entropy": "entropy_mean", "entropy among pieces": "piece_entropy_mean", "blank mass": "blank_mass"}
+    columns = {"entropy": "entropy_mean", "median entropy": "entropy_median", "blank mass": "blank_mass"}
+    columns["entropy among pieces"] = "piece_entropy_mean"
     views = {"all frames": "all", "frames that emit a token": "non-blank"}
     shown = cells_of("entropy")
-    assert len(shown) == 8
+    assert len(shown) == 12
     for name, encoder, joint, ratio in shown:
         branch, measure, view = name.split(", ")
         values = [float(measured[branch, logits, views[view]][columns[measure]]) for logits in ("encoder", "joint")]
         assert [f"{value:.3f}" for value in values] == [encoder, joint], name
         assert f"{values[0] / values[1]:.2f}" == ratio, name
+
+
+def test_the_numbers_between_the_tables_are_kept_too():
+    (agreement,) = kept_rows(KEPT / "entropy" / "agreement.csv")
+    nodes = kept_rows(KEPT / "entropy" / "measures.csv")[4]["rows"]
+    text = " ".join(RESULTS.split())
+    assert f"{agreement['frames']} frames" in text and f"the {nodes} nodes" in text
+    assert f"{float(agreement['top1_agreement']):.1%} of the frames" in text
+    assert f"a divergence of {float(agreement['kl_nats_per_frame']):.3f} nats" in text
+    rows = kept_rows(KEPT / "tuning.csv")
+    static, student, tandem = (
+        int(row["dev_errors"].split()[1]) / int(row["dev_words"])
+        for run in ("`static`, weight 0.1", "lone student", "`tandem_kd`, weight 0.1")
+        for row in rows
+        if row["run"] == run and row["seed"] == "0"
+    )
+    assert f"has {static:.0%} WER on dev, the lone one {student:.0%}, the one of `tandem_kd` {tandem:.0%}" in text
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
