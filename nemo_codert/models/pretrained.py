@@ -170,13 +170,22 @@ def refuse_other_models(config: DictConfig, what: str) -> None:
     """Raise a ValueError that names the kind of a model that is no standard RNN-T (TDT, hybrid, CTC, ...)."""
     target = str(config.get("target", ""))
     kind = target.rsplit(".", 1)[-1]
+    tokenizer = str((config.get("tokenizer") or {}).get("type", "bpe")).lower()
     if "Hybrid" in kind or config.get("aux_ctc") is not None:
         kind = "a hybrid RNN-T/CTC model"
     elif (config.get("joint") or {}).get("num_extra_outputs") or (config.get("loss") or {}).get("loss_name") == "tdt":
         kind = "a TDT model"
+    elif float((config.get("joint") or {}).get("masking_prob") or 0) > 0:
+        kind = "a HAINAN model"
+    elif config.get("adapters"):
+        kind = "an RNN-T with adapters"
+    elif tokenizer != "bpe":
+        kind = f"an RNN-T with a tokenizer of type {tokenizer!r}"
     elif kind in ("EncDecRNNTBPEModel", "EncDecCoDERTBPEModel"):
         return
-    raise ValueError(f"{what} is {kind or 'of unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel)")
+    raise ValueError(
+        f"{what} is {kind or 'of unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel) with a bpe tokenizer"
+    )
 
 
 def _source(name: str, model: EncDecRNNTBPEModel, branch: str) -> Source:

@@ -315,3 +315,15 @@ def test_a_hybrid_model_is_refused_by_name(make_config, tmp_path):
 def test_any_other_class_is_refused_by_its_name(target):
     with pytest.raises(ValueError, match=f"the file.* {target.rsplit('.', 1)[-1]}, wanted a standard RNN-T"):
         refuse_other_models(OmegaConf.create({"target": target}), "the file")
+
+
+@pytest.mark.parametrize("change, kind", [
+    ({"tokenizer": {"type": "agg"}}, "a tokenizer of type 'agg'"),
+    ({"tokenizer": {"type": "wpe"}}, "a tokenizer of type 'wpe'"),
+    ({"joint": {"masking_prob": 0.5}}, "a HAINAN model"),
+    ({"adapters": {"one": {"enabled": True}}}, "an RNN-T with adapters"),
+])  # fmt: skip
+def test_an_rnnt_of_another_kind_is_refused_by_that_name(change, kind):
+    config = OmegaConf.create({"target": "nemo.collections.asr.models.EncDecRNNTBPEModel", **change})
+    with pytest.raises(ValueError, match=f"the file is .*{kind}, wanted a standard RNN-T"):
+        refuse_other_models(config, "the file")

@@ -198,8 +198,7 @@ def test_the_commands_of_the_readme_run_as_written(workplace):
     run([*script(prepare), "--train-utterances", "12"], workplace)
     run([*script(train), *SHORT], workplace)
     (pair,) = workplace.glob("runs/fsdd/fsdd/*/pair.nemo")
-    for name in ("pair.nemo", "student.nemo"):
-        (workplace / name).write_bytes((pair.parent / name).read_bytes())
+    (pair.parents[1] / "DATE").symlink_to(pair.parent)
     run(script(analyze), workplace)
     assert (workplace / "runs" / "logits" / "report.html").is_file()
     tiny = ["--strategies", "student", "--seeds", "0", "--max-steps", "2", "--jobs", "1", "--", *SHORT[1:]]
@@ -267,6 +266,35 @@ def test_a_stock_config_with_the_two_blocks_is_trained_from_its_own_folder(workp
     run([*script(train), *overrides, f"exp_manager.exp_dir={workplace / 'stock'}"], workplace)
     (run_folder,) = (workplace / "stock" / "stock-transducer").iterdir()
     assert {"pair.nemo", "student.nemo"} <= names_in(run_folder)
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_gives_its_own_config_and_tokenizer(workplace, digits):
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
+
+    folder = workplace / "pretrained"
+    folder.mkdir()
+    config = OmegaConf.create(STOCK_CONFIG)
+    model = OmegaConf.merge(config.model, {"tokenizer": {"dir": digits["model.tokenizer.dir"]}})
+    for name in ("train_ds", "validation_ds"):
+        model.pop(name)
+    EncDecRNNTBPEModel(model).save_to(str(folder / "teacher.nemo"))
+    (block,) = (block for block in python_blocks(README) if "save_tokenizers" in block)
+    run([sys.executable, "-c", block], folder)
+
+    mine = OmegaConf.load(folder / "my_pair.yaml")
+    mine.model.student = {"encoder": {**mine.model.encoder, "d_model": 16}}
+    mine.model.codert = {"teacher": "frozen", "share_decoder": False, "distillation": {"weight": 0.1}}
+    data = OmegaConf.select(config, "model", throw_on_missing=False)
+    mine = OmegaConf.merge(mine, {"model": {name: data[name] for name in ("train_ds", "validation_ds")}})
+    OmegaConf.save(OmegaConf.merge(mine, {key: config[key] for key in ("name", "trainer", "exp_manager")}),
+                   folder / "my_pair.yaml")  # fmt: skip
+    train = ["python", "scripts/train.py", f"--config-path={folder}", "--config-name=my_pair"]
+    manifests = [f"{key}={value}" for key, value in digits.items() if "manifest" in key]
+    own = ["+model.codert.teacher_checkpoint=teacher.nemo", f"exp_manager.exp_dir={folder / 'runs'}"]
+    run([*script(train), *own, *manifests], folder)
+    (run_folder,) = (folder / "runs" / config.name).iterdir()
+    assert {"teacher_report.json", "student.nemo"} <= names_in(run_folder)
 
 
 def test_python_of_the_readme_is_valid_and_names_what_exists():
