@@ -113,6 +113,49 @@ def test_word_error_rates_are_summed_errors_over_summed_words(make_config, sets,
     assert trainer.callback_metrics["val_wer_teacher"] == pytest.approx(4 / 7)
 
 
+def first_distillation_loss(cfg, batch) -> float:
+    return fit(cfg, [batch], max_steps=1)[2].steps[0]["train_distillation_loss"]
+
+
+def test_reduction_and_temperature_of_the_config_are_those_of_the_run(make_config, batch):
+    settings = {"weight": 0.1}, {"weight": 0.1, "reduction": "per_frame"}, {"weight": 0.1, "temperature": 2.0}
+    per_utterance, per_frame, softer = (
+        first_distillation_loss(make_config(codert={"distillation": setting}), batch) for setting in settings
+    )
+    model = EncDecCoDERTBPEModel(make_config())
+    features, features_len = model.extract_features(*batch[:2])
+    _, lengths = model.student_encoder(audio_signal=features, length=features_len)
+    assert per_utterance / per_frame == pytest.approx(float(lengths.sum()) / len(lengths), rel=1e-5)
+    assert 0 < softer and softer != pytest.approx(per_utterance, rel=1e-3)
+
+
+def test_parameter_groups_have_their_own_learning_rates(make_config, batch):
+    groups = {"encoder": {"lr": 1e-5}, "student_encoder": {"lr": 1e-4}}
+    cfg = make_config(optim={"name": "adamw", "lr": 1e-3}, optim_param_groups=groups)
+    model, trainer, _ = fit(cfg, [batch], max_steps=1)
+    rates = {id(p): group["lr"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    for module, rate in ((model.encoder, 1e-5), (model.student_encoder, 1e-4), (model.decoder, 1e-3)):
+        assert {rates[id(parameter)] for parameter in module.parameters()} == {rate}
+
+
+def test_with_use_cer_characters_are_counted(make_config, batch):
+    words, characters = (EncDecCoDERTBPEModel(make_config(use_cer=use_cer)).eval() for use_cer in (False, True))
+    counts = [model.validation_pass(batch, 0) for model in (words, characters)]
+    texts = [words.tokenizer.ids_to_text(ids[:n].tolist()) for ids, n in zip(batch[2], batch[3], strict=True)]
+    for suffix in ("", "_teacher"):
+        assert counts[0][f"val_wer{suffix}_denom"] == sum(len(text.split()) for text in texts)
+        assert counts[1][f"val_wer{suffix}_denom"] == sum(len(text) for text in texts)
+
+
+def test_with_log_prediction_a_reference_is_printed(make_config, batch, monkeypatch):
+    from nemo.utils import logging as nemo_logging
+
+    lines = []
+    monkeypatch.setattr(nemo_logging, "info", lambda message, *rest, **options: lines.append(str(message)))
+    EncDecCoDERTBPEModel(make_config(log_prediction=True)).eval().validation_pass(batch, 0)
+    assert any("reference" in line for line in lines) and any("predicted" in line for line in lines)
+
+
 @pytest.mark.parametrize("part", ["train_rnnt_loss_student", "train_distillation_loss"])
 def test_a_loss_that_is_not_finite_stops_the_run_by_step_and_part(make_config, batch, monkeypatch, part):
     original = EncDecCoDERTBPEModel.codert_losses

@@ -249,6 +249,15 @@ def test_a_teacher_trained_alone_teaches_a_static_student_on_two_devices(workpla
     assert lists == {teacher.parent, folder}
 
 
+@pytest.mark.slow
+def test_a_pair_that_shares_its_decoder_is_trained_on_two_devices(workplace, digits):
+    common = [*SHORT, f"exp_manager.exp_dir={workplace / 'ddp'}", *(f"{k}={v}" for k, v in digits.items())]
+    train = script(["python", "scripts/train.py", "--config-name=fsdd", "strategy=shared_kd"])
+    run([*train, "trainer.devices=2", "trainer.strategy=ddp", *common], workplace)
+    (folder,) = (workplace / "ddp" / "fsdd").iterdir()
+    assert {"pair.nemo", "student.nemo"} <= names_in(folder)
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
