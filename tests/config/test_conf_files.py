@@ -14,7 +14,6 @@ from nemo_codert.config import checked_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TOP = ("fsdd", "librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm", "quickstart")
-BIG = tuple(name for name in TOP if name.startswith("librispeech"))
 
 # strategy: train, teacher, share_decoder, distillation weight; None where the file leaves the base's value.
 STRATEGIES = {
