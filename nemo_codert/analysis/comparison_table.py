@@ -17,7 +17,8 @@ from nemo_codert.analysis.bootstrap import (
     Reduction,
     relative_reduction,
 )
-from nemo_codert.analysis.comparison_plan import ONE_FOLD, TEACHER, Cell, Settings, plan
+from nemo_codert.analysis.comparison_folds import ONE_FOLD
+from nemo_codert.analysis.comparison_plan import TEACHER, Cell, Settings, plan
 from nemo_codert.analysis.comparison_results import Results, Transcripts, system_name
 from nemo_codert.analysis.word_errors import word_errors
 

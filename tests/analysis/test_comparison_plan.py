@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from nemo_codert.analysis.comparison_folds import find_folds
 from nemo_codert.analysis.comparison_plan import (
     OWN_KEYS,
     Cell,
@@ -17,7 +18,6 @@ from nemo_codert.analysis.comparison_plan import (
     _flat,
     composed,
     extended,
-    find_folds,
     make_settings,
     plan,
     read_settings,

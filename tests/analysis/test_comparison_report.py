@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_codert.analysis.comparison_plan import Cell, Fold, Settings, plan, write_whole
+from nemo_codert.analysis.comparison_folds import Fold
+from nemo_codert.analysis.comparison_plan import Cell, Settings, plan, write_whole
 from nemo_codert.analysis.comparison_report import write_report
 from nemo_codert.analysis.comparison_results import (
     PREDICTIONS_FILE,
