@@ -6,7 +6,7 @@ is trained and again by whoever rebuilds a report.
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,59 @@ def read_settings(folder: Path) -> Settings | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         folds = {name: Fold(**fold) for name, fold in content.pop("folds").items()}
-        return Settings(**content, folds=folds)
+        settings = Settings(**content, folds=folds)
+        _check_types(settings)
+        return settings
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not hold the settings of a comparison ({error}). Give another folder") from None
+
+
+def _check_types(settings: Settings) -> None:
+    """Raise ValueError where a field does not hold what `Settings` says, as in a file that was changed by hand."""
+    names, texts = "one name or more, each once", "texts by name"
+    wanted = {
+        "config_name": (_is_all(str, [settings.config_name]), "a name"),
+        "overrides": (_is_list(str, settings.overrides), "a list of texts"),
+        "strategy_overrides": (_is_map(lambda own: _is_list(str, own), settings.strategy_overrides), "lists by name"),
+        "threads": (_is_count(settings.threads), "a whole number, 1 or more"),
+        "max_steps": (_is_count(settings.max_steps), "a whole number, 1 or more"),
+        "strategies": (_is_choice(str, settings.strategies), names),
+        "seeds": (_is_choice(int, settings.seeds), "one whole number or more, each once"),
+        "folds": (settings.folds, "one fold or more"),
+        "config": (_is_map(lambda _: True, settings.config), "values by name"),
+        "changes": (_is_map(lambda own: isinstance(own, dict), settings.changes), "values by name of each strategy"),
+        "versions": (_is_map(lambda own: isinstance(own, str), settings.versions), texts),
+    }
+    first = next(iter(settings.folds.values()), None)
+    for name, fold in settings.folds.items():
+        wanted |= {
+            f"folds.{name}.folder": (_is_all(str, [fold.folder]), "a name"),
+            f"folds.{name}.test_sets": (_is_choice(str, fold.test_sets), names),
+            f"folds.{name}.test_sets of all folds": (fold.test_sets == first.test_sets, "the same"),
+            f"folds.{name}.sha256": (_is_map(lambda own: isinstance(own, str), fold.sha256), texts),
+        }
+    if faults := [f"{key}: wanted {what}" for key, (is_so, what) in wanted.items() if not is_so]:
+        raise ValueError("; ".join(faults))
+
+
+def _is_all(kind: type, values: Iterable[Any]) -> bool:
+    return all(type(value) is kind for value in values)  # a bool is no number here
+
+
+def _is_list(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and _is_all(kind, values)
+
+
+def _is_choice(kind: type, values: Any) -> bool:
+    return _is_list(kind, values) and 0 < len(values) == len(set(values))
+
+
+def _is_count(value: Any) -> bool:
+    return _is_all(int, [value]) and value >= 1
+
+
+def _is_map(is_value: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, dict) and all(map(is_value, values.values()))
 
 
 # ---- making the settings -------------------------------------------------------------------------------------------
@@ -131,12 +181,15 @@ def make_settings(
 ) -> Settings:
     """Compose and check every strategy's config. A static strategy brings the teacher's with it.
 
+    A strategy or seed that is named twice is taken once.
+
     Raises:
         ValueError: unknown config, strategy or key, an override of what the comparison sets itself or of what all
             strategies share, and steps that validation does not divide.
     """
     if any(map(is_static, strategies)) and TEACHER not in strategies:
         strategies = [TEACHER, *strategies]
+    strategies, seeds = list(dict.fromkeys(strategies)), list(dict.fromkeys(seeds))
     if unknown := sorted(strategy_overrides.keys() - set(strategies)):
         raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(strategies)}")
     _check_overrides(overrides, strategy_overrides)
@@ -161,8 +214,8 @@ def make_settings(
         strategy_overrides={name: list(values) for name, values in strategy_overrides.items()},
         threads=threads,
         max_steps=updates,
-        strategies=list(strategies),
-        seeds=list(seeds),
+        strategies=strategies,
+        seeds=seeds,
         folds=dict(folds),
         config=config,
         changes=changes,
@@ -176,9 +229,9 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     Raises:
         ValueError: no such config, strategy or key.
     """
-    if not (CONF / "strategy" / f"{strategy}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
-        raise ValueError(f"there is no strategy {strategy!r}, wanted one of {known}")
+    known = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    if strategy not in known:
+        raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=None):

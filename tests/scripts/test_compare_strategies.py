@@ -97,6 +97,12 @@ def test_seeds_and_folds_of_a_later_call_limit_what_is_trained_now_and_the_compa
     assert settings["seeds"] == [0, 1, 2] and list(settings["folds"]) == ["ann", "bob"]
 
 
+def test_a_strategy_that_is_named_twice_is_trained_once(compare, starts):
+    repeated = ["--strategies", "student", "student", "--seeds", "0", "0-0", "--folds", "all", "all", "--jobs", "2"]
+    status, out, _ = compare(*repeated, "--only", "student", "student")
+    assert status == 0 and starts() == ["all/student/0"] and "1 cells, 0 of them finished" in out
+
+
 def test_only_some_strategies_are_trained_now_and_the_comparison_stays_what_it_is(compare, starts, tmp_path):
     compare("--strategies", "student", "tandem_kd", "shared_kd", "--seeds", "0", "--only", "shared_kd")
     assert starts() == ["all/shared_kd/0"]
