@@ -8,8 +8,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 def quieten_libraries() -> None:
@@ -40,6 +42,31 @@ def exit_status(work: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def folder_to_fill(folder: Path, option: str) -> Iterator[None]:
+    """A folder to write into, made where it is missing; what was made goes again if nothing came into it.
+
+    option: that names the folder, for the message.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+        except OSError as error:
+            fault = f"cannot write there ({error.strerror}). Give another folder"
+            raise ValueError(f"{option} is {folder}: {fault}") from error
+        yield
+    finally:
+        with suppress(OSError):  # up to the first that holds something
+            for path in made:
+                path.rmdir()
 
 
 def hydra_value(path: str | Path) -> str:

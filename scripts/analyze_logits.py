@@ -22,6 +22,9 @@ be equal, and the student's frame the teacher's or a whole multiple of it.
 --utterances takes a number (of the first ones to draw, 3 by default, 0 for none) or ids: names of audio files, with or
 without their suffix, `@OFFSET` added where the manifest has an offset. --max-utterances measures the first so many.
 
+Transcripts that are empty, have characters unknown to the tokenizer, or more tokens than the audio has encoder frames
+are measured too; a warning, also on the page, counts them.
+
 Written to --output-dir, which has to be new or empty: report.html (one page with all pictures in it), measures.csv,
 confusions.csv, agreement.csv (with a teacher), frames.csv (of the drawn utterances), entropy.png, agreement.png (of
 two models or more), utterance_*.png.
@@ -101,6 +104,8 @@ def run(options: argparse.Namespace) -> None:
                 f"{model.name}: teacher and student name the same class in {model.agreement.top1:.1%} of "
                 f"{model.agreement.frames} frames, KL {model.agreement.divergence:.3f} nats a frame"
             )
+    if report.warning:
+        print(f"warning: {report.warning}", file=sys.stderr)
     print(f"Written to {options.output_dir / 'report.html'}")
 
 
@@ -114,7 +119,7 @@ def measure(options: argparse.Namespace) -> "LogitReport":
 
     from nemo_codert.analysis.branches import branches_of
     from nemo_codert.analysis.evaluation import usable_entries
-    from nemo_codert.analysis.logit_analysis import analyze, chosen, utterances
+    from nemo_codert.analysis.logit_analysis import analyze, chosen, transcript_faults, utterances
     from nemo_codert.analysis.logit_report import LogitReport, MeasuredModel, measure_rows
     from nemo_codert.analysis.trained_models import checkpoint_files, load_trained
 
@@ -144,6 +149,7 @@ def measure(options: argparse.Namespace) -> "LogitReport":
         models=models,
         last=last,
         pages=utterance_pages(last, found, shown, branches[0].sample_rate),
+        transcript_faults=transcript_faults(branches, found),
     )
 
 

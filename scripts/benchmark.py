@@ -29,11 +29,12 @@ Exit status 2: bad options; the message says what to change. A target that is no
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nemo_codert.console import exit_status, quieten_libraries
+from nemo_codert.console import exit_status, folder_to_fill, quieten_libraries
 
 PARTS = ("loss", "joint", "step", "decoding")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
@@ -66,12 +67,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--slow-rounds", type=int, default=2, help="the same, where NeMo's loss runs on the CPU")
     parser.add_argument("--skip-memory", action="store_true", help="time only")
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="those that the targets name")
+    loss.add_argument("--shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="(those that the targets name)")
     loss.add_argument("--vocabularies", nargs="+", type=int, default=[256, 1024, 4096, 16384], metavar="V")
     loss.add_argument("--lattice", type=sizes(3), default=(8, 150, 40), metavar="BxTxU", help="at which V grows")
     loss.add_argument("--lattices", nargs="+", type=sizes(3), metavar="BxTxU", help="that grow at one V")
     loss.add_argument("--lattices-vocabulary", type=int, default=1024, metavar="V", help="that V")
-    loss.add_argument("--largest-lattice", type=float, default=1.0, metavar="GB", help="of rows that make a lattice")
+    loss.add_argument(
+        "--largest-lattice", type=float, metavar="GB", help="of rows that make a lattice (1; a quarter of a GPU)"
+    )
     joint = parser.add_argument_group("joint")
     joint.add_argument(
         "--joint-shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="of a stock joint's lattice"
@@ -88,7 +91,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--decoding-batch-size", type=int, default=16, help="utterances")
     decoding.add_argument("--decoding-frames", type=int, default=150, help="encoder frames per utterance")
-    parser.set_defaults(shapes=[(8, 150, 40, 1024), (8, 150, 40, 4096)])
     parser.set_defaults(joint_shapes=[(4, 100, 20, 1024), (4, 400, 100, 4096)])
     parser.set_defaults(lattices=[(8, 37, 20), (8, 75, 40), (8, 150, 80), (8, 300, 160)])
     return parser.parse_args(arguments)
@@ -98,31 +100,64 @@ def check_options(options: argparse.Namespace) -> None:
     """Mistakes that can be known before anything is measured.
 
     Raises:
-        ValueError: a number that is not above 0, an output folder that is a file.
+        ValueError: a number that is not above 0 or is endless, an output folder that is a file.
     """
     for name in ABOVE_ZERO:
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted a number above 0")
     if min(*options.vocabularies, options.lattices_vocabulary) < 1:
         raise ValueError("--vocabularies and --lattices-vocabulary want numbers above 0")
+    if options.largest_lattice is not None and not options.largest_lattice >= 0:
+        raise ValueError(f"--largest-lattice is {options.largest_lattice}, wanted a number of GB, 0 or more")
     if options.output_dir.is_file():
         raise ValueError(f"--output-dir is {options.output_dir}: that is a file")
 
 
+def check_steps(options: argparse.Namespace) -> None:
+    """The same of the training steps: sizes that their encoders and their tokenizer cannot have.
+
+    Raises:
+        ValueError: channels that the heads do not divide, too little audio, too few or many word pieces.
+    """
+    from nemo_codert.analysis.step_costs import FRAME_SECONDS, HEADS, made_up_tokenizer
+
+    for name in ("teacher", "student"):
+        layers, channels = getattr(options, name)
+        if channels % HEADS:
+            raise ValueError(
+                f"--{name} is {layers}x{channels}: the encoder has {HEADS} attention heads, which share its channels. "
+                f"Give {layers}x{channels + -channels % HEADS}"
+            )
+    shortest = 2 * FRAME_SECONDS
+    if options.seconds < shortest:
+        raise ValueError(f"--seconds is {options.seconds:g}: batch norm needs two frames. Give {shortest:g} or more")
+    try:
+        made_up_tokenizer(options.vocabulary)
+    except ValueError as error:
+        raise ValueError(f"--vocabulary is {options.vocabulary}: {error}") from error
+
+
 def benchmark(options: argparse.Namespace) -> None:
-    """Measure, print and write what the options ask for."""
+    """Check the options, then measure into the output folder."""
     check_options(options)
     quieten_libraries()
     import torch
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch sees no GPU here: leave the option out")
+    if "step" in options.only:
+        check_steps(options)
+    with folder_to_fill(options.output_dir, "--output-dir"):
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure, print and write what the options ask for."""
     from nemo_codert.analysis.cost_measures import MeasureSettings
     from nemo_codert.analysis.cost_table import describe_machine, format_table, write_csv
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch sees no GPU here: leave the option out")
     threads = set_threads(options.threads)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     print(describe_machine(options.device, threads), flush=True)
     settings = MeasureSettings(options.rounds, options.slow_rounds, options.threads, not options.skip_memory)
     rows, findings = [], []
@@ -153,14 +188,14 @@ def set_threads(threads: int | None) -> int:
 def run_loss(options: argparse.Namespace, settings: object) -> tuple[list, list]:
     """Rows and findings at all shapes; growth is printed and drawn."""
     from nemo_codert.analysis.cost_table import curves, format_growth, plot_curves
-    from nemo_codert.analysis.loss_costs import LossShape, loss_cases, loss_rows
+    from nemo_codert.analysis.loss_costs import LossShape, loss_cases, loss_rows, named_shapes
 
     over_vocabulary = [LossShape(*options.lattice, size) for size in options.vocabularies]
     over_lattice = [LossShape(*lattice, options.lattices_vocabulary) for lattice in options.lattices]
-    named = [LossShape(*shape) for shape in options.shapes]
+    named = [LossShape(*shape) for shape in options.shapes or ()] or named_shapes(options.device)
     by_shape, findings = {}, []
     for shape in dict.fromkeys([*over_vocabulary, *over_lattice, *named]):
-        cases = loss_cases(shape, options.device, 1e9 * options.largest_lattice)
+        cases = loss_cases(shape, options.device, lattice_limit(options))
         by_shape[shape], more = loss_rows(cases, settings)
         findings += more
     for shapes, size, unit, file in (
@@ -174,13 +209,21 @@ def run_loss(options: argparse.Namespace, settings: object) -> tuple[list, list]
     return [row for rows in by_shape.values() for row in rows], findings
 
 
+def lattice_limit(options: argparse.Namespace) -> float:
+    """Bytes of the largest lattice that is made."""
+    from nemo_codert.analysis.loss_costs import largest_lattice
+
+    given = options.largest_lattice
+    return largest_lattice(options.device) if given is None else 1e9 * given
+
+
 def run_joint(options: argparse.Namespace, settings: object) -> tuple[list, list]:
     """Rows and findings of the stock joint's loss."""
     from nemo_codert.analysis.joint_costs import joint_rows
     from nemo_codert.analysis.loss_costs import LossShape
 
     shapes = [LossShape(*shape) for shape in options.joint_shapes]
-    return joint_rows(shapes, options.joint_hidden, options.device, 1e9 * options.largest_lattice, settings)
+    return joint_rows(shapes, options.joint_hidden, options.device, lattice_limit(options), settings)
 
 
 def run_step(options: argparse.Namespace, settings: object) -> tuple[list, list]:

@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from nemo_codert.analysis.comparison_folds import find_folds
 from nemo_codert.analysis.comparison_plan import (
     BASELINE,
     SETTINGS_FILE,
@@ -35,7 +36,6 @@ from nemo_codert.analysis.comparison_plan import (
     Cell,
     Settings,
     extended,
-    find_folds,
     make_settings,
     plan,
     read_settings,

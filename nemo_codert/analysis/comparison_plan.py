@@ -1,14 +1,12 @@
-"""What a comparison of strategies is: its settings, folds and cells, and the training command of a cell.
+"""What a comparison of strategies is: its settings and cells, and the training command of a cell.
 
 A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, no NeMo: it is read before anything
 is trained and again by whoever rebuilds a report.
 """
 
-import hashlib
 import json
-import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_codert.analysis.comparison_folds import Fold
 from nemo_codert.console import hydra_value
-from nemo_codert.data.manifest import read_manifest, whole_or_not
+from nemo_codert.data.manifest import whole_or_not
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
 TEACHER = "teacher"  # the strategy whose model the static ones take
-ONE_FOLD = "all"  # name of the only fold where the data folder is a corpus itself
 SETTINGS_FILE = "comparison.json"
 REPORTED_DIFFERENCES = 20
-HEARD = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: enough to tell other audio, and quick
 # Given by the comparison, cell by cell.
 OWN_KEYS = (
     *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
@@ -44,18 +41,6 @@ SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
 TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is no student to be compared
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One corpus: `folder` below the data folder, names of its test sets, and hashes by what they are of.
-
-    Of the manifests and the tokenizer, and for each manifest of some of its audio (see `HEARD`).
-    """
-
-    folder: str
-    test_sets: list[str]
-    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -124,9 +109,59 @@ def read_settings(folder: Path) -> Settings | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         folds = {name: Fold(**fold) for name, fold in content.pop("folds").items()}
-        return Settings(**content, folds=folds)
+        settings = Settings(**content, folds=folds)
+        _check_types(settings)
+        return settings
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not hold the settings of a comparison ({error}). Give another folder") from None
+
+
+def _check_types(settings: Settings) -> None:
+    """Raise ValueError where a field does not hold what `Settings` says, as in a file that was changed by hand."""
+    names, texts = "one name or more, each once", "texts by name"
+    wanted = {
+        "config_name": (_is_all(str, [settings.config_name]), "a name"),
+        "overrides": (_is_list(str, settings.overrides), "a list of texts"),
+        "strategy_overrides": (_is_map(lambda own: _is_list(str, own), settings.strategy_overrides), "lists by name"),
+        "threads": (_is_count(settings.threads), "a whole number, 1 or more"),
+        "max_steps": (_is_count(settings.max_steps), "a whole number, 1 or more"),
+        "strategies": (_is_choice(str, settings.strategies), names),
+        "seeds": (_is_choice(int, settings.seeds), "one whole number or more, each once"),
+        "folds": (settings.folds, "one fold or more"),
+        "config": (_is_map(lambda _: True, settings.config), "values by name"),
+        "changes": (_is_map(lambda own: isinstance(own, dict), settings.changes), "values by name of each strategy"),
+        "versions": (_is_map(lambda own: isinstance(own, str), settings.versions), texts),
+    }
+    first = next(iter(settings.folds.values()), None)
+    for name, fold in settings.folds.items():
+        wanted |= {
+            f"folds.{name}.folder": (_is_all(str, [fold.folder]), "a name"),
+            f"folds.{name}.test_sets": (_is_choice(str, fold.test_sets), names),
+            f"folds.{name}.test_sets of all folds": (fold.test_sets == first.test_sets, "the same"),
+            f"folds.{name}.sha256": (_is_map(lambda own: isinstance(own, str), fold.sha256), texts),
+        }
+    if faults := [f"{key}: wanted {what}" for key, (is_so, what) in wanted.items() if not is_so]:
+        raise ValueError("; ".join(faults))
+
+
+def _is_all(kind: type, values: Iterable[Any]) -> bool:
+    return all(type(value) is kind for value in values)  # a bool is no number here
+
+
+def _is_list(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and _is_all(kind, values)
+
+
+def _is_choice(kind: type, values: Any) -> bool:
+    return _is_list(kind, values) and 0 < len(values) == len(set(values))
+
+
+def _is_count(value: Any) -> bool:
+    return _is_all(int, [value]) and value >= 1
+
+
+def _is_map(is_value: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, dict) and all(map(is_value, values.values()))
 
 
 # ---- making the settings -------------------------------------------------------------------------------------------
@@ -146,12 +181,15 @@ def make_settings(
 ) -> Settings:
     """Compose and check every strategy's config. A static strategy brings the teacher's with it.
 
+    A strategy or seed that is named twice is taken once.
+
     Raises:
         ValueError: unknown config, strategy or key, an override of what the comparison sets itself or of what all
             strategies share, and steps that validation does not divide.
     """
     if any(map(is_static, strategies)) and TEACHER not in strategies:
         strategies = [TEACHER, *strategies]
+    strategies, seeds = list(dict.fromkeys(strategies)), list(dict.fromkeys(seeds))
     if unknown := sorted(strategy_overrides.keys() - set(strategies)):
         raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(strategies)}")
     _check_overrides(overrides, strategy_overrides)
@@ -176,8 +214,8 @@ def make_settings(
         strategy_overrides={name: list(values) for name, values in strategy_overrides.items()},
         threads=threads,
         max_steps=updates,
-        strategies=list(strategies),
-        seeds=list(seeds),
+        strategies=strategies,
+        seeds=seeds,
         folds=dict(folds),
         config=config,
         changes=changes,
@@ -191,9 +229,9 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     Raises:
         ValueError: no such config, strategy or key.
     """
-    if not (CONF / "strategy" / f"{strategy}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
-        raise ValueError(f"there is no strategy {strategy!r}, wanted one of {known}")
+    known = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    if strategy not in known:
+        raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=None):
@@ -260,64 +298,6 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
 def is_static(strategy: str) -> bool:
     """Whether a strategy takes a teacher that was trained before."""
     return strategy.startswith("static")
-
-
-# ---- folds ---------------------------------------------------------------------------------------------------------
-
-
-def find_folds(data_dir: Path, names: Sequence[str] | None) -> dict[str, Fold]:
-    """The folds of a data folder by name: its subfolders that are corpora, or itself. `names`: only these.
-
-    Raises:
-        ValueError: no corpus, no such fold, a manifest that cannot be read, test sets that differ between folds.
-    """
-    if (data_dir / "train.json").is_file():
-        folders = {ONE_FOLD: "."}
-    else:
-        folders = {path.parent.name: path.parent.name for path in sorted(data_dir.glob("*/train.json"))}
-    if not folders:
-        raise ValueError(
-            f"--data-dir is {data_dir}: neither it nor a folder in it holds a train.json. "
-            "scripts/prepare_data.py makes a corpus"
-        )
-    for name in names or ():
-        if name not in folders:
-            raise ValueError(f"--folds names {name!r}, --data-dir {data_dir} holds {', '.join(folders)}")
-    folds = {name: _fold(data_dir, folder) for name, folder in folders.items() if not names or name in names}
-    first, *others = folds
-    for name in others:
-        if folds[name].test_sets != folds[first].test_sets:
-            raise ValueError(
-                f"fold {name} has the test sets {', '.join(folds[name].test_sets)}, fold {first} "
-                f"{', '.join(folds[first].test_sets)}: they must be the same. Prepare them alike"
-            )
-    return folds
-
-
-def _fold(data_dir: Path, folder: str) -> Fold:
-    root = data_dir / folder
-    tests = sorted(path.stem for path in root.glob("test*.json"))
-    if not tests:
-        raise ValueError(f"{root} holds no test*.json: there is nothing to compare the students on")
-    for name in [*tests, folder]:
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise ValueError(f"{root} has the name {name!r}, which does not suit a command line. Use letters and _-.")
-    files = [f"{name}.json" for name in ("train", "dev", *tests)]
-    audio = {f"audio of {file}": _hash_of_audio(read_manifest(root / file)) for file in files}
-    files.append("tokenizer/tokenizer.model")
-    if not (root / files[-1]).is_file():
-        raise ValueError(f"{root / files[-1]} is missing: scripts/prepare_data.py makes a tokenizer")
-    hashes = {file: hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files}
-    return Fold(folder, tests, {**hashes, **audio})
-
-
-def _hash_of_audio(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Of `HEARD` files, or all where there are fewer; one that is missing is for the training to drop or refuse."""
-    content = hashlib.sha256()
-    for place in sorted({round(i * (len(entries) - 1) / (HEARD - 1)) for i in range(HEARD)}):
-        path = Path(entries[place]["audio_filepath"])
-        content.update(path.read_bytes() if path.is_file() else b"missing")
-    return content.hexdigest()
 
 
 # ---- continuing ----------------------------------------------------------------------------------------------------

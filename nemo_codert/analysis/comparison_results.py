@@ -6,6 +6,7 @@ settings, to rebuild every table: none of them names a folder of a machine.
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.analysis.comparison_plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
+from nemo_codert.analysis.comparison_plan import BASELINE, CONF, TEACHER, Cell, Settings, plan, write_whole
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
 from nemo_codert.data.manifest import read_manifest
 
@@ -23,6 +24,7 @@ RESULT_FILE = "result.json"
 RUNS_FILE = "results.csv"
 PREDICTIONS_FILE = "predictions.jsonl.gz"
 BRANCHES = ("student", "teacher")
+CODE = "code_sha256"
 COUNTS = ("words", "substitutions", "insertions", "deletions")
 
 
@@ -40,12 +42,16 @@ class Transcripts:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: optimizer steps, wall time with start-up and testing, trained parameters by branch."""
+    """A finished training: optimizer steps, wall time with start-up and testing, trained parameters by branch.
+
+    code: `source_hash` of what trained it, "" where unknown (older cells do not tell).
+    """
 
     cell: Cell
     updates: int
     wall_seconds: float
     parameters: dict[str, int]
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,25 @@ def branches_of(strategy: str) -> tuple[str, ...]:
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
 
+def source_hash(root: Path = CONF.parent) -> str:
+    """SHA-256 of the code that a training runs: the package's files and scripts/train.py, with their names."""
+    content = hashlib.sha256()
+    for path in sorted([*(root / "nemo_codert").rglob("*.py"), root / "scripts" / "train.py"]):
+        source = path.read_bytes()
+        content.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
+    return content.hexdigest()
+
+
 # ---- a cell --------------------------------------------------------------------------------------------------------
 
 
-def finish_cell(settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wall_seconds: float) -> None:
+def finish_cell(
+    settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wall_seconds: float, code: str = ""
+) -> None:
     """Turn the predictions in a cell's run folder into its `result.json`; from then on the cell is finished.
 
     Args:
-        folder: of the cell. fold_dir: of its corpus; utterances are named relative to it.
+        folder: of the cell. fold_dir: of its corpus; utterances are named relative to it. code: see `Run`.
 
     Raises:
         ValueError: predictions of a branch that are missing or of other utterances, or a run of fewer updates.
@@ -97,6 +114,7 @@ def finish_cell(settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wa
         "updates": settings.max_steps,
         "wall_seconds": round(wall_seconds, 1),
         "parameters": {branch: about["trained_parameters"] for branch, about in found.items()},
+        CODE: code,
         "test_sets": [asdict(transcripts) for transcripts in sets.values()],
     }
     for key in ("device", "decoding"):  # older runs do not tell
@@ -177,7 +195,7 @@ def read_cells(settings: Settings, folder: Path) -> Results:
 def _read_cell(cell: Cell, path: Path) -> tuple[Run, list[Transcripts]]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(cell, result["updates"], result["wall_seconds"], result["parameters"])
+        run = Run(cell, result["updates"], result["wall_seconds"], result["parameters"], result.get(CODE, ""))
         return run, [Transcripts(**item) for item in result["test_sets"]]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -208,12 +226,14 @@ def write_results(settings: Settings, results: Results, folder: Path) -> None:
     by_key = {(part.fold, part.name): part for part in results.transcripts}
     columns = ["strategy", "seed", "fold", "updates", "wall_seconds", *(f"{b}_parameters" for b in BRANCHES)]
     columns += [f"{b}_{name}_{count}" for b in BRANCHES for name in settings.test_sets for count in (*COUNTS, "wer")]
+    columns += [CODE] if any(run.code for run in results.runs) else []
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for run in results.runs:
         row = {"strategy": run.cell.strategy, "seed": run.cell.seed, "fold": run.cell.fold}
         row |= {"updates": run.updates, "wall_seconds": run.wall_seconds}
+        row |= {CODE: run.code} if CODE in columns else {}
         for branch, parameters in run.parameters.items():
             row[f"{branch}_parameters"] = parameters
             for name in settings.test_sets:
@@ -326,7 +346,7 @@ def _read_runs(folder: Path) -> tuple[list[Run], list[dict[str, str]]]:
 def _run(row: dict[str, str]) -> Run:
     cell = Cell(row["fold"], row["strategy"], int(row["seed"]))
     parameters = {branch: int(row[f"{branch}_parameters"]) for branch in BRANCHES if row[f"{branch}_parameters"]}
-    return Run(cell, int(row["updates"]), float(row["wall_seconds"]), parameters)
+    return Run(cell, int(row["updates"]), float(row["wall_seconds"]), parameters, row.get(CODE, ""))
 
 
 def _sets(lines: Sequence[dict[str, Any]]) -> list[Transcripts]:

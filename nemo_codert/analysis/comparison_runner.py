@@ -21,7 +21,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 from nemo_codert.analysis.comparison_plan import TEACHER, Cell, Settings, teacher_of, training_arguments
-from nemo_codert.analysis.comparison_results import finish_cell, is_finished
+from nemo_codert.analysis.comparison_results import finish_cell, is_finished, source_hash
 
 LOCK_FILE = "comparison.lock"
 LOG_FILE = "train.log"
@@ -70,6 +70,7 @@ class Runner:
     lock: int
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
+    _code: dict[Cell, str] = field(default_factory=dict)  # at its start: what is changed later it does not read
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:
@@ -116,6 +117,7 @@ class Runner:
         threads = {f"{name}_NUM_THREADS": str(self.settings.threads) for name in ("OMP", "MKL")}
         shown = " ".join(f"{key}={value}" for key, value in threads.items())
         (folder / COMMAND_FILE).write_text(f"{shown} \\\n  {shlex.join(command)}\n", encoding="utf-8")
+        self._code[cell] = source_hash()
         with (folder / LOG_FILE).open("wb") as log:
             process = subprocess.Popen(
                 command,
@@ -135,7 +137,7 @@ class Runner:
         if fault is None:
             try:
                 corpus = self.data_dir / self.settings.folds[cell.fold].folder
-                finish_cell(self.settings, cell, folder, corpus, seconds)
+                finish_cell(self.settings, cell, folder, corpus, seconds, self._code[cell])
             except (ValueError, OSError, KeyError) as error:
                 fault = str(error)
         if fault is not None:

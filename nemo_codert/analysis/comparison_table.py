@@ -17,7 +17,8 @@ from nemo_codert.analysis.bootstrap import (
     Reduction,
     relative_reduction,
 )
-from nemo_codert.analysis.comparison_plan import ONE_FOLD, TEACHER, Cell, Settings, plan
+from nemo_codert.analysis.comparison_folds import ONE_FOLD
+from nemo_codert.analysis.comparison_plan import TEACHER, Cell, Settings, plan
 from nemo_codert.analysis.comparison_results import Results, Transcripts, system_name
 from nemo_codert.analysis.word_errors import word_errors
 
@@ -183,8 +184,8 @@ def score_tables(settings: Settings, found: Sequence[Score], against: str, *, ea
     return [
         Table(
             title=_title(settings, *key),
-            header=header,
-            rows=[_cells(score) for score in found if (score.test_set, score.fold) == key],
+            header=_shown(header, against),
+            rows=[_shown(_cells(score), against) for score in found if (score.test_set, score.fold) == key],
         )
         for key in keys
     ]
@@ -194,6 +195,11 @@ def _title(settings: Settings, test_set: str, fold: str | None) -> str:
     if fold is not None:
         return f"{test_set}, fold {fold}"
     return test_set if list(settings.folds) == [ONE_FOLD] else f"{test_set}, {len(settings.folds)} folds together"
+
+
+def _shown(cells: tuple[str, ...], against: str) -> tuple[str, ...]:
+    """All, or without reduction and verdict: a teacher, which alone is here, has no student to compare with."""
+    return (*cells[:4], *cells[6:]) if against == TEACHER else cells
 
 
 def _cells(score: Score) -> tuple[str, ...]:
@@ -256,7 +262,16 @@ def description(settings: Settings, counts: ErrorCounts) -> list[str]:
         lines.append("Overrides: " + " ".join(f"`{override}`" for override in settings.overrides))
     for strategy, overrides in settings.strategy_overrides.items():
         lines.append(f"Overrides of {strategy}: " + " ".join(f"`{override}`" for override in overrides))
-    return lines
+    return [*lines, *_versions_of_the_code([run.code for run in counts.runs.values()])]
+
+
+def _versions_of_the_code(codes: Sequence[str]) -> list[str]:
+    """A line where the cells are known to be of several versions, or some known and some not."""
+    versions, unknown = len({*codes} - {""}), codes.count("")
+    if versions + bool(unknown) < 2:
+        return []
+    line = f"Cells were trained by {versions} version{'s' * (versions > 1)} of the code"
+    return [line + (f", {unknown} of {len(codes)} by an unknown one." if unknown else ".")]
 
 
 def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[str]:

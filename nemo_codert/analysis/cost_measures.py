@@ -91,6 +91,8 @@ def measure(cases: Sequence[Case], settings: MeasureSettings, title: str) -> dic
         on_cuda = any(case.device == "cuda" for case in cases)
         seconds, first = time_in_turns(runs, rounds, torch.cuda.synchronize if on_cuda else None, bar)
         runs.clear()
+        if on_cuda:  # what this process keeps for later the next ones could not have
+            torch.cuda.empty_cache()
         memory: dict[str, PeakMemory | None] = {}
         for case in cases if settings.memory else ():
             bar.set_postfix_str(f"memory of {case.name}")
@@ -143,7 +145,7 @@ def paired_ratio(numerators: Sequence[Sequence[float]], denominators: Sequence[S
 
 
 def peak_memory_in_own_process(case: Case, threads: int | None = None) -> PeakMemory | None:
-    """`peak_memory` of a case in a fresh process; None where that process was killed (out of memory).
+    """`peak_memory` of a case in a fresh process; None where that ran out of memory (killed, or the GPU's).
 
     threads: torch's in that process. An exception in it is raised here.
     """
@@ -151,7 +153,7 @@ def peak_memory_in_own_process(case: Case, threads: int | None = None) -> PeakMe
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_keep_silent) as pool:
         try:
             return pool.submit(_prepared_peak, case, threads).result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, torch.OutOfMemoryError):
             return None
 
 

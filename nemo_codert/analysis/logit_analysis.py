@@ -16,6 +16,7 @@ May import models; nothing but scripts and analysis imports this.
 
 # B batch, S audio samples, T encoder frames, U target tokens, V vocabulary without blank (blank is class V)
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,13 +32,14 @@ from tqdm.auto import tqdm
 from nemo_codert.analysis.alignment import Alignment, align, node_logits, passed_logits
 from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.logit_measures import Agreement, Confusions, Readings, agreement, readings
-from nemo_codert.data.manifest import DURATION_TOLERANCE
+from nemo_codert.data.manifest import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
 from nemo_codert.models.transducer import Encoded, Transducer, encode, predict, project, project_prediction
 from nemo_codert.modules.encoder_logits import projected_logits
 
 SOURCES = ("encoder", "prediction", "joint")
 VIEWS = ("all", "non-blank")
+UNKNOWN_TEXT = "characters unknown to the tokenizer"
 
 
 # ---- utterances ----------------------------------------------------------------------------------------------------
@@ -103,6 +105,20 @@ def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
             f"{found[0].id} to {found[-1].id}. An id is the name of the audio file"
         )
     return sorted({place for name in wanted for place in places[name]})
+
+
+def transcript_faults(branches: Sequence[Branch], found: Sequence[Utterance]) -> dict[str, int]:
+    """How many transcripts an alignment says little of, by reason, the most frequent first: empty ones, longer ones
+    than the coarsest encoder has frames, and those with characters that the tokenizer does not know."""
+    branch = max(branches, key=lambda branch: branch.seconds_per_frame)  # the tokenizers are equal
+    tokenizer = branch.model.tokenizer
+
+    def fault(utterance: Utterance) -> str | None:
+        reason = text_fault(utterance.text, utterance.duration, tokenizer.text_to_ids, branch.seconds_per_frame)
+        return reason or (UNKNOWN_TEXT if tokenizer.unk_id in tokenizer.text_to_ids(utterance.text) else None)
+
+    faults = Counter(filter(None, map(fault, found)))
+    return dict(faults.most_common())
 
 
 # ---- measured ------------------------------------------------------------------------------------------------------

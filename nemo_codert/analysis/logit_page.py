@@ -24,6 +24,7 @@ th:first-child, td:first-child, td.piece, th.piece { text-align: left; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 td.own { font-weight: 700; }
 tr.follows { color: #666; }
+.warning { border-left: 4px solid #b25000; padding-left: .7rem; }
 nav a { margin-right: 1rem; }
 a { color: #0058a3; }
 code { overflow-wrap: anywhere; }
@@ -35,6 +36,9 @@ code { overflow-wrap: anywhere; }
 {{ report.utterances }} utterances, {{ "%.0f"|format(report.audio_seconds) }} s of audio.
 {%- if report.models|length > 1 %} The last of {{ report.models|length }} models; all are in measures.csv.
 {%- endif %}</p>
+{% if report.warning %}
+<p class="warning">{{ report.warning }}.</p>
+{% endif %}
 <nav><a href="#measures">Measures</a><a href="#entropy">Entropy</a>
 {%- if agreements %}<a href="#agreement">Agreement</a>{% endif %}<a href="#confusions">Confusions</a>
 {%- if pages %}<a href="#utterances">Utterances</a>{% endif %}<a href="#definitions">Definitions</a></nav>

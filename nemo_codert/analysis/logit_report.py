@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -62,7 +62,10 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class LogitReport:
-    """All there is to write: models in the order of training, and the last one in full with its shown utterances."""
+    """All there is to write: models in the order of training, and the last one in full with its shown utterances.
+
+    transcript_faults: how many transcripts by what is wrong with them.
+    """
 
     manifest: str
     utterances: int
@@ -71,6 +74,18 @@ class LogitReport:
     models: list[MeasuredModel]
     last: Analysis
     pages: list[UtterancePage]
+    transcript_faults: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def warning(self) -> str | None:
+        """Of transcripts that are measured although their alignments say little; None where there is none."""
+        if not self.transcript_faults:
+            return None
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.transcript_faults.items())
+        return (
+            f"{sum(self.transcript_faults.values())} of {self.utterances} transcripts in {self.manifest} cannot be "
+            f"aligned as they were spoken ({reasons}), and are measured like all others. Mend or remove these lines"
+        )
 
 
 def measure_rows(branches: dict[str, BranchReadings]) -> list[MeasureRow]:

@@ -4,6 +4,7 @@ A `.ckpt` is a pickle, which can run code when it is opened: as with NeMo itself
 May import models; nothing but scripts and analysis imports this.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nemo_codert.models.pretrained import refuse_other_models, restore_rnnt
 from nemo_codert.nemo_compat import forget_failed_restore
 
 SUFFIXES = (".nemo", ".ckpt")
+KEPT = {"global_step": int, "hyper_parameters": Mapping, "state_dict": Mapping}  # what is read of a .ckpt
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def load_trained(path: str | Path) -> Trained:
     if path.suffix == ".nemo":
         return Trained(path, None, restore_rnnt(path, str(path)))
     checkpoint = _opened(path)
-    cfg = OmegaConf.create(checkpoint["hyper_parameters"].get("cfg") or {})
+    cfg = checkpoint["hyper_parameters"].get("cfg")
+    cfg = OmegaConf.create(cfg if isinstance(cfg, Mapping) else {})
     refuse_other_models(cfg, str(path))
     folder = OmegaConf.select(cfg, "tokenizer.dir")
     if folder and not Path(folder).is_dir():
@@ -91,6 +94,6 @@ def _opened(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     except Exception as error:
         raise ValueError(f"{path} is no Lightning checkpoint. Give a .ckpt that training left, or a .nemo") from error
-    if not isinstance(content, dict) or not {"global_step", "hyper_parameters", "state_dict"} <= content.keys():
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in KEPT.items()):
         raise ValueError(f"{path} is no Lightning checkpoint of a NeMo model. Give a .ckpt that training left")
     return content

@@ -117,7 +117,8 @@ def screen_manifest(
     entries = read_manifest(path)
     for entry in tqdm(entries, desc=f"Checking {Path(path).name}", unit="utt", disable=not progress, mininterval=1.0):
         header = headers.read(entry["audio_filepath"])
-        reason = _audio_fault(entry, header) or _text_fault(entry, tokenize, seconds_per_frame)
+        reason = _audio_fault(entry, header)
+        reason = reason or text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame)
         if reason:
             screening.dropped.append({**entry, "reason": reason})
         else:
@@ -209,17 +210,18 @@ def _audio_fault(entry: dict[str, Any], header: _Header) -> str | None:
     return None
 
 
-def _text_fault(
-    entry: dict[str, Any], tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
+def text_fault(
+    text: str, seconds: float, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
 ) -> str | None:
-    if not entry["text"].strip():
+    """Why a transcript cannot be that of so many seconds of audio; without a tokenizer only an empty one is told."""
+    if not text.strip():
         return Reason.EMPTY_TEXT
     if tokenize is None or seconds_per_frame is None:
         return None
-    num_tokens = len(tokenize(entry["text"]))
+    num_tokens = len(tokenize(text))
     if num_tokens == 0:
         return Reason.EMPTY_TEXT
-    return Reason.TOO_LONG_TEXT if num_tokens > entry["duration"] / seconds_per_frame else None
+    return Reason.TOO_LONG_TEXT if num_tokens > seconds / seconds_per_frame else None
 
 
 def _read_lines(path: Path) -> list[str]:

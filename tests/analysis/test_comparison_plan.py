@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from nemo_codert.analysis.comparison_folds import find_folds
 from nemo_codert.analysis.comparison_plan import (
     OWN_KEYS,
     Cell,
@@ -17,7 +18,6 @@ from nemo_codert.analysis.comparison_plan import (
     _flat,
     composed,
     extended,
-    find_folds,
     make_settings,
     plan,
     read_settings,
@@ -125,6 +125,8 @@ def test_settings_say_what_each_strategy_changes_and_are_read_as_they_were_writt
     "given, message",
     [
         ({"strategies": ["student", "tandm"]}, "no strategy 'tandm', wanted one of .*tandem_kd"),
+        ({"strategies": ["../strategy/student"]}, "no strategy '../strategy/student', wanted one of .*tandem_kd"),
+        ({"strategies": ["student", ""]}, "no strategy '', wanted one of"),
         ({"config_name": "absent"}, "config 'absent' cannot be composed"),
         ({"overrides": ["model.optm.lr=1"]}, "cannot be composed for student: .*optm"),
         ({"overrides": ["seed=1"]}, "'seed=1' sets seed, which the comparison gives to every cell itself"),
@@ -172,6 +174,39 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path):
         (tmp_path / "comparison.json").write_text(text)
         with pytest.raises(ValueError, match="does not hold the settings of a comparison"):
             read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        ({"folds": {}}, "folds: wanted one fold or more"),
+        ({"seeds": "0"}, "seeds: wanted one whole number or more, each once"),
+        ({"seeds": []}, "seeds: wanted one whole number"),
+        ({"seeds": [0, True]}, "seeds: wanted one whole number"),
+        ({"strategies": []}, "strategies: wanted one name or more, each once"),
+        ({"strategies": "student"}, "strategies: wanted one name"),
+        ({"strategies": ["student", "student"]}, "strategies: wanted one name"),
+        ({"max_steps": "600", "threads": 0}, "threads: wanted a whole number, 1 or more; max_steps: wanted"),
+        ({"config": [], "changes": {"student": 1}}, "config: wanted values by name; changes: wanted values by name"),
+        ({"strategy_overrides": {"student": "a=1"}, "overrides": "a=1"}, "overrides: wanted a list of texts"),
+        ({"versions": None, "config_name": None}, "config_name: wanted a name; versions: wanted texts by name"),
+        ({"folds": {"all": {"folder": ".", "test_sets": [], "sha256": {}}}}, "folds.all.test_sets: wanted one name"),
+        (
+            {"folds": {"all": {"folder": 1, "test_sets": ["a"], "sha256": []}}},
+            "folds.all.folder: wanted a name; folds",
+        ),
+        (
+            {"folds": {name: {"folder": name, "test_sets": [name], "sha256": {}} for name in "ab"}},
+            "folds.b.test_sets of all folds: wanted the same",
+        ),
+    ],
+)
+def test_settings_that_were_spoilt_by_hand_are_refused_by_key(spoil, message, make, tmp_path):
+    make().write(tmp_path)
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **spoil}))
+    with pytest.raises(ValueError, match=f"does not hold the settings of a comparison .*{message}.*another folder"):
+        read_settings(tmp_path)
 
 
 # ---- continuing ----------------------------------------------------------------------------------------------------
@@ -260,6 +295,15 @@ def test_cells_go_seed_by_seed_with_the_teacher_first(make, tmp_path):
     assert [cell.strategy for cell in plan(settings, ["static"])][:2] == ["teacher", "static"]
     with pytest.raises(ValueError, match="--only names 'shared', the comparison has teacher, student, static"):
         plan(settings, ["student", "shared"])
+
+
+def test_what_is_named_twice_is_one_cell(make, tmp_path):
+    data = folded(tmp_path, "ann", "bob")
+    settings = make(data, ["ann", "bob", "ann"], strategies=["student", "static", "student"], seeds=[1, 0, 1])
+    assert (settings.strategies, settings.seeds) == (["teacher", "student", "static"], [1, 0])
+    assert len(plan(settings)) == len(set(plan(settings))) == 2 * 3 * 2
+    only = plan(settings, ["student", "student"], [0, 0], ["bob", "bob"])
+    assert only == [Cell("bob", "student", 0)]
 
 
 @pytest.mark.parametrize("root", ["plain", "my data, (1)", 'it\'s "quoted" $HOME', "a=b\\"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_codert.analysis.comparison_plan import Cell, Fold, Settings, plan, write_whole
+from nemo_codert.analysis.comparison_folds import Fold
+from nemo_codert.analysis.comparison_plan import Cell, Settings, plan, write_whole
 from nemo_codert.analysis.comparison_report import write_report
 from nemo_codert.analysis.comparison_results import (
     PREDICTIONS_FILE,
@@ -22,10 +23,19 @@ from nemo_codert.analysis.comparison_results import (
     merged,
     read_cells,
     read_results,
+    source_hash,
     system_name,
     write_results,
 )
-from nemo_codert.analysis.comparison_table import ErrorCounts, explanation, label, pair_tables, score_tables, scores
+from nemo_codert.analysis.comparison_table import (
+    ErrorCounts,
+    description,
+    explanation,
+    label,
+    pair_tables,
+    score_tables,
+    scores,
+)
 
 REFERENCE = "one two three four five"
 # Words of five that each system gets right.
@@ -170,6 +180,35 @@ def test_utterances_are_told_apart(keys, ids, tmp_path):
     assert read_cells(settings, tmp_path).transcripts[0].ids == ids
 
 
+def test_a_cell_keeps_the_hash_of_the_code_that_trained_it_and_an_older_one_is_read_without(tmp_path):
+    settings, cell = settings_of(), Cell("all", "student", 0)
+    written_run(tmp_path / cell.folder, "student", ["one", "two"], corpus=tmp_path / "data")
+    finish_cell(settings, cell, tmp_path / cell.folder, tmp_path / "data", 1.0, source_hash())
+    assert [run.code for run in read_cells(settings, tmp_path).runs] == [source_hash()]
+    path = tmp_path / cell.folder / "result.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "code_sha256"}))
+    assert [run.code for run in read_cells(settings, tmp_path).runs] == [""]
+
+
+def test_the_hash_of_the_code_tells_names_and_contents_of_package_and_script_and_nothing_else(tmp_path):
+    for name in ("nemo_codert/a.py", "nemo_codert/losses/b.py", "scripts/train.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("pass\n")
+    before = source_hash(tmp_path)
+    for name in ("nemo_codert/notes.txt", "scripts/other.py"):
+        (tmp_path / name).write_text("new\n")
+    assert source_hash(tmp_path) == before == source_hash(tmp_path) and len(before) == 64
+    seen = {before}
+    for change in (
+        lambda: (tmp_path / "nemo_codert" / "a.py").rename(tmp_path / "nemo_codert" / "c.py"),
+        lambda: (tmp_path / "nemo_codert" / "losses" / "b.py").write_text("1\n"),
+        lambda: (tmp_path / "scripts" / "train.py").write_text("2\n"),
+    ):
+        change()
+        seen.add(source_hash(tmp_path))
+    assert len(seen) == 4
+
+
 def test_a_run_of_fewer_updates_or_without_predictions_finishes_no_cell(tmp_path):
     settings, cell = settings_of(), Cell("all", "student", 0)
     folder = tmp_path / cell.folder
@@ -237,6 +276,27 @@ def test_what_is_handed_on_is_read_back_and_gives_the_same_bytes(tmp_path):
     assert gzip.open(folders[0] / PREDICTIONS_FILE).readline().startswith(b'{"fold": "ann", "set": "test_seen", "id"')
 
 
+@pytest.mark.parametrize(
+    "codes, line",
+    [
+        ([""], None),
+        (["a"], None),
+        (["a", "b"], "Cells were trained by 2 versions of the code."),
+        (["a", "", "b", "c"], "Cells were trained by 3 versions of the code, 1 of 4 by an unknown one."),
+        (["a", ""], "Cells were trained by 1 version of the code, 2 of 4 by an unknown one."),
+    ],
+)
+def test_cells_of_different_code_are_told_and_handed_on(codes, line, tmp_path):
+    settings = settings_of()
+    results = results_of(settings)
+    runs = [replace(run, code=codes[place % len(codes)]) for place, run in enumerate(results.runs)]
+    results = replace(results, runs=runs)
+    assert [text for text in description(settings, ErrorCounts(results)) if "code" in text] == [line] * bool(line)
+    write_results(settings, results, tmp_path)
+    assert ("code_sha256" in (tmp_path / RUNS_FILE).read_text()) == (codes != [""])
+    assert read_results(settings, tmp_path) == results
+
+
 def rewrite(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
     lines = change((folder / RUNS_FILE).read_text().splitlines())
     (folder / RUNS_FILE).write_text("\n".join(lines) + "\n")
@@ -301,6 +361,14 @@ def test_a_table_says_who_is_better_by_how_much_and_on_how_many_words():
     assert rows["teacher alone"] == ("2", "2,200", "0.00% ± 0.00", "", "", "120", "1")
     assert rows["static: its teacher"][:1] == ("2",)
     assert "| tandem_kd | 2 | 400 | 20.00% ± 0.00 | +50.0% [+50.0%, +50.0%] | better | 120 | 1 |" in table.markdown()
+
+
+def test_a_teacher_alone_is_compared_with_nobody(tmp_path):
+    settings = settings_of(["teacher"])
+    (table,), _ = tables_of(settings, results_of(settings), "teacher")
+    assert table.header == ("strategy", "runs", "parameters", "WER, mean ± sd", "words", "speakers")
+    assert table.rows == [("teacher alone", "2", "2,200", "0.00% ± 0.00", "120", "1")]
+    assert "reduction against" not in write_report(settings, results_of(settings), tmp_path, "teacher")
 
 
 def test_any_strategy_can_be_compared_with_and_all_pairs_are():

@@ -90,6 +90,17 @@ class Fatal:
         return os._exit, (9,)
 
 
+class Greedy:
+    """Asks a GPU for more than it has."""
+
+    def prepare(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_process_that_the_gpu_had_no_memory_for_gives_none():
+    assert peak_memory_in_own_process(Greedy()) is None
+
+
 def test_a_process_that_was_killed_gives_none():
     assert peak_memory_in_own_process(Fatal()) is None
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.analysis.branches import branches_of
-from nemo_codert.analysis.logit_analysis import SOURCES, VIEWS, analyze, chosen, utterances
+from nemo_codert.analysis.logit_analysis import SOURCES, VIEWS, analyze, chosen, transcript_faults, utterances
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.models import student_config, teacher_config
 from nemo_codert.models.transducer import encode
@@ -204,6 +205,14 @@ def test_utterances_without_a_transcript_have_no_emission(make_model, tmp_path):
     assert counts["encoder", "all"] == counts["joint", "all"] == 25 and counts["prediction", "all"] == 1
     assert all(counts[source, "non-blank"] == 0 for source in SOURCES)
     assert branch.confusions.most_frequent(5) == [] and len(branch.shown[0].emitting) == 0
+
+
+def test_transcripts_are_held_against_the_frames_of_the_coarsest_encoder(make_model, found):
+    branches = branches_of(make_model("tandem_kd", **TWO_EACH).eval())  # 40 ms, and 80 ms of the student
+    tokens = len(branches[0].model.tokenizer.text_to_ids(found[0].text))
+    enough, less = (replace(found[0], duration=tokens * 0.08 * share) for share in (1.01, 0.99))
+    assert transcript_faults(branches, [enough, less]) == {"more tokens than encoder frames": 1}
+    assert transcript_faults(branches[1:], [enough, less]) == {}  # the teacher's frames are half as long
 
 
 def test_audio_that_is_too_short_or_broken_is_named(make_model, tmp_path):

@@ -1,7 +1,8 @@
 """The losses that the benchmark compares: one loss and one gradient, and packages that may be absent."""
 
 import sys
-from types import ModuleType
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -10,20 +11,24 @@ from nemo_codert.analysis import loss_costs
 from nemo_codert.analysis.cost_measures import Measured, MeasureSettings, PeakMemory
 from nemo_codert.analysis.loss_costs import (
     FLOOR,
+    GPU_SHAPE,
     IMPLEMENTATIONS,
     MEMORY_SHAPE,
     NEMO,
     OURS,
+    OURS_ON_GPU,
     SPEED_SHAPE,
     Implementation,
     LossCase,
     LossShape,
     floor,
+    largest_lattice,
     loss_and_gradient,
     loss_cases,
     loss_findings,
     loss_rows,
     make_batch,
+    named_shapes,
 )
 from nemo_codert.losses import joint_rnnt_loss
 
@@ -138,9 +143,9 @@ def test_rows_have_ratios_to_the_floor_and_the_bytes_of_the_logits():
 
 
 def costs(**of: float) -> dict[str, Measured]:
-    names = {"ours": OURS, "nemo": NEMO, "floor": FLOOR}
+    names = {"ours": OURS, "nemo": NEMO, "floor": FLOOR, "gpu": OURS_ON_GPU}
     memory = PeakMemory(LossShape(*MEMORY_SHAPE).logits_bytes * 3)
-    first = {"ours": torch.tensor(5.0), "nemo": torch.tensor(5.00001), "floor": None}
+    first = {"ours": torch.tensor(5.0), "nemo": torch.tensor(5.00001), "floor": None, "gpu": torch.tensor(5.0)}
     return {names[name]: Measured([seconds], first[name], memory) for name, seconds in of.items()}
 
 
@@ -150,6 +155,35 @@ def test_targets_stand_at_the_shapes_they_were_set_for():
     (speed, memory) = loss_findings(LossShape(*MEMORY_SHAPE), costs(ours=0.3, nemo=80.0, floor=0.1))
     assert speed.met is False and (memory.value, memory.met) == (1.5, True)
     assert loss_findings(LossShape(8, 150, 40, 256), costs(ours=0.3, floor=0.1)) == []
+
+
+@pytest.mark.parametrize("lattice", [(8, 37, 20), (8, 150, 80), (1, 4, 2)])
+@pytest.mark.parametrize("vocabulary, count", [(1023, 0), (1024, 1), (16384, 1)])
+def test_the_floor_is_held_at_every_lattice_from_v_1024_on(lattice, vocabulary, count):
+    found = loss_findings(LossShape(*lattice, vocabulary), costs(ours=0.3, floor=0.1))
+    assert [(finding.value, finding.met) for finding in found] == [(pytest.approx(3.0), False)] * count
+
+
+def test_a_gpu_is_held_to_targets_of_its_own_with_the_loss_that_a_model_has_there():
+    shape = LossShape(*GPU_SHAPE)
+    assert named_shapes("cuda") == [*named_shapes("cpu"), shape] and shape not in named_shapes("cpu")
+    measured = costs(ours=0.05, nemo=0.12, floor=0.1, gpu=0.01)
+    measured[NEMO] = replace(measured[NEMO], memory=PeakMemory(60_000))
+    measured[OURS_ON_GPU] = replace(measured[OURS_ON_GPU], memory=PeakMemory(3_000))
+    floor, times, memory = loss_findings(shape, measured)
+    assert (times.value, times.at_least, times.met) == (pytest.approx(12.0), 10, True)
+    assert (memory.value, memory.at_least, memory.met) == (20.0, 30, False)
+    _, times = loss_findings(LossShape(*SPEED_SHAPE), measured)
+    assert times.value == pytest.approx(12.0) and times.met is None  # 300 is the CPU's
+    del measured[OURS_ON_GPU]
+    _, times, memory = loss_findings(shape, measured)
+    assert times.met is memory.met is None  # on the CPU nobody promised anything at this shape
+
+
+def test_a_quarter_of_a_gpu_is_enough_for_nemos_lattice_at_the_shape_of_the_targets(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
+    assert largest_lattice("cpu") == 1e9 < LossShape(*GPU_SHAPE).lattice_bytes < largest_lattice("cuda")
+    assert NEMO in [case.name for case in loss_cases(LossShape(*GPU_SHAPE), "cuda", largest_lattice("cuda"))]
 
 
 def test_a_loss_that_differs_from_ours_is_named():

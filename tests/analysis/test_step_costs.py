@@ -115,3 +115,12 @@ def test_rows_and_findings_compare_with_the_two_stock_steps_together(monkeypatch
     assert [row.ratio for row in rows] == pytest.approx([0.6, 0.4, 0.15, 0.12, 0.03])
     assert [finding.value for finding in findings] == pytest.approx([0.15, 0.25, 1.0, 1.25])
     assert [finding.met for finding in findings] == [True, None, True, False]
+
+
+@pytest.mark.parametrize("tandem, met", [(6.0, True), (6.3, False)])
+def test_on_a_gpu_the_tandem_step_is_held_against_the_stock_teachers_alone(monkeypatch, tandem, met):
+    seconds = {STOCK_TEACHER: [6.0], STOCK_STUDENT: [4.0], TANDEM: [tandem], NETWORKS: [1.2], OPTIMIZER: [0.3]}
+    measured = {name: Measured(own, None) for name, own in seconds.items()}
+    monkeypatch.setattr("nemo_codert.analysis.step_costs.measure", lambda cases, settings, title: measured)
+    _, (both, teacher, *_) = step_rows(TINY, "cuda", MeasureSettings())
+    assert both.met is None and (teacher.at_most, teacher.met) == (1.0, met)

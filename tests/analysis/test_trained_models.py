@@ -72,6 +72,9 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
     content = {"state_dict": {}, "global_step": 1, "hyper_parameters": {"cfg": {"target": "x.EncDecCTCModel"}}}
     torch.save(content, tmp_path / "ctc.ckpt")
     torch.save({**content, "hyper_parameters": {"lr": 0.1}}, tmp_path / "foreign.ckpt")
+    torch.save({**content, "hyper_parameters": {"cfg": ["model"]}}, tmp_path / "list.ckpt")
+    for key, value in (("hyper_parameters", None), ("global_step", "last"), ("state_dict", None)):
+        torch.save({**content, key: value}, tmp_path / f"{key}.ckpt")
     messages = {
         "absent.nemo": "is no .nemo or .ckpt file",
         "notes.txt": "is no .nemo or .ckpt file",
@@ -79,6 +82,10 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
         "weights.ckpt": "is no Lightning checkpoint of a NeMo model",
         "ctc.ckpt": "is EncDecCTCModel, wanted a standard RNN-T",
         "foreign.ckpt": "is of unknown class, wanted a standard RNN-T",
+        "list.ckpt": "is of unknown class, wanted a standard RNN-T",
+        "hyper_parameters.ckpt": "is no Lightning checkpoint of a NeMo model",
+        "global_step.ckpt": "is no Lightning checkpoint of a NeMo model",
+        "state_dict.ckpt": "is no Lightning checkpoint of a NeMo model",
     }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message) as error:

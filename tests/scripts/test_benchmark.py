@@ -3,10 +3,12 @@
 import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from nemo_codert.analysis.loss_costs import LossShape
 from tests.conftest import load_script
 
 LOSS = "--only loss --shapes 2x6x2x8 --vocabularies 8 16 32 --lattice 1x6x2 --lattices 1x4x2 1x6x2 1x8x2".split()
@@ -94,6 +96,19 @@ def test_steps_and_decoding_are_measured_at_the_sizes_given(run, tmp_path):
         (["--slow-rounds", "-1"], "--slow-rounds is -1"),
         (["--threads", "0"], "--threads is 0"),
         (["--seconds", "0"], "--seconds is 0"),
+        (["--seconds", "nan"], "--seconds is nan, wanted a number above 0"),
+        (["--seconds", "inf"], "--seconds is inf"),
+        (["--only", "loss", "step", "--seconds", "0.159"], "--seconds is 0.159: batch norm needs two frames"),
+        (["--largest-lattice", "nan"], "--largest-lattice is nan, wanted a number of GB, 0 or more"),
+        (["--largest-lattice", "-1"], "--largest-lattice is -1"),
+        (
+            ["--teacher", "1x18"],
+            "--teacher is 1x18: the encoder has 4 attention heads, which share its channels. Give 1x20",
+        ),
+        (["--student", "2x145"], "--student is 2x145: the encoder has 4 attention heads"),
+        (["--vocabulary", "5"], "--vocabulary is 5: vocab_size is 5, but the texts have 28 different characters"),
+        (["--vocabulary", "60000"], "--vocabulary is 60000: vocab_size is 60000, the largest"),
+        (["--output-dir", "/proc/absent/out"], "--output-dir is /proc/absent/out: cannot write there (No such file"),
         (["--decoding-frames", "0"], "--decoding-frames is 0"),
         (["--vocabularies", "8", "0"], "--vocabularies"),
         (["--lattice", "4x100"], "'4x100': wanted 3 numbers"),
@@ -112,6 +127,46 @@ def test_an_output_folder_that_is_a_file_is_refused(run, tmp_path):
     (tmp_path / "out").write_text("kept")
     status, _, err = run()
     assert status == 2 and "that is a file" in err and (tmp_path / "out").read_text() == "kept"
+
+
+def test_an_output_folder_below_a_file_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    status, _, err = run("--only", "loss", "--output-dir", "file/new/out")
+    assert status == 2 and "--output-dir is file/new/out: cannot write there (Not a directory)" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_that_fails_before_anything_is_written_leaves_no_folder(run, tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        raise ValueError("no loss today")
+
+    monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_rows", fails)
+    (tmp_path / "there").mkdir()
+    for folder in ("new/out", "there", "there/out"):
+        status, _, err = run(*LOSS, "--output-dir", folder)
+        assert status == 2 and "no loss today" in err
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_the_shortest_audio_and_the_smallest_encoders_that_are_let_through_can_be_measured(run, tmp_path):
+    smallest = ["--seconds", "0.16", "--teacher", "1x4", "--student", "1x8", "--vocabulary", "28"]
+    status, _, _ = run("--only", "step", *STEP, *smallest, "--rounds", "1", "--slow-rounds", "1", "--skip-memory")
+    assert status == 0 and len(table(tmp_path)) == 5
+
+
+def test_a_gpu_gets_the_shape_of_its_targets_and_a_lattice_limit_of_its_own(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr("nemo_codert.analysis.cost_table.describe_machine", lambda *_: "a GPU")
+    monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_cases", lambda *case: asked.append(case) or case)
+    monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_rows", lambda cases, _: ([], []))
+    monkeypatch.setattr("nemo_codert.analysis.cost_table.plot_curves", lambda *_: None)
+    assert run("--only", "loss", "--device", "cuda")[0] == 0
+    assert asked[-1] == (LossShape(32, 400, 100, 1024), "cuda", 20e9)
+    assert run("--only", "loss", "--device", "cuda", "--largest-lattice", "2", "--shapes", "1x4x2x8")[0] == 0
+    assert asked[-1] == (LossShape(1, 4, 2, 8), "cuda", 2e9)
+    assert run("--only", "loss")[0] == 0 and asked[-1][1:] == ("cpu", 1e9)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -155,3 +155,15 @@ def test_a_broken_results_file_is_an_error_without_a_traceback(compare, run, tmp
     for call in (compare, lambda: run("--report-only")):
         status, _, err = call()
         assert status == 2 and "holds a broken results.csv" in err and "Traceback" not in err
+
+
+def test_settings_changed_by_hand_are_refused_by_key_without_a_traceback(compare, run, starts, tmp_path):
+    compare("--strategies", "student", "--seeds", "0")
+    starts()
+    path = tmp_path / "out" / "comparison.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "folds": {}, "seeds": "0"}))
+    before = snapshot(tmp_path / "out")
+    for call in (compare, lambda: run("--report-only")):
+        status, _, err = call()
+        assert status == 2 and f"{path} does not hold the settings" in err and "seeds: wanted one whole number" in err
+        assert "Traceback" not in err and snapshot(tmp_path / "out") == before and starts() == []

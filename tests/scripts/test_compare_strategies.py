@@ -97,6 +97,21 @@ def test_seeds_and_folds_of_a_later_call_limit_what_is_trained_now_and_the_compa
     assert settings["seeds"] == [0, 1, 2] and list(settings["folds"]) == ["ann", "bob"]
 
 
+def test_code_that_changes_between_two_calls_is_told_in_the_table(compare, monkeypatch, tmp_path):
+    for seed in ("0", "1"):
+        monkeypatch.setattr("nemo_codert.analysis.comparison_runner.source_hash", lambda seed=seed: seed * 64)
+        assert compare("--strategies", "student", "--seeds", seed)[0] == 0
+    result = json.loads((tmp_path / "out" / "cells" / "all" / "seed1" / "student" / "result.json").read_text())
+    assert result["code_sha256"] == "1" * 64
+    assert "Cells were trained by 2 versions of the code." in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_strategy_that_is_named_twice_is_trained_once(compare, starts):
+    repeated = ["--strategies", "student", "student", "--seeds", "0", "0-0", "--folds", "all", "all", "--jobs", "2"]
+    status, out, _ = compare(*repeated, "--only", "student", "student")
+    assert status == 0 and starts() == ["all/student/0"] and "1 cells, 0 of them finished" in out
+
+
 def test_only_some_strategies_are_trained_now_and_the_comparison_stays_what_it_is(compare, starts, tmp_path):
     compare("--strategies", "student", "tandem_kd", "shared_kd", "--seeds", "0", "--only", "shared_kd")
     assert starts() == ["all/shared_kd/0"]
