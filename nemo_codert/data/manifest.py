@@ -1,7 +1,7 @@
 """NeMo JSON-lines manifests: reading, atomic writing, and screening before training.
 
 One JSON object a line with `audio_filepath`, `duration` (seconds) and `text`; other keys are kept as they are.
-Imports soundfile and tqdm only, neither torch nor NeMo.
+Imports tqdm and audio_files.py only, neither torch nor NeMo.
 """
 
 import json
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import soundfile
 from tqdm.auto import tqdm
+
+from nemo_codert.data.audio_files import AudioFault, AudioFiles, AudioHeader
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,9 @@ REPORTED_UTTERANCES = 10
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Reason:
+class Reason(AudioFault):
     """Why an utterance cannot be used: the value of "reason" in the list of dropped utterances."""
 
-    MISSING = "audio file missing"
-    UNREADABLE = "audio unreadable"
-    EMPTY_AUDIO = "empty audio"
     EMPTY_TEXT = "empty transcript"
     TOO_LONG_TEXT = "more tokens than encoder frames"
     TOO_LONG_DURATION = "duration in the manifest longer than the audio file"
@@ -102,7 +100,7 @@ def screen_manifest(
     seconds_per_frame: float | None = None,
     progress: bool = True,
 ) -> Screening:
-    """Sorts the entries of a manifest into usable and dropped ones by looking at every audio file's header.
+    """Sorts the entries of a manifest into usable and dropped ones by looking at every audio file's header and end.
 
     sample_rate: Hz the model listens at; files below it are usable but counted in one warning, because their upper
     mel bins are empty. tokenize and seconds_per_frame (one encoder frame, seconds), given together, also drop
@@ -112,11 +110,11 @@ def screen_manifest(
         raise ValueError("tokenize and seconds_per_frame come together: give both or neither.")
     if seconds_per_frame is not None and not seconds_per_frame > 0:
         raise ValueError(f"seconds_per_frame is {seconds_per_frame}: one encoder frame lasts more than 0 seconds.")
-    headers = _AudioHeaders()
+    files = AudioFiles()
     screening, low_rate = Screening(), 0
     entries = read_manifest(path)
     for entry in tqdm(entries, desc=f"Checking {Path(path).name}", unit="utt", disable=not progress, mininterval=1.0):
-        header = headers.read(entry["audio_filepath"])
+        header = files.inspect(entry["audio_filepath"])
         reason = _audio_fault(entry, header) or _text_fault(entry, tokenize, seconds_per_frame)
         if reason:
             screening.dropped.append({**entry, "reason": reason})
@@ -168,38 +166,7 @@ def screen_dataset(
     return usable_path
 
 
-@dataclass(frozen=True)
-class _Header:
-    sample_rate: int = 0
-    seconds: float = 0.0
-    fault: str | None = None
-
-
-class _AudioHeaders:
-    """Reads each file's header once: a manifest with offsets names the same file many times."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, _Header] = {}
-
-    def read(self, path: str) -> _Header:
-        if path not in self._known:
-            self._known[path] = self._inspect(path)
-        return self._known[path]
-
-    @staticmethod
-    def _inspect(path: str) -> _Header:
-        if not os.path.isfile(path):
-            return _Header(fault=Reason.MISSING)
-        try:
-            info = soundfile.info(path)
-        except (soundfile.SoundFileError, OSError, TypeError):
-            return _Header(fault=Reason.EMPTY_AUDIO if os.path.getsize(path) == 0 else Reason.UNREADABLE)
-        if info.frames == 0:
-            return _Header(fault=Reason.EMPTY_AUDIO)
-        return _Header(sample_rate=info.samplerate, seconds=info.frames / info.samplerate)
-
-
-def _audio_fault(entry: dict[str, Any], header: _Header) -> str | None:
+def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
     if header.fault:
         return header.fault
     if entry["duration"] == 0:

@@ -207,18 +207,23 @@ def test_confidence_of_a_greedy_model_does_not_stop_beam_search(models):
     assert isinstance(model.transcribe([0.1 * torch.randn(16000).numpy()], verbose=False)[0].text, str)
 
 
-def test_audio_that_breaks_off_is_named(models, manifest, tmp_path):
+@pytest.mark.parametrize("names", [["whole", "bad"], ["bad", "whole"], ["bad"]])
+@pytest.mark.parametrize("damage", ["end", "middle"])
+def test_audio_that_breaks_off_is_named_wherever_it_stands(models, manifest, tmp_path, damage, names):
     from nemo_codert.analysis.evaluation import evaluate
     from nemo_codert.export import load_model
 
     audio, rate = soundfile.read(predictions(manifest)[7]["audio_filepath"])
     soundfile.write(tmp_path / "whole.flac", audio, rate)
     content = (tmp_path / "whole.flac").read_bytes()
-    (tmp_path / "half.flac").write_bytes(content[: len(content) // 2])
-    lines = [{"audio_filepath": f"{name}.flac", "duration": 1.4, "text": "a"} for name in ("whole", "half")]
+    half = len(content) // 2
+    rest = b"" if damage == "end" else bytes(200) + content[half + 200 :]  # a hole is found by decoding all only
+    (tmp_path / "bad.flac").write_bytes(content[:half] + rest)
+    lines = [{"audio_filepath": f"{name}.flac", "duration": 1.4, "text": "a"} for name in names]
     (tmp_path / "broken.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ValueError, match=r"half\.flac"):
-        evaluate(load_model(models["student"]), tmp_path / "broken.json")
+    with pytest.raises(ValueError, match=r"bad\.flac: audio breaks off") as caught:
+        evaluate(load_model(models["student"]), tmp_path / "broken.json", batch_size=1)
+    assert "whole.flac" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
