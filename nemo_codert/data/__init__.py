@@ -5,6 +5,7 @@ digits.py, librispeech.py). Importing this package imports neither torch nor NeM
 """
 
 from nemo_codert.data.manifest import (
+    Loader,
     Reason,
     Screening,
     read_manifest,
@@ -13,4 +14,4 @@ from nemo_codert.data.manifest import (
     write_manifest,
 )
 
-__all__ = ["Reason", "Screening", "read_manifest", "screen_dataset", "screen_manifest", "write_manifest"]
+__all__ = ["Loader", "Reason", "Screening", "read_manifest", "screen_dataset", "screen_manifest", "write_manifest"]

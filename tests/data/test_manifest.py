@@ -192,7 +192,7 @@ def test_files_below_the_models_rate_are_counted_in_one_warning(tmp_path, caplog
 
 
 @pytest.mark.parametrize(
-    "keywords", [{"tokenize": list}, {"seconds_per_frame": 0.08}, {"tokenize": list, "seconds_per_frame": 0.0}]
+    "keywords", [{"unk_id": 0, "seconds_per_frame": 0.08}, {"tokenize": list, "seconds_per_frame": 0.0}]
 )
 def test_half_a_frame_check_is_refused(faulty_manifest, keywords):
     with pytest.raises(ValueError, match="seconds_per_frame"):
