@@ -178,6 +178,16 @@ def test_several_manifests_offsets_relative_paths_and_empty_references_are_evalu
     assert [figures["utterances"] for figures in summary["sets"]] == [2, 8]
 
 
+def test_without_a_reference_word_there_is_no_error_rate(run, models, manifest, tmp_path):
+    (tmp_path / "empty.json").write_text(json.dumps({**predictions(manifest)[0], "text": ""}) + "\n")
+    output = tmp_path / "new" / "folder" / "out.json"
+    arguments = ["--model", models["pair"], "--manifest", tmp_path / "empty.json", "--output", output]
+    status, table, _ = run("evaluate", *arguments)
+    assert status == 0 and "n/a" in table and "inf" not in table
+    assert predictions(output.with_name("out_summary.json"))[0]["sets"][0]["wer"] is None
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out.json", "out_summary.json"]
+
+
 @pytest.mark.parametrize("strategy", ["greedy", "beam", "alsd", "maes", "malsd_batch"])
 def test_decoding_strategies_keep_the_models_other_settings(models, strategy):
     from nemo_codert.analysis.evaluation import set_decoding
@@ -237,6 +247,9 @@ def test_audio_that_breaks_off_is_named_wherever_it_stands(models, manifest, tmp
         (["--batch-size", "0"], "--batch-size is 0, wanted 1 or more"),
         (["--model", "STUDENT", "--branch", "teacher"], "this model is one RNN-T and no pair"),
         (["--model", "EMPTY"], "empty.json cannot be restored as a NeMo model"),
+        (["--output", "EMPTY/p.json"], "no file can be made in "),
+        (["--output", "EMPTY/deep/p.json"], "no file can be made in "),
+        (["--output", "/proc/nope/p.json"], "--output is /proc/nope/p.json: no file can be made in /proc/nope ("),
     ],
 )
 def test_evaluation_mistakes_end_in_one_message_and_status_two(run, models, manifest, tmp_path, arguments, message):
@@ -245,6 +258,7 @@ def test_evaluation_mistakes_end_in_one_message_and_status_two(run, models, mani
     (tmp_path / "silent.json").write_text(json.dumps(silent) + "\n")
     names = {"EMPTY": tmp_path / "empty.json", "SILENT": tmp_path / "silent.json", "STUDENT": models["student"]}
     start = ["--model", models["pair"], "--manifest", manifest, "--output", tmp_path / "out.json"]
-    status, text, errors = run("evaluate", *start, *[names.get(word, word) for word in arguments])
+    words = [names.get(word, word.replace("EMPTY/", f"{names['EMPTY']}/")) for word in arguments]
+    status, text, errors = run("evaluate", *start, *words)
     assert status == 2 and message in errors and errors.startswith("error: ")
     assert "Traceback" not in errors and text == "" and not (tmp_path / "out.json").exists()
