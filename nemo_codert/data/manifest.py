@@ -34,7 +34,7 @@ class Reason(AudioFault):
     EMPTY_TEXT = "empty transcript"
     TOO_LONG_TEXT = "more tokens than encoder frames"
     TOO_LONG_DURATION = "duration in the manifest longer than the audio file"
-    SEVERAL_CHANNELS = "several channels, which the classic loader cannot stack (set use_lhotse or channel_selector)"
+    SEVERAL_CHANNELS = "several channels, but neither use_lhotse nor channel_selector is set"
     BELOW_MINIMUM = "shorter than min_duration"
     ABOVE_MAXIMUM = "longer than max_duration"
 
