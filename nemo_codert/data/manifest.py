@@ -69,7 +69,7 @@ class Loader:
 
     def seconds(self, entry: dict[str, Any], header: AudioHeader) -> float:
         """Duration of an utterance, as this loader compares it with its limits."""
-        if not self.lhotse or "sampling_rate" in entry or "sample_rate" in entry:
+        if not self.lhotse or any(entry.get(key) is not None for key in ("sampling_rate", "sample_rate")):
             return entry["duration"]
         frames = header.frames
         if (offset := entry.get("offset")) is not None:

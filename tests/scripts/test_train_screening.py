@@ -56,6 +56,7 @@ def test_transcripts_in_another_case_than_the_tokenizers_are_told(
     upper = [{**line, "text": line["text"].upper()} for line in lines]
     some = write(tmp_path / "some.json", [*upper[:3], *lines[3:]])
     monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
+    caplog.set_level(logging.INFO, "nemo_codert")  # the script sets the levels of all handlers it finds
     cfg = run_config(f"model.train_ds.manifest_filepath={some}")
     script.screen_data(cfg, tmp_path / "run")
     assert cfg.model.train_ds.manifest_filepath == str(some)
