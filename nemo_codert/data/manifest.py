@@ -178,17 +178,18 @@ def screen_manifest(
     entries = read_manifest(path)
     for entry in tqdm(entries, desc=f"Checking {Path(path).name}", unit="utt", disable=not progress, mininterval=1.0):
         header = files.inspect(entry["audio_filepath"])
-        tokens = None if tokenize is None else tokenize(entry["text"])
         if reason := _audio_fault(entry, header):
             screening.dropped.append({**entry, "reason": reason})
         elif reason := loader.limit_missed(entry, header):
             screening.outside.append({**entry, "reason": reason})
-        elif reason := _channel_fault(header, loader) or _text_fault(entry, tokens, seconds_per_frame):
+        elif reason := _channel_fault(header, loader):
+            screening.dropped.append({**entry, "reason": reason})
+        elif reason := text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame):
             screening.dropped.append({**entry, "reason": reason})
         else:
             screening.usable.append(entry)
             low_rate += sample_rate is not None and header.sample_rate < sample_rate
-            if tokens is not None and unk_id in tokens:
+            if unk_id is not None and unk_id in tokenize(entry["text"]):
                 screening.unspelled.append(entry)
     if low_rate:
         logger.warning(
@@ -245,6 +246,10 @@ def screen_dataset(
     return usable_path
 
 
+def _channel_fault(header: AudioHeader, loader: Loader) -> str | None:
+    return Reason.SEVERAL_CHANNELS if loader.mono_only and header.channels > 1 else None
+
+
 def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
     if header.fault:
         return header.fault
@@ -255,16 +260,18 @@ def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
     return None
 
 
-def _channel_fault(header: AudioHeader, loader: Loader) -> str | None:
-    return Reason.SEVERAL_CHANNELS if loader.mono_only and header.channels > 1 else None
-
-
-def _text_fault(entry: dict[str, Any], tokens: list[int] | None, seconds_per_frame: float | None) -> str | None:
-    if not entry["text"].strip() or (tokens is not None and len(tokens) == 0):
+def text_fault(
+    text: str, seconds: float, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
+) -> str | None:
+    """Why a transcript cannot be that of so many seconds of audio; without a tokenizer only an empty one is told."""
+    if not text.strip():
         return Reason.EMPTY_TEXT
-    if tokens is None or seconds_per_frame is None:
+    if tokenize is None or seconds_per_frame is None:
         return None
-    return Reason.TOO_LONG_TEXT if len(tokens) > entry["duration"] / seconds_per_frame else None
+    num_tokens = len(tokenize(text))
+    if num_tokens == 0:
+        return Reason.EMPTY_TEXT
+    return Reason.TOO_LONG_TEXT if num_tokens > seconds / seconds_per_frame else None
 
 
 def _read_lines(path: Path) -> list[str]:
