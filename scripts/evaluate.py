@@ -10,9 +10,10 @@ additive joint. The stock model of it transcribes, with NeMo's own `transcribe`,
 --decoding: greedy, greedy_batch, beam, tsd, alsd, maes, maes_batch, malsd_batch; by default what the model's config
 says. Beam size and the other decoding settings stay the model's; maes takes 4 steps a frame at least.
 
-One table is printed: reference words, substitutions, insertions, deletions, WER (summed errors over summed words), and
-the real-time factor: seconds of the whole `transcribe` call (reading files, features, encoder, decoding; not loading
-the model) per second of audio. --output writes the manifests' lines with `pred_text` added, and NAME_summary.json.
+One table is printed: reference words, substitutions, insertions, deletions, WER (summed errors over summed words, n/a
+without any word), and the real-time factor: seconds of the whole `transcribe` call (reading files, features, encoder,
+decoding; not loading the model) per second of audio. --output writes the manifests' lines with `pred_text` added, and
+NAME_summary.json.
 
 Exit status 2: bad options, files or data; the message says what to change.
 """
@@ -20,6 +21,7 @@ Exit status 2: bad options, files or data; the message says what to change.
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from nemo_codert.console import exit_status, quieten_libraries
@@ -60,6 +62,24 @@ def check_options(options: argparse.Namespace) -> None:
         read_manifest(manifest)
         if options.output is not None and options.output.resolve() == manifest.resolve():
             raise ValueError(f"--output is --manifest itself ({manifest}): give another name")
+    if options.output is not None:
+        check_writable(options.output)
+
+
+def check_writable(output: Path) -> None:
+    """Make the folder of the predictions and try it, lest they are lost after a long evaluation.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--output is {output}: no file can be made in {output.parent} ({error.strerror}). Give another folder"
+        ) from error
 
 
 def run(options: argparse.Namespace) -> None:
@@ -107,7 +127,7 @@ def table_row(evaluation: "Evaluation") -> tuple[str, ...]:
         str(errors.substitutions),
         str(errors.insertions),
         str(errors.deletions),
-        f"{errors.wer:.2%}",
+        f"{errors.wer:.2%}" if errors.words else "n/a",
         f"{evaluation.audio_seconds:.0f} s",
         f"{evaluation.real_time_factor:.4f}",
     )

@@ -43,7 +43,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from nemo_codert.analysis.evaluation import evaluate, usable_entries, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
 from nemo_codert.config import STOCK_JOINT, checked_config, encoder_stride  # noqa: E402
-from nemo_codert.data.manifest import read_manifest, screen_dataset  # noqa: E402
+from nemo_codert.data.manifest import Loader, read_manifest, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, stock_of  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
@@ -270,6 +270,8 @@ def screen_data(cfg: DictConfig, folder: Path) -> None:
                     sample_rate=cfg.model.sample_rate,
                     tokenize=processor.encode,
                     seconds_per_frame=stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
+                    unk_id=processor.unk_id(),
+                    loader=Loader.of(block, f"model.{name}"),
                 )
             )
             for i, path in enumerate(manifest_paths(block.manifest_filepath))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import OmegaConf
 
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
+from nemo_codert.data.audio_files import decodes
 from nemo_codert.data.manifest import Reason, read_manifest, screen_manifest, write_manifest
 
 DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batch", "malsd_batch")
@@ -107,12 +107,20 @@ def _texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size:
     lines = [{**{key: entry[key] for key in keys if entry.get(key) is not None}, "text": ""} for entry in entries]
     with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:
         manifest = write_manifest(Path(folder) / "manifest.json", lines)
-        with _without_warnings():
-            hypotheses = model.transcribe([str(manifest)], batch_size=batch_size, verbose=False) or []
+        try:
+            with _without_warnings():
+                hypotheses = model.transcribe([str(manifest)], batch_size=batch_size, verbose=False) or []
+        except Exception as error:  # whatever a batch of nothing but broken audio leads to
+            if broken := _broken(entries):
+                raise ValueError(_refusal(f"{len(broken)} utterances could not be read", broken)) from error
+            raise
     if len(hypotheses) != len(entries):  # NeMo's loader leaves out what it cannot decode
-        broken = [{**entry, "reason": "audio breaks off"} for entry in entries if not _decodes(entry)]
-        raise ValueError(_refusal(f"{len(entries) - len(hypotheses)} utterances could not be read", broken))
+        raise ValueError(_refusal(f"{len(entries) - len(hypotheses)} utterances could not be read", _broken(entries)))
     return [hypothesis.text for hypothesis in hypotheses]
+
+
+def _broken(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**entry, "reason": Reason.BREAKS_OFF} for entry in entries if not decodes(entry["audio_filepath"])]
 
 
 @contextmanager
@@ -124,14 +132,6 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _decodes(entry: dict[str, Any]) -> bool:
-    try:
-        with soundfile.SoundFile(entry["audio_filepath"]) as file:
-            return len(file.read()) == file.frames
-    except (soundfile.SoundFileError, OSError):
-        return False
 
 
 def _refusal(count: str, faults: list[dict[str, Any]]) -> str:

@@ -142,6 +142,26 @@ def test_every_fault_is_found_and_named(faulty_manifest):
     assert screening.counts()[Reason.EMPTY_AUDIO] == 2
 
 
+@pytest.mark.parametrize("kind, part", [("flac", 0.5), ("flac", 0.99), ("mp3", 0.5)])
+def test_audio_that_breaks_off_behind_a_good_header_is_named(tmp_path, kind, part):
+    whole = write_tone(tmp_path / f"whole.{kind}", seconds=3.0)
+    content = whole.read_bytes()
+    (tmp_path / f"cut.{kind}").write_bytes(content[: int(len(content) * part)])
+    assert soundfile.info(tmp_path / f"cut.{kind}").frames == 48000  # the header still promises all of it
+    path = write_manifest(tmp_path / "a.json", [entry(f"{name}.{kind}", duration=3.0) for name in ("cut", "whole")])
+    screening = screen_manifest(path, progress=False)
+    assert [Path(line["audio_filepath"]).stem for line in screening.usable] == ["whole"]
+    assert [line["reason"] for line in screening.dropped] == ["audio breaks off"]
+
+
+@pytest.mark.parametrize("samples", [1, 399, 401])
+@pytest.mark.parametrize("kind", ["flac", "wav", "ogg"])
+def test_whole_audio_of_a_few_samples_is_usable(tmp_path, kind, samples):
+    write_tone(tmp_path / f"a.{kind}", seconds=samples / 16000)
+    path = write_manifest(tmp_path / "a.json", [entry(f"a.{kind}", "x", duration=samples / 16000)])
+    assert len(screen_manifest(path, progress=False).usable) == 1
+
+
 def test_as_many_tokens_as_frames_are_usable(tmp_path):
     write_tone(tmp_path / "a.wav", seconds=2.0)
     path = write_manifest(tmp_path / "a.json", [entry("a.wav", "x" * n, duration=2.0) for n in (20, 21)])
@@ -172,7 +192,7 @@ def test_files_below_the_models_rate_are_counted_in_one_warning(tmp_path, caplog
 
 
 @pytest.mark.parametrize(
-    "keywords", [{"tokenize": list}, {"seconds_per_frame": 0.08}, {"tokenize": list, "seconds_per_frame": 0.0}]
+    "keywords", [{"unk_id": 0, "seconds_per_frame": 0.08}, {"tokenize": list, "seconds_per_frame": 0.0}]
 )
 def test_half_a_frame_check_is_refused(faulty_manifest, keywords):
     with pytest.raises(ValueError, match="seconds_per_frame"):

@@ -178,6 +178,16 @@ def test_several_manifests_offsets_relative_paths_and_empty_references_are_evalu
     assert [figures["utterances"] for figures in summary["sets"]] == [2, 8]
 
 
+def test_without_a_reference_word_there_is_no_error_rate(run, models, manifest, tmp_path):
+    (tmp_path / "empty.json").write_text(json.dumps({**predictions(manifest)[0], "text": ""}) + "\n")
+    output = tmp_path / "new" / "folder" / "out.json"
+    arguments = ["--model", models["pair"], "--manifest", tmp_path / "empty.json", "--output", output]
+    status, table, _ = run("evaluate", *arguments)
+    assert status == 0 and "n/a" in table and "inf" not in table
+    assert predictions(output.with_name("out_summary.json"))[0]["sets"][0]["wer"] is None
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out.json", "out_summary.json"]
+
+
 @pytest.mark.parametrize("strategy", ["greedy", "beam", "alsd", "maes", "malsd_batch"])
 def test_decoding_strategies_keep_the_models_other_settings(models, strategy):
     from nemo_codert.analysis.evaluation import set_decoding
@@ -207,18 +217,23 @@ def test_confidence_of_a_greedy_model_does_not_stop_beam_search(models):
     assert isinstance(model.transcribe([0.1 * torch.randn(16000).numpy()], verbose=False)[0].text, str)
 
 
-def test_audio_that_breaks_off_is_named(models, manifest, tmp_path):
+@pytest.mark.parametrize("names", [["whole", "bad"], ["bad", "whole"], ["bad"]])
+@pytest.mark.parametrize("damage", ["end", "middle"])
+def test_audio_that_breaks_off_is_named_wherever_it_stands(models, manifest, tmp_path, damage, names):
     from nemo_codert.analysis.evaluation import evaluate
     from nemo_codert.export import load_model
 
     audio, rate = soundfile.read(predictions(manifest)[7]["audio_filepath"])
     soundfile.write(tmp_path / "whole.flac", audio, rate)
     content = (tmp_path / "whole.flac").read_bytes()
-    (tmp_path / "half.flac").write_bytes(content[: len(content) // 2])
-    lines = [{"audio_filepath": f"{name}.flac", "duration": 1.4, "text": "a"} for name in ("whole", "half")]
+    half = len(content) // 2
+    rest = b"" if damage == "end" else bytes(200) + content[half + 200 :]  # a hole is found by decoding all only
+    (tmp_path / "bad.flac").write_bytes(content[:half] + rest)
+    lines = [{"audio_filepath": f"{name}.flac", "duration": 1.4, "text": "a"} for name in names]
     (tmp_path / "broken.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ValueError, match=r"half\.flac"):
-        evaluate(load_model(models["student"]), tmp_path / "broken.json")
+    with pytest.raises(ValueError, match=r"bad\.flac: audio breaks off") as caught:
+        evaluate(load_model(models["student"]), tmp_path / "broken.json", batch_size=1)
+    assert "whole.flac" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +247,9 @@ def test_audio_that_breaks_off_is_named(models, manifest, tmp_path):
         (["--batch-size", "0"], "--batch-size is 0, wanted 1 or more"),
         (["--model", "STUDENT", "--branch", "teacher"], "this model is one RNN-T and no pair"),
         (["--model", "EMPTY"], "empty.json cannot be restored as a NeMo model"),
+        (["--output", "EMPTY/p.json"], "no file can be made in "),
+        (["--output", "EMPTY/deep/p.json"], "no file can be made in "),
+        (["--output", "/proc/nope/p.json"], "--output is /proc/nope/p.json: no file can be made in /proc/nope ("),
     ],
 )
 def test_evaluation_mistakes_end_in_one_message_and_status_two(run, models, manifest, tmp_path, arguments, message):
@@ -240,6 +258,7 @@ def test_evaluation_mistakes_end_in_one_message_and_status_two(run, models, mani
     (tmp_path / "silent.json").write_text(json.dumps(silent) + "\n")
     names = {"EMPTY": tmp_path / "empty.json", "SILENT": tmp_path / "silent.json", "STUDENT": models["student"]}
     start = ["--model", models["pair"], "--manifest", manifest, "--output", tmp_path / "out.json"]
-    status, text, errors = run("evaluate", *start, *[names.get(word, word) for word in arguments])
+    words = [names.get(word, word.replace("EMPTY/", f"{names['EMPTY']}/")) for word in arguments]
+    status, text, errors = run("evaluate", *start, *words)
     assert status == 2 and message in errors and errors.startswith("error: ")
     assert "Traceback" not in errors and text == "" and not (tmp_path / "out.json").exists()
