@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "modules": LEAVES,
     "models": LEAVES | {"modules", "data"},
     "export": LEAVES | {"modules", "models"},
+    "run_checks": {"config", "data", "analysis"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},
 }
 # Heavy packages that a part must not import, not even inside a function where `anywhere` says so.
