@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import sentencepiece
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.analysis.evaluation import usable_entries
@@ -132,8 +133,18 @@ def test_manifests(cfg: DictConfig) -> list[str]:
 def _tokenizer_problems(folder: object) -> Iterator[str]:
     if not folder:
         yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
-    elif not (Path(str(folder)) / "tokenizer.model").is_file():
-        yield f"model.tokenizer.dir is {folder!r}: no tokenizer.model in there. scripts/prepare_data.py makes one"
+        return
+    for name in ("tokenizer.model", "vocab.txt"):
+        if not (Path(str(folder)) / name).is_file():
+            yield f"model.tokenizer.dir is {folder!r}: no {name} in there. scripts/prepare_data.py makes one"
+            return
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(Path(str(folder)) / "tokenizer.model"))
+    except (OSError, RuntimeError) as error:
+        yield (
+            f"model.tokenizer.dir is {folder!r}: its tokenizer.model is no SentencePiece model ({error}). "
+            "scripts/prepare_data.py makes one"
+        )
 
 
 def is_tarred(block: DictConfig) -> bool:

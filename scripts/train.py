@@ -66,7 +66,12 @@ def main(cfg: DictConfig) -> None:
         trainer, model, folder = prepare(cfg)
     except USER_ERRORS as error:  # what a user wrote: one message, no traceback
         sys.exit(f"error: {error}")
-    trainer.fit(model)
+    try:
+        trainer.fit(model)
+    except BaseException:
+        if trainer.global_step == 0:
+            forget_run(cfg)
+        raise
     if trainer.is_global_zero:
         finish(cfg, trainer, folder)
 
@@ -84,26 +89,27 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks are told rank 0's by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg)
-    folder = Path(exp_manager(trainer, cfg.exp_manager))
-    logger.info("Run folder: %s", folder)
     try:
+        folder = Path(exp_manager(trainer, cfg.exp_manager))
+        logger.info("Run folder: %s", folder)
         screen_data(cfg, folder)
         model = build_model(cfg, trainer)
-    except USER_ERRORS:
-        forget_run(cfg, folder)
+        # Ranks must not mask alike; NeMo's own generators start from the operating system.
+        seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
+        describe(model, folder, is_writer=trainer.is_global_zero)
+    except BaseException:
+        forget_run(cfg)
         raise
-    # Ranks must not mask alike; NeMo's own generators start from the operating system.
-    seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
-    describe(model, folder, is_writer=trainer.is_global_zero)
     pl.seed_everything(cfg.seed, verbose=False)  # same data order whatever was built before
     return trainer, model, folder
 
 
-def forget_run(cfg: DictConfig, folder: Path) -> None:
-    """Remove the folder of a run that was refused before its first step, where this run made it."""
-    manager = cfg.exp_manager
-    if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version"):
+def forget_run(cfg: DictConfig) -> None:
+    """Remove the folder of a run that ended before its first step, where this run made it."""
+    manager, version = cfg.exp_manager, os.environ.get("NEMO_EXPM_VERSION")  # set when NeMo made up a folder's name
+    if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version") or not version:
         return
+    folder = Path(manager.exp_dir) / (manager.get("name") or "default") / version
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()

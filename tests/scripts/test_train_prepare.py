@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,38 @@ def test_a_refused_run_leaves_no_folder_behind(script, small_run, tmp_path):
         script.prepare(small_run(UNKNOWN))
     assert isinstance(caught.value, InstantiationException) and "n_layerz" in str(caught.value)
     assert folders(tmp_path / "runs") == set()
+
+
+@pytest.mark.parametrize("step", ["exp_manager", "screen_data", "build_model", "seed_augmentation", "describe"])
+def test_no_folder_stays_whatever_ends_a_run_before_its_first_step(step, script, small_run, tmp_path, monkeypatch):
+    done = getattr(script, step)
+
+    def stop(*arguments, **options):
+        if step == "exp_manager":
+            done(*arguments, **options)  # NeMo's own checks come after it made the folder
+        raise RuntimeError("no fault of a setting")
+
+    monkeypatch.setattr(script, step, stop)
+    with pytest.raises(RuntimeError):
+        script.prepare(small_run())
+    assert folders(tmp_path / "runs") == set()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_training_that_fails_keeps_its_folder_once_it_has_made_a_step(steps, script, small_run, tmp_path):
+    def fit(_):
+        raise RuntimeError("out of memory")
+
+    prepare = script.prepare
+
+    def prepared(cfg):
+        _, model, folder = prepare(cfg)
+        return SimpleNamespace(fit=fit, global_step=steps), model, folder
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(script, "prepare", prepared)
+        script.main(small_run())
+    assert bool(folders(tmp_path / "runs")) is bool(steps)
 
 
 def test_a_refused_run_leaves_earlier_runs_alone(script, small_run, tmp_path):
