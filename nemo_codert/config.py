@@ -231,6 +231,10 @@ def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"model.{name} is {block!r}, wanted a block of keys"
         elif name != "tokenizer":
             yield from _missing_values(f"model.{name}", block)
+    for name in ("loss", "loss.warprnnt_numba_kwargs", "optim_param_groups", "variational_noise", "freeze_updates"):
+        block = OmegaConf.select(cfg, name)
+        if block is not None and not OmegaConf.is_dict(block):
+            yield f"model.{name} is {block!r}, wanted a block of keys, or leave it out"
     if sub_block(cfg, "decoder"):
         yield from _decoder_problems("model.decoder", cfg.decoder)
     if sub_block(cfg, "encoder") and "_target_" not in cfg.encoder:

@@ -3,16 +3,27 @@
 `check_run` is the one entry. It adds to the model's own checks (`nemo_codert.config`) the files that a run reads.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
+from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
+from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.analysis.evaluation import usable_entries
 from nemo_codert.config import STOCK_JOINT, checked_config
+from nemo_codert.config_values import is_count, is_number
 from nemo_codert.data.manifest import read_manifest
 
+# What training and validation log, and so what a best checkpoint can be chosen by.
+LOGGED = ("global_step", "train_loss", "val_loss", "val_wer", "val_wer_num", "val_wer_denom")
+LOGGED_ALONE = ("learning_rate", "training_batch_wer")
+LOGGED_OF_PAIRS = (
+    *("train_rnnt_loss_student", "train_rnnt_loss_teacher", "train_distillation_loss", "train_distillation_weight"),
+    *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
+)
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 
 
@@ -23,13 +34,19 @@ def check_run(cfg: DictConfig) -> None:
         ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
             tokenizer, and settings that contradict each other.
     """
-    problems = [*_config_problems(cfg), *_run_problems(cfg)]
+    problems = [*_config_problems(cfg), *_run_problems(cfg), *_value_problems(cfg)]
+    problems += [*_optimiser_problems(cfg), *_trainer_problems(cfg), *_checkpoint_problems(cfg)]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
     problems += _test_problems(cfg)
     problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
+
+
+def _value(cfg: DictConfig, key: str, default: object = None) -> object:
+    """What is at a key; `default` where nothing is, or what cannot be resolved (the model's own checks say so)."""
+    return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
 
 
 def _config_problems(cfg: DictConfig) -> Iterator[str]:
@@ -71,6 +88,86 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
     for key in cfg:
         if str(key).startswith("init_from_"):
             yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"
+
+
+def _value_problems(cfg: DictConfig) -> Iterator[str]:
+    """Numbers that only a loader or the front end would stumble over."""
+    for section in ("train_ds", "validation_ds", "test_ds"):
+        size = _value(cfg, f"model.{section}.batch_size")
+        if size is not None and not is_count(size):
+            yield f"model.{section}.batch_size is {size!r}, wanted a number of utterances, 1 or more"
+
+
+def _optimiser_problems(cfg: DictConfig) -> Iterator[str]:
+    optim, sched = _value(cfg, "model.optim"), _value(cfg, "model.optim.sched")
+    if not OmegaConf.is_dict(optim):
+        yield f"model.optim is {optim!r}, wanted a block with name, lr and, if wanted, sched"
+        return
+    if sched is not None and not OmegaConf.is_dict(sched):
+        yield f"model.optim.sched is {sched!r}, wanted a block with name and warmup_steps, or null"
+    for path, known in (("model.optim", AVAILABLE_OPTIMIZERS), ("model.optim.sched", AVAILABLE_SCHEDULERS)):
+        name = _value(cfg, f"{path}.name")
+        if name is not None and _value(cfg, f"{path}._target_") is None and name not in known:
+            yield f"{path}.name is {name!r}, wanted one of {', '.join(known)}"
+    rate = _value(cfg, "model.optim.lr")
+    if rate is not None and not (is_number(rate) and 0 < rate < math.inf):
+        yield f"model.optim.lr is {rate!r}, wanted a learning rate above 0"
+
+
+def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
+    if not OmegaConf.is_dict(cfg.get("trainer")):
+        yield "trainer is missing: give it max_steps, val_check_interval and what else Lightning's Trainer takes"
+        return
+    steps, epochs = _value(cfg, "trainer.max_steps", -1), _value(cfg, "trainer.max_epochs")
+    if steps != -1 and not is_count(steps):
+        yield f"trainer.max_steps is {steps!r}, wanted a number of optimizer steps, 1 or more"
+    if epochs not in (None, -1) and not is_count(epochs):
+        yield f"trainer.max_epochs is {epochs!r}, wanted a number of epochs, 1 or more, or -1 for no limit"
+    if steps == -1 and epochs == -1 and _value(cfg, "trainer.max_time") is None:
+        yield "trainer.max_steps is -1 and max_epochs -1: training would never end. Give trainer.max_steps"
+    is_scheduled = _value(cfg, "model.optim.sched") and not _value(cfg, "model.optim.sched.max_steps")
+    if steps == -1 and is_scheduled and _value(cfg, "model.train_ds.use_lhotse"):
+        yield (
+            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader does not know how many "
+            "batches an epoch has: give trainer.max_steps, or set model.optim.sched to null"
+        )
+    batches = _value(cfg, "trainer.accumulate_grad_batches", 1)
+    if not is_count(batches):
+        yield f"trainer.accumulate_grad_batches is {batches!r}, wanted batches per optimizer step, 1 or more"
+    yield from _interval_problems(cfg)
+
+
+def _interval_problems(cfg: DictConfig) -> Iterator[str]:
+    interval = _value(cfg, "trainer.val_check_interval", 1.0)
+    counts_all_batches = _value(cfg, "trainer.check_val_every_n_epoch", 1) is None
+    if counts_all_batches and is_count(_value(cfg, "trainer.max_epochs")):
+        yield (
+            f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
+            "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
+        )
+    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # neither knows how long an epoch is
+        is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
+    else:
+        is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
+        wanted = "a number of batches, 1 or more, or a share of an epoch up to 1.0"
+    if not is_count(interval) and not is_share:
+        yield f"trainer.val_check_interval is {interval!r}, wanted {wanted}"
+
+
+def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
+    """A name that nothing is logged by would end the run after its first validation."""
+    if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
+        return
+    key = "exp_manager.checkpoint_callback_params.monitor"
+    monitor, known = (
+        _value(cfg, key, "val_loss"),
+        (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE)),
+    )
+    if _value(cfg, "model.compute_eval_loss", True) is False:
+        known = tuple(name for name in known if name != "val_loss")
+    # Of several validation manifests NeMo logs each under a prefix of its own.
+    if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
+        yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
 
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:

@@ -96,6 +96,7 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         model = build_model(cfg, trainer)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
+        check_optimiser(model)
         describe(model, folder, is_writer=trainer.is_global_zero)
     except BaseException:
         forget_run(cfg)
@@ -167,6 +168,21 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     if name := OmegaConf.select(cfg, key):
         log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
     return model
+
+
+def check_optimiser(model: EncDecRNNTBPEModel) -> None:
+    """Make the optimiser and its schedule once: Lightning, which makes them anew, would find a fault after the start.
+
+    Raises:
+        ValueError: NeMo or PyTorch refuse what model.optim says.
+    """
+    try:
+        model.setup_optimization()
+    except Exception as error:
+        raise ValueError(
+            f"model.optim cannot be used: {error}. Its keys are the arguments of the optimiser that it names, "
+            "those of model.optim.sched the arguments of the schedule"
+        ) from error
 
 
 def log_loaded(branch: str, loaded: dict[str, Any]) -> None:

@@ -130,6 +130,14 @@ def test_a_training_that_fails_keeps_its_folder_once_it_has_made_a_step(steps, s
     assert bool(folders(tmp_path / "runs")) is bool(steps)
 
 
+def test_an_optimiser_that_only_pytorch_can_refuse_is_refused_before_the_first_step(script, small_run, tmp_path):
+    cfg = small_run("+model.optim.foo=1")
+    script.check_run(cfg)
+    with pytest.raises(ValueError, match=r"model.optim cannot be used: .*foo.*\. Its keys are the arguments"):
+        script.prepare(cfg)
+    assert folders(tmp_path / "runs") == set()
+
+
 def test_a_refused_run_leaves_earlier_runs_alone(script, small_run, tmp_path):
     earlier = tmp_path / "runs" / "fsdd" / "earlier"
     earlier.mkdir(parents=True)
