@@ -85,9 +85,17 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
     manager = cfg.get("exp_manager")
     if not OmegaConf.is_dict(manager) or OmegaConf.is_missing(manager, "exp_dir") or not manager.get("exp_dir"):
         yield "exp_manager.exp_dir is missing: give the folder for this run"
+    else:
+        yield from _folder_problems(Path(str(manager.exp_dir)))
     for key in cfg:
         if str(key).startswith("init_from_"):
             yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"
+
+
+def _folder_problems(folder: Path) -> Iterator[str]:
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not there.is_dir():
+        yield f"exp_manager.exp_dir is {str(folder)!r} but {there} is a file: give a folder, it is made if need be"
 
 
 def _value_problems(cfg: DictConfig) -> Iterator[str]:

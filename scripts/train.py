@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.console import quieten_libraries
+from nemo_codert.console import fault, quieten_libraries
 
 quieten_libraries()
 
@@ -52,8 +52,9 @@ from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_ma
 
 logger = logging.getLogger("nemo_codert.train")
 
-# What NeMo, Lightning, Hydra and we raise for settings that cannot be used.
-USER_ERRORS = (ValueError, TypeError, OmegaConfBaseException, InstantiationException, MisconfigurationException)
+# What NeMo, Lightning, Hydra and we raise for settings that cannot be used; OSError is of the paths among them.
+LIBRARY_ERRORS = (OmegaConfBaseException, InstantiationException, MisconfigurationException)
+USER_ERRORS = (ValueError, TypeError, OSError, *LIBRARY_ERRORS)
 RANK_SEED_STEP = 1_000_003
 TEST_BATCH_SIZE = 16  # utterances, where model.test_ds says nothing
 # The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
@@ -65,7 +66,7 @@ def main(cfg: DictConfig) -> None:
     try:
         trainer, model, folder = prepare(cfg)
     except USER_ERRORS as error:  # what a user wrote: one message, no traceback
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {fault(error)}")
     try:
         trainer.fit(model)
     except BaseException:

@@ -46,6 +46,12 @@ def test_a_setting_that_no_run_can_have_is_the_one_fault_named(override, message
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+def test_a_file_in_place_of_the_run_folder_is_named(below, script, run_config, manifest):
+    (fault,) = listed(script, run_config(f"exp_manager.exp_dir={manifest}{below}"))
+    assert fault.startswith(f"exp_manager.exp_dir is '{manifest}{below}' but {manifest} is a file: give a folder")
+
+
 def test_a_config_without_a_trainer_is_asked_for_one(script, run_config):
     cfg = run_config()
     with open_dict(cfg):

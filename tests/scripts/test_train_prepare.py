@@ -170,6 +170,14 @@ def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1(scrip
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_path_that_the_system_refuses_is_one_message_that_names_it(script, small_run, capfd):
+    with pytest.raises(SystemExit) as caught:
+        script.main(small_run("exp_manager.exp_dir=/proc/nope"))
+    message = caught.value.code
+    assert isinstance(message, str) and message.startswith("error: /proc/nope: No such file or directory. Give a path")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("rank, kept", [(None, None), ("0", "first"), ("1", "first")])
 def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, script, small_run, monkeypatch):
     """NeMo tells them by this variable; in a process of its own a run makes a new folder."""
