@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 ADDITIVE_JOINT = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK_JOINT = "nemo.collections.asr.modules.RNNTJoint"
 RNNT_LOSSES = ("default", "warprnnt_numba")
+# NeMo's losses, each with a block of arguments of its name; standard RNN-T reads warprnnt_numba's alone.
+OTHER_LOSSES = "warprnnt pytorch multiblank_rnnt multiblank_rnnt_pytorch graph_rnnt graph_w_transducer tdt tdt_pytorch"
+LOSS_BLOCKS = tuple(f"{name}_kwargs" for name in (*RNNT_LOSSES, *OTHER_LOSSES.split()))
 RNNT_REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
 
 
@@ -68,12 +71,13 @@ CHOICES = {
 }
 
 
-def checked_config(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
+def checked_config(cfg: DictConfig, *, warn: bool = True, alone: bool = False) -> DictConfig:
     """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
         warn: log one warning for each key that has no effect; False for a check before the real one.
+        alone: the student or the teacher is trained alone, so that `codert.share_decoder` means nothing.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -82,8 +86,9 @@ def checked_config(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
     problems: list[str] = []
     student = _typed_block(cfg, "student", StudentConfig, problems)
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
-    problems += [*_student_problems(student, codert), *_codert_problems(codert), *_stock_block_problems(cfg)]
-    problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, codert)]
+    shares = codert.share_decoder and not alone
+    problems += [*_student_problems(student, shares), *_codert_problems(codert), *_stock_block_problems(cfg)]
+    problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, shares)]
     for name, encoder in _encoders(cfg, student).items():
         problems += _encoder_problems(name, encoder)
         problems += _checkpointing_problems(name, encoder, codert)
@@ -173,7 +178,7 @@ def _merge(typed: DictConfig, block: DictConfig | dict, path: str, problems: lis
                 problems.append(f"{path}.{key} is {block[key]!r}, wanted {getattr(wanted, '__name__', wanted)}")
 
 
-def _student_problems(student: DictConfig, codert: DictConfig) -> Iterator[str]:
+def _student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str]:
     if student.encoder is None:
         yield "model.student.encoder is missing: give it any NeMo encoder block (with its _target_)"
     elif "_target_" not in sub_block(student, "encoder"):
@@ -183,7 +188,7 @@ def _student_problems(student: DictConfig, codert: DictConfig) -> Iterator[str]:
     if student.decoder is None:
         return
     yield from _decoder_problems("model.student.decoder", student.decoder)
-    if codert.share_decoder:
+    if shares_decoder:
         yield (
             "model.student.decoder is set but model.codert.share_decoder is true: the student would never use its "
             "own prediction network. Set model.student.decoder to null or share_decoder to false"
@@ -231,8 +236,9 @@ def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"model.{name} is {block!r}, wanted a block of keys"
         elif name != "tokenizer":
             yield from _missing_values(f"model.{name}", block)
-    for name in ("loss", "loss.warprnnt_numba_kwargs", "optim_param_groups", "variational_noise", "freeze_updates"):
-        block = OmegaConf.select(cfg, name)
+    blocks = {name: cfg.get(name) for name in ("loss", "optim_param_groups", "variational_noise", "freeze_updates")}
+    blocks["loss.warprnnt_numba_kwargs"] = sub_block(cfg, "loss").get("warprnnt_numba_kwargs")
+    for name, block in blocks.items():
         if block is not None and not OmegaConf.is_dict(block):
             yield f"model.{name} is {block!r}, wanted a block of keys, or leave it out"
     if sub_block(cfg, "decoder"):
@@ -320,6 +326,9 @@ def _joint_problems(joint: DictConfig) -> Iterator[str]:
 
 
 def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
+    for key in loss:
+        if key not in ("loss_name", *LOSS_BLOCKS):
+            yield f"model.loss.{key} is no key of an RNN-T loss, known are loss_name, warprnnt_numba_kwargs: remove it"
     loss_name = loss.get("loss_name", "default")
     if loss_name not in RNNT_LOSSES:
         yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)} (standard RNN-T)"
@@ -335,7 +344,7 @@ def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
             yield f"{path} is not supported, known are fastemit_lambda and clamp"
 
 
-def _optimisation_problems(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
+def _optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str]:
     for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
         if cfg.get(key):
             yield f"model.{key} is true: it would act on the teacher alone, set it to false"
@@ -349,7 +358,7 @@ def _optimisation_problems(cfg: DictConfig, codert: DictConfig) -> Iterator[str]
     for name in sub_block(cfg, "optim_param_groups"):
         if name not in PARAMETER_GROUPS:
             yield f"model.optim_param_groups.{name} is no part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
-        elif name == "student_decoder" and codert.share_decoder:
+        elif name == "student_decoder" and shares_decoder:
             yield (
                 "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
                 "prediction network has one learning rate, set it under decoder"
@@ -420,8 +429,14 @@ def _encoder_width(encoder: DictConfig | dict) -> int | None:
 def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
         yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
-    if codert.distillation.weight == 0 and (codert.distillation.start_step or codert.distillation.ramp_steps):
-        yield "model.codert.distillation start_step and ramp_steps have no effect: its weight is 0."
+    for key, default in vars(DistillationConfig()).items() if codert.distillation.weight == 0 else ():
+        if key != "weight" and codert.distillation[key] != default:
+            yield f"model.codert.distillation.{key} has no effect: distillation.weight is 0."
+    if codert.teacher == "frozen" and codert.distillation.weight == 0 and not codert.share_decoder:
+        yield (
+            "model.codert.teacher has no effect on the student: it is frozen, distillation.weight is 0 and "
+            "share_decoder is false. Set the weight above 0, share_decoder to true, or take strategy=student."
+        )
     if cfg.joint.get("preserve_memory"):
         yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
     if cfg.joint.get("log_softmax") is not None:

@@ -24,6 +24,7 @@ LOGGED_OF_PAIRS = (
     *("train_rnnt_loss_student", "train_rnnt_loss_teacher", "train_distillation_loss", "train_distillation_weight"),
     *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
 )
+PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 
 
@@ -54,7 +55,7 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
         return
     try:
-        checked_config(cfg.model, warn=False)
+        checked_config(cfg.model, warn=False, alone=cfg.get("train") in ("student", "teacher"))
     except ValueError as error:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
 
@@ -72,6 +73,12 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
         )
     if train == "pair" and codert.get("teacher") == "frozen" and not codert.get("teacher_checkpoint"):
         yield "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
+    unread = {"student": "model.codert.teacher_checkpoint", "teacher": "model.student.init_from"}.get(train)
+    if unread and (name := _value(cfg, unread)):
+        yield (
+            f"{unread} is {name!r} but train is {train}: nothing would read it. Set it to null or choose a strategy "
+            "that trains a pair"
+        )
     for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
         name = OmegaConf.select(cfg, key, throw_on_missing=False)
         if isinstance(name, str) and name.endswith(".nemo") and not Path(name).is_file():
@@ -104,6 +111,27 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         size = _value(cfg, f"model.{section}.batch_size")
         if size is not None and not is_count(size):
             yield f"model.{section}.batch_size is {size!r}, wanted a number of utterances, 1 or more"
+
+    seed = _value(cfg, "seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        yield f"seed is {seed!r}, wanted a whole number from 0 to {2**32 - 1}"
+    for key in ("model.preprocessor.window_size", "model.preprocessor.window_stride"):
+        seconds = _value(cfg, key, 0.01)
+        if not (is_number(seconds) and 0 < seconds < math.inf):
+            yield f"{key} is {seconds!r}, wanted seconds above 0"
+    yield from _sample_rate_problems(cfg)
+
+
+def _sample_rate_problems(cfg: DictConfig) -> Iterator[str]:
+    rate = _value(cfg, "model.sample_rate")
+    if not is_count(rate):
+        yield f"model.sample_rate is {rate!r}, wanted the Hz that all audio is brought to, 16000 as a rule"
+        return
+    defaults = {"preprocessor": PREPROCESSOR_SAMPLE_RATE, "train_ds": rate, "validation_ds": rate}
+    for section, default in defaults.items():
+        own = _value(cfg, f"model.{section}.sample_rate", default)
+        if own != rate:
+            yield f"model.{section}.sample_rate is {own!r} but model.sample_rate is {rate}: make them equal"
 
 
 def _optimiser_problems(cfg: DictConfig) -> Iterator[str]:

@@ -127,7 +127,7 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
 def screen_data(cfg: DictConfig, folder: Path) -> None:
     """Drop or refuse utterances that cannot be used; the manifests in `cfg` become the usable ones."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
-    policy = checked_config(cfg.model, warn=False).codert.bad_utterances  # a config may leave our defaults out
+    policy = checked_config(cfg.model, warn=False, alone=cfg.train != "pair").codert.bad_utterances
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
     for name in ("train_ds", "validation_ds"):

@@ -20,6 +20,19 @@ def listed(script, cfg) -> list[str]:
         ("model.train_ds.batch_size=abc", "model.train_ds.batch_size is 'abc', wanted a number of utterances"),
         ("model.validation_ds.batch_size=0", "model.validation_ds.batch_size is 0, wanted"),
         ("model.test_ds.batch_size=abc", "model.test_ds.batch_size is 'abc', wanted"),
+        ("seed=abc", "seed is 'abc', wanted a whole number from 0 to 4294967295"),
+        ("seed=-1", "seed is -1, wanted a whole number from 0"),
+        ("model.preprocessor.window_stride=abc", "model.preprocessor.window_stride is 'abc', wanted seconds above 0"),
+        ("model.preprocessor.window_size=0", "model.preprocessor.window_size is 0, wanted seconds above 0"),
+        ("model.sample_rate=abc", "model.sample_rate is 'abc', wanted the Hz that all audio is brought to"),
+        ("model.sample_rate=0", "model.sample_rate is 0, wanted the Hz"),
+        *(
+            (
+                f"model.{name}.sample_rate=8000",
+                f"model.{name}.sample_rate is 8000 but model.sample_rate is 16000: make",
+            )
+            for name in ("preprocessor", "train_ds", "validation_ds")
+        ),
         ("model.optim.name=adamx", "model.optim.name is 'adamx', wanted one of sgd, adam, adamw"),
         ("model.optim.sched.name=Foo", "model.optim.sched.name is 'Foo', wanted one of WarmupPolicy"),
         ("model.optim.sched=5", "model.optim.sched is 5, wanted a block with name and warmup_steps, or null"),
@@ -44,6 +57,14 @@ def test_a_setting_that_no_run_can_have_is_the_one_fault_named(override, message
     (fault,) = listed(script, run_config(override))
     assert fault.startswith(message)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "train, key", [("student", "model.codert.teacher_checkpoint"), ("teacher", "model.student.init_from")]
+)
+def test_weights_that_a_model_trained_alone_would_not_read_are_refused(train, key, script, run_config, manifest):
+    (fault,) = listed(script, run_config(f"strategy={train}", f"{key}={manifest}"))
+    assert fault.startswith(f"{key} is '{manifest}' but train is {train}: nothing would read it. Set it to null")
 
 
 @pytest.mark.parametrize("below", ["", "/deeper/still"])
@@ -83,6 +104,8 @@ def test_training_without_an_end_or_without_a_known_length_is_refused(script, ru
         ["strategy=student", f"{MONITOR}=val_loss"],
         [f"{MONITOR}=val_foo", "exp_manager.create_checkpoint_callback=false"],
         ["model.loss=null"],
+        ["model.sample_rate=8000"],
+        ["~model.train_ds.sample_rate", "~model.preprocessor.sample_rate"],
     ],
     ids=lambda value: ",".join(value)[:60],
 )

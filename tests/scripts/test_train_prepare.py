@@ -80,6 +80,16 @@ def test_a_model_trained_alone_has_no_activation_checkpointing_and_says_so(strat
         assert bool(warned) is (alone and on == "true")
 
 
+def test_a_student_alone_is_built_with_its_own_decoder(script, small_run, tmp_path):
+    network = "{_target_: nemo.collections.asr.modules.RNNTDecoder, normalization_mode: null, prednet: %s}"
+    prednet = "{pred_hidden: 24, pred_rnn_layers: 1, t_max: null, dropout: 0.0}"
+    cfg = small_run("strategy=student", f"model.student.decoder={network % prednet}")
+    script.check_run(cfg)
+    script.screen_data(cfg, tmp_path / "run")
+    model = script.build_model(cfg, script.make_trainer(cfg))
+    assert model.decoder.pred_hidden == model.joint.pred_hidden == 24
+
+
 def test_a_lone_checkpoint_with_other_settings_is_refused(script, small_run, source):
     path, _ = source("student")
     cfg = small_run("strategy=student", f"model.student.init_from={path}", "model.student.encoder.conv_kernel_size=5")
