@@ -3,6 +3,7 @@
 `check_run` is the one entry. It adds to the model's own checks (`nemo_codert.config`) the files that a run reads.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from nemo_codert.analysis.evaluation import usable_entries
 from nemo_codert.config import STOCK_JOINT, checked_config
 from nemo_codert.config_values import is_count, is_number
 from nemo_codert.data.manifest import read_manifest
+
+logger = logging.getLogger(__name__)
 
 # What training and validation log, and so what a best checkpoint can be chosen by.
 LOGGED = ("global_step", "train_loss", "val_loss", "val_wer", "val_wer_num", "val_wer_denom")
@@ -43,6 +46,8 @@ def check_run(cfg: DictConfig) -> None:
     problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
+    for text in _runs_without_validation(cfg):
+        logger.warning("%s: nothing is validated and no best checkpoint is chosen.", text)
 
 
 def _value(cfg: DictConfig, key: str, default: object = None) -> object:
@@ -188,6 +193,15 @@ def _interval_problems(cfg: DictConfig) -> Iterator[str]:
         wanted = "a number of batches, 1 or more, or a share of an epoch up to 1.0"
     if not is_count(interval) and not is_share:
         yield f"trainer.val_check_interval is {interval!r}, wanted {wanted}"
+
+
+def _runs_without_validation(cfg: DictConfig) -> Iterator[str]:
+    if _value(cfg, "trainer.limit_val_batches") == 0:
+        yield "trainer.limit_val_batches is 0"
+    steps, batches = _value(cfg, "trainer.max_steps", -1), _value(cfg, "trainer.accumulate_grad_batches", 1)
+    interval = _value(cfg, "trainer.val_check_interval", 1.0)
+    if _value(cfg, "trainer.check_val_every_n_epoch", 1) is None and 0 < steps * batches < interval:
+        yield f"trainer.val_check_interval is {interval} but training ends after {steps * batches} batches"
 
 
 def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:

@@ -67,6 +67,24 @@ def test_weights_that_a_model_trained_alone_would_not_read_are_refused(train, ke
     assert fault.startswith(f"{key} is '{manifest}' but train is {train}: nothing would read it. Set it to null")
 
 
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ([], None),
+        (["trainer.max_steps=200"], None),
+        (["trainer.max_steps=199"], "trainer.val_check_interval is 200 but training ends after 199 batches"),
+        (["trainer.max_steps=100", "trainer.accumulate_grad_batches=2"], None),
+        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches is 0: nothing is validated"),
+    ],
+)
+def test_a_run_without_validation_says_so_before_it_starts(overrides, words, script, run_config, monkeypatch):
+    said = []
+    monkeypatch.setattr("nemo_codert.run_checks.logger.warning", lambda message, *args: said.append(message % args))
+    script.check_run(run_config(*overrides))
+    assert bool(said) is bool(words)
+    assert all(words in text and "no best checkpoint is chosen" in text for text in said)
+
+
 @pytest.mark.parametrize("below", ["", "/deeper/still"])
 def test_a_file_in_place_of_the_run_folder_is_named(below, script, run_config, manifest):
     (fault,) = listed(script, run_config(f"exp_manager.exp_dir={manifest}{below}"))
