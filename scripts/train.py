@@ -21,6 +21,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,11 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
         screen_data(cfg, folder)
-        model = build_model(cfg, trainer)
+        try:
+            model = build_model(cfg, trainer)
+        except InstantiationException as error:
+            faults = list(faulty_blocks(cfg)) or [str(error)]
+            raise ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults)) from error
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
         check_optimiser(model)
@@ -169,6 +174,18 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     if name := OmegaConf.select(cfg, key):
         log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
     return model
+
+
+def faulty_blocks(cfg: DictConfig) -> Iterator[str]:
+    """Config path and reason of each block that cannot be built by itself; Hydra names a class, which two may have."""
+    for key in ("model.preprocessor", "model.spec_augment", "model.encoder", "model.student.encoder"):
+        block = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            EncDecRNNTBPEModel.from_config_dict(OmegaConf.create(OmegaConf.to_container(block, resolve=True)))
+        except InstantiationException as error:
+            yield f"{key}: {' '.join(str(error).split())}"
 
 
 def check_optimiser(model: EncDecRNNTBPEModel) -> None:
