@@ -124,6 +124,10 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         seconds = _value(cfg, key, 0.01)
         if not (is_number(seconds) and 0 < seconds < math.inf):
             yield f"{key} is {seconds!r}, wanted seconds above 0"
+    for name in ("model.encoder", "model.student.encoder"):
+        heads, width = _value(cfg, f"{name}.n_heads", 1), _value(cfg, f"{name}.d_model", 0)
+        if not is_count(heads) or (is_count(width) and width % heads):
+            yield f"{name}.n_heads is {heads!r}, wanted a divisor of its d_model ({width!r})"
     yield from _sample_rate_problems(cfg)
 
 

@@ -25,6 +25,11 @@ def listed(script, cfg) -> list[str]:
         ("model.preprocessor.window_stride=abc", "model.preprocessor.window_stride is 'abc', wanted seconds above 0"),
         ("model.preprocessor.window_size=0", "model.preprocessor.window_size is 0, wanted seconds above 0"),
         ("model.sample_rate=abc", "model.sample_rate is 'abc', wanted the Hz that all audio is brought to"),
+        ("model.encoder.n_heads=5", "model.encoder.n_heads is 5, wanted a divisor of its d_model (112)"),
+        (
+            "model.student.encoder.n_heads=abc",
+            "model.student.encoder.n_heads is 'abc', wanted a divisor of its d_model",
+        ),
         ("model.sample_rate=0", "model.sample_rate is 0, wanted the Hz"),
         *(
             (
