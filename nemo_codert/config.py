@@ -15,12 +15,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert import __version__
+from nemo_codert.config_values import is_count, is_number, sub_block
 
 logger = logging.getLogger(__name__)
 
 ADDITIVE_JOINT = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK_JOINT = "nemo.collections.asr.modules.RNNTJoint"
 RNNT_LOSSES = ("default", "warprnnt_numba")
+# NeMo's losses, each with a block of arguments of its name; standard RNN-T reads warprnnt_numba's alone.
+OTHER_LOSSES = "warprnnt pytorch multiblank_rnnt multiblank_rnnt_pytorch graph_rnnt graph_w_transducer tdt tdt_pytorch"
+LOSS_BLOCKS = tuple(f"{name}_kwargs" for name in (*RNNT_LOSSES, *OTHER_LOSSES.split()))
 RNNT_REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
 
 
@@ -67,12 +71,13 @@ CHOICES = {
 }
 
 
-def checked_config(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
+def checked_config(cfg: DictConfig, *, warn: bool = True, alone: bool = False) -> DictConfig:
     """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
         warn: log one warning for each key that has no effect; False for a check before the real one.
+        alone: the student or the teacher is trained alone, so that `codert.share_decoder` means nothing.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -81,9 +86,10 @@ def checked_config(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
     problems: list[str] = []
     student = _typed_block(cfg, "student", StudentConfig, problems)
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
-    problems += [*_student_problems(student, codert), *_codert_problems(codert), *_stock_block_problems(cfg)]
-    problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, codert)]
-    for name, encoder in (("model.encoder", _block(cfg, "encoder")), ("model.student.encoder", _encoder(student))):
+    shares = codert.share_decoder and not alone
+    problems += [*_student_problems(student, shares), *_codert_problems(codert), *_stock_block_problems(cfg)]
+    problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, shares)]
+    for name, encoder in _encoders(cfg, student).items():
         problems += _encoder_problems(name, encoder)
         problems += _checkpointing_problems(name, encoder, codert)
     problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
@@ -108,12 +114,12 @@ def distillation_weight(distillation: DistillationConfig | DictConfig, step: int
 def encoder_stride(encoder: DictConfig) -> int | None:
     """Feature frames per encoder frame as the config of an encoder states it, None where it does not."""
     factor = encoder.get("subsampling_factor")
-    if not _is_count(factor):
+    if not is_count(factor):
         return None
     if "subsampling" in encoder and not encoder.get("subsampling"):
         factor = 1  # NeMo's encoders then leave the convolutions out, whatever the factor
     reduction = encoder.get("reduction_factor", 1) if encoder.get("reduction") else 1
-    return factor * reduction if _is_count(reduction) else None
+    return factor * reduction if is_count(reduction) else None
 
 
 def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
@@ -127,14 +133,6 @@ def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
     )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _resolved(cfg: DictConfig) -> DictConfig:
     """A copy without interpolations; `???` stays."""
     try:
@@ -143,14 +141,9 @@ def _resolved(cfg: DictConfig) -> DictConfig:
         raise ValueError(f"The model config has an interpolation that cannot be resolved: {error}") from error
 
 
-def _block(cfg: DictConfig | dict, name: str) -> DictConfig | dict:
-    """A block of keys, empty where there is none (`_stock_block_problems` says so)."""
-    block = cfg.get(name)
-    return block if OmegaConf.is_dict(block) else {}
-
-
-def _encoder(student: DictConfig) -> DictConfig | dict:
-    return _block(student, "encoder")
+def _encoders(cfg: DictConfig, student: DictConfig) -> dict[str, DictConfig | dict]:
+    """Config path -> block of both encoders, empty where there is none."""
+    return {"model.encoder": sub_block(cfg, "encoder"), "model.student.encoder": sub_block(student, "encoder")}
 
 
 def _typed_block(cfg: DictConfig, name: str, schema: type, problems: list[str]) -> DictConfig:
@@ -161,7 +154,7 @@ def _typed_block(cfg: DictConfig, name: str, schema: type, problems: list[str]) 
     elif not OmegaConf.is_dict(block):
         problems.append(f"model.{name} is {block!r}, wanted a block of keys")
     typed = OmegaConf.structured(schema)
-    _merge(typed, _block(cfg, name), f"model.{name}", problems)
+    _merge(typed, sub_block(cfg, name), f"model.{name}", problems)
     return OmegaConf.create(OmegaConf.to_container(typed))
 
 
@@ -185,17 +178,17 @@ def _merge(typed: DictConfig, block: DictConfig | dict, path: str, problems: lis
                 problems.append(f"{path}.{key} is {block[key]!r}, wanted {getattr(wanted, '__name__', wanted)}")
 
 
-def _student_problems(student: DictConfig, codert: DictConfig) -> Iterator[str]:
+def _student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str]:
     if student.encoder is None:
         yield "model.student.encoder is missing: give it any NeMo encoder block (with its _target_)"
-    elif "_target_" not in _encoder(student):
+    elif "_target_" not in sub_block(student, "encoder"):
         yield "model.student.encoder has no _target_: name the encoder class, as in model.encoder"
     else:
         yield from _missing_values("model.student.encoder", student.encoder)
     if student.decoder is None:
         return
     yield from _decoder_problems("model.student.decoder", student.decoder)
-    if codert.share_decoder:
+    if shares_decoder:
         yield (
             "model.student.decoder is set but model.codert.share_decoder is true: the student would never use its "
             "own prediction network. Set model.student.decoder to null or share_decoder to false"
@@ -243,13 +236,18 @@ def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"model.{name} is {block!r}, wanted a block of keys"
         elif name != "tokenizer":
             yield from _missing_values(f"model.{name}", block)
-    if _block(cfg, "decoder"):
+    blocks = {name: cfg.get(name) for name in ("loss", "optim_param_groups", "variational_noise", "freeze_updates")}
+    blocks["loss.warprnnt_numba_kwargs"] = sub_block(cfg, "loss").get("warprnnt_numba_kwargs")
+    for name, block in blocks.items():
+        if block is not None and not OmegaConf.is_dict(block):
+            yield f"model.{name} is {block!r}, wanted a block of keys, or leave it out"
+    if sub_block(cfg, "decoder"):
         yield from _decoder_problems("model.decoder", cfg.decoder)
-    if _block(cfg, "encoder") and "_target_" not in cfg.encoder:
+    if sub_block(cfg, "encoder") and "_target_" not in cfg.encoder:
         yield "model.encoder has no _target_: name the encoder class"
-    if _block(cfg, "joint") and not _block(cfg.joint, "jointnet"):
+    if sub_block(cfg, "joint") and not sub_block(cfg.joint, "jointnet"):
         yield "model.joint.jointnet is missing: give it joint_hidden, activation and dropout"
-    if _block(cfg, "preprocessor") and not _is_count(cfg.preprocessor.get("features")):
+    if sub_block(cfg, "preprocessor") and not is_count(cfg.preprocessor.get("features")):
         yield f"model.preprocessor.features is {cfg.preprocessor.get('features')!r}, wanted the number of mel bins"
 
 
@@ -270,20 +268,20 @@ def _decoder_problems(path: str, decoder: object) -> Iterator[str]:
     if str(decoder.get("_target_")).endswith(".RNNTDecoder") and decoder.get("normalization_mode") is not None:
         # The states of NeMo's normalised LSTMs do not pass the type check of its own prediction network.
         yield f"{path}.normalization_mode is {decoder.normalization_mode!r}: NeMo cannot run it, set it to null"
-    width = _block(decoder, "prednet").get("pred_hidden")
-    if not _is_count(width):
+    width = sub_block(decoder, "prednet").get("pred_hidden")
+    if not is_count(width):
         yield f"{path}.prednet.pred_hidden is {width!r}, wanted the number of channels"
 
 
 def _unsupported_options(cfg: DictConfig) -> Iterator[str]:
     """Stock keys that a pair cannot honour, refused by name."""
-    if _block(cfg, "joint"):
+    if sub_block(cfg, "joint"):
         yield from _joint_problems(cfg.joint)
-    yield from _loss_problems(_block(cfg, "loss"))
+    yield from _loss_problems(sub_block(cfg, "loss"))
     reduction = cfg.get("rnnt_reduction", "mean_batch")
     if reduction not in RNNT_REDUCTIONS:
         yield f"model.rnnt_reduction is {reduction!r}, wanted one of {', '.join(RNNT_REDUCTIONS)}"
-    tokenizer, decoding = _block(cfg, "tokenizer"), _block(cfg, "decoding")
+    tokenizer, decoding = sub_block(cfg, "tokenizer"), sub_block(cfg, "decoding")
     if tokenizer and str(tokenizer.get("type")).lower() != "bpe":
         yield f"model.tokenizer.type is {tokenizer.get('type')!r}, wanted bpe (a SentencePiece tokenizer)"
     if tokenizer.get("custom_tokenizer") is not None:
@@ -294,13 +292,13 @@ def _unsupported_options(cfg: DictConfig) -> Iterator[str]:
     if decoding.get("model_type", "rnnt") != "rnnt":
         yield f"model.decoding.model_type is {decoding.get('model_type')!r}, wanted rnnt (standard RNN-T)"
     size = decoding.get("fused_batch_size")
-    if _is_number(size) and size > 0 and not _block(cfg, "joint").get("fuse_loss_wer"):
+    if is_number(size) and size > 0 and not sub_block(cfg, "joint").get("fuse_loss_wer"):
         yield f"model.decoding.fused_batch_size is {size} but model.joint.fuse_loss_wer is false: remove it"
     if cfg.get("aux_ctc") is not None:
         yield "model.aux_ctc is set (a hybrid RNN-T/CTC model): only standard RNN-T is supported, remove the block"
     if cfg.get("adapters"):
         yield "model.adapters is set: adapters act on the joint's sum and are not supported, remove the block"
-    if _block(cfg, "preprocessor").get("frame_splicing", 1) not in (None, 1):
+    if sub_block(cfg, "preprocessor").get("frame_splicing", 1) not in (None, 1):
         yield f"model.preprocessor.frame_splicing is {cfg.preprocessor.frame_splicing!r}: not supported, set it to 1"
 
 
@@ -311,53 +309,56 @@ def _joint_problems(joint: DictConfig) -> Iterator[str]:
     if joint.get("num_extra_outputs"):
         yield "model.joint.num_extra_outputs is above 0 (a TDT model): only standard RNN-T is supported, set it to 0"
     masking = joint.get("masking_prob", -1.0)
-    if not _is_number(masking) or masking > 0:
+    if not is_number(masking) or masking > 0:
         yield f"model.joint.masking_prob is {masking!r} (a HAINAN model): not supported, remove the key"
     if joint.get("experimental_fuse_loss_wer") is not None:
         yield "model.joint.experimental_fuse_loss_wer is an old name: use model.joint.fuse_loss_wer"
     size = joint.get("fused_batch_size")
-    if joint.get("fuse_loss_wer") and not _is_count(size):
+    if joint.get("fuse_loss_wer") and not is_count(size):
         yield (
             f"model.joint.fused_batch_size is {size!r} but fuse_loss_wer is true: give the number of utterances that "
             "share one lattice, or set fuse_loss_wer to false"
         )
-    if target == STOCK_JOINT and _block(joint, "jointnet"):
+    if target == STOCK_JOINT and sub_block(joint, "jointnet"):
         for key in ("joint_hidden", "activation"):
             if joint.jointnet.get(key) is None:
                 yield f"model.joint.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
 
 
 def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
+    for key in loss:
+        if key not in ("loss_name", *LOSS_BLOCKS):
+            yield f"model.loss.{key} is no key of an RNN-T loss, known are loss_name, warprnnt_numba_kwargs: remove it"
     loss_name = loss.get("loss_name", "default")
     if loss_name not in RNNT_LOSSES:
         yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)} (standard RNN-T)"
-    for key, value in _block(loss, "warprnnt_numba_kwargs").items():
+    for key, value in sub_block(loss, "warprnnt_numba_kwargs").items():
         path = f"model.loss.warprnnt_numba_kwargs.{key}"
         if key == "fastemit_lambda":
-            if not _is_number(value) or not 0.0 <= value < 1.0:
+            if not is_number(value) or not 0.0 <= value < 1.0:
                 yield f"{path} is {value!r}, wanted a number in [0, 1)"
         elif key == "clamp":
-            if not _is_number(value) or value > 0:
+            if not is_number(value) or value > 0:
                 yield f"{path} is {value!r}: clamped gradients are not exact, set it to -1 and clip with the trainer"
         else:
             yield f"{path} is not supported, known are fastemit_lambda and clamp"
 
 
-def _optimisation_problems(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
+def _optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str]:
     for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
         if cfg.get(key):
             yield f"model.{key} is true: it would act on the teacher alone, set it to false"
-    if _block(cfg, "variational_noise").get("std"):
+    if sub_block(cfg, "variational_noise").get("std"):
         yield "model.variational_noise.std is above 0: it would act on the teacher alone, set it to 0"
-    if _block(cfg, "freeze_updates").get("enabled"):
+    if sub_block(cfg, "freeze_updates").get("enabled"):
         yield (
             "model.freeze_updates.enabled is true: NeMo leaves dropout and batch-norm statistics of such modules "
             "live. Set it to false; a frozen teacher is model.codert.teacher: frozen"
         )
-    for name in _block(cfg, "optim_param_groups"):
+    for name in sub_block(cfg, "optim_param_groups"):
         if name not in PARAMETER_GROUPS:
             yield f"model.optim_param_groups.{name} is no part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
-        elif name == "student_decoder" and codert.share_decoder:
+        elif name == "student_decoder" and shares_decoder:
             yield (
                 "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
                 "prediction network has one learning rate, set it under decoder"
@@ -377,7 +378,7 @@ def _encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
     if "feat_out" in encoder:
         yield f"{name}.feat_out is no key of RNNEncoder: its output width is proj_size, remove it"
     projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
-    if not (_is_count(projection) and _is_count(channels) and projection < channels):
+    if not (is_count(projection) and is_count(channels) and projection < channels):
         yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"
 
 
@@ -393,21 +394,22 @@ def _checkpointing_problems(name: str, encoder: DictConfig | dict, codert: DictC
 
 
 def _frame_rate_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
-    teacher_stride, student_stride = encoder_stride(_block(cfg, "encoder")), encoder_stride(_encoder(student))
+    teacher_stride, student_stride = map(encoder_stride, _encoders(cfg, student).values())
     if teacher_stride and student_stride and (problem := rate_problem(teacher_stride, student_stride)):
         yield problem
 
 
 def _width_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
     """Sizes that a stock config states twice and that must agree, where a config tells."""
-    features, defaults = _block(cfg, "preprocessor").get("features"), _block(cfg, "model_defaults")
-    for name, encoder in (("model.encoder", _block(cfg, "encoder")), ("model.student.encoder", _encoder(student))):
+    features, defaults = sub_block(cfg, "preprocessor").get("features"), sub_block(cfg, "model_defaults")
+    for name, encoder in _encoders(cfg, student).items():
         feat_in = encoder.get("feat_in")
         if features is not None and feat_in is not None and feat_in != features:
             yield f"{name}.feat_in is {feat_in!r} but model.preprocessor.features is {features!r}: make them equal"
+    prediction_network = sub_block(sub_block(cfg, "decoder"), "prednet")
     wanted = {
-        "enc_hidden": ("encoder's output width", _encoder_width(_block(cfg, "encoder"))),
-        "pred_hidden": ("decoder.prednet.pred_hidden", _block(_block(cfg, "decoder"), "prednet").get("pred_hidden")),
+        "enc_hidden": ("encoder's output width", _encoder_width(sub_block(cfg, "encoder"))),
+        "pred_hidden": ("decoder.prednet.pred_hidden", prediction_network.get("pred_hidden")),
     }
     for key, (owner, width) in wanted.items():
         if width is not None and defaults and defaults.get(key) != width:
@@ -421,18 +423,24 @@ def _encoder_width(encoder: DictConfig | dict) -> int | None:
         return encoder.get("proj_size")
     if kind != "ConformerEncoder":
         return None
-    return encoder.get("feat_out") if _is_count(encoder.get("feat_out")) else encoder.get("d_model")
+    return encoder.get("feat_out") if is_count(encoder.get("feat_out")) else encoder.get("d_model")
 
 
 def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
         yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
-    if codert.distillation.weight == 0 and (codert.distillation.start_step or codert.distillation.ramp_steps):
-        yield "model.codert.distillation start_step and ramp_steps have no effect: its weight is 0."
+    for key, default in vars(DistillationConfig()).items() if codert.distillation.weight == 0 else ():
+        if key != "weight" and codert.distillation[key] != default:
+            yield f"model.codert.distillation.{key} has no effect: distillation.weight is 0."
+    if codert.teacher == "frozen" and codert.distillation.weight == 0 and not codert.share_decoder:
+        yield (
+            "model.codert.teacher has no effect on the student: it is frozen, distillation.weight is 0 and "
+            "share_decoder is false. Set the weight above 0, share_decoder to true, or take strategy=student."
+        )
     if cfg.joint.get("preserve_memory"):
         yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
     if cfg.joint.get("log_softmax") is not None:
         yield "model.joint.log_softmax has no effect in training: the losses take raw logits."
-    for key in _block(cfg, "loss"):
+    for key in sub_block(cfg, "loss"):
         if key not in ("loss_name", "warprnnt_numba_kwargs"):
             yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."

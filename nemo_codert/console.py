@@ -38,8 +38,8 @@ def exit_status(work: Callable[[], None]) -> int:
     """Do a script's work: 0, or 2 with one `error:` line where the user's options or files are at fault."""
     try:
         work()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {fault(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -60,13 +60,20 @@ def folder_to_fill(folder: Path, option: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()
         except OSError as error:
-            fault = f"cannot write there ({error.strerror}). Give another folder"
-            raise ValueError(f"{option} is {folder}: {fault}") from error
+            reason = f"cannot write there ({error.strerror}). Give another folder"
+            raise ValueError(f"{option} is {folder}: {reason}") from error
         yield
     finally:
         with suppress(OSError):  # up to the first that holds something
             for path in made:
                 path.rmdir()
+
+
+def fault(error: Exception) -> str:
+    """What a user is told of an error: of one of the operating system the path first, and what to do."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or type(error).__name__}. Give a path that can be read or written"
+    return str(error)
 
 
 def hydra_value(path: str | Path) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.console import quieten_libraries
+from nemo_codert.console import fault, quieten_libraries
 
 quieten_libraries()
 
@@ -40,21 +40,22 @@ from nemo.utils.exp_manager import exp_manager  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from nemo_codert.analysis.evaluation import evaluate, usable_entries, write_predictions  # noqa: E402
+from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
-from nemo_codert.config import STOCK_JOINT, checked_config, encoder_stride  # noqa: E402
-from nemo_codert.data.manifest import Loader, read_manifest, screen_dataset  # noqa: E402
+from nemo_codert.config import checked_config, encoder_stride  # noqa: E402
+from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, stock_of  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
+from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 
-# What NeMo, Lightning, Hydra and we raise for settings that cannot be used.
-USER_ERRORS = (ValueError, TypeError, OmegaConfBaseException, InstantiationException, MisconfigurationException)
-OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
+# What NeMo, Lightning, Hydra and we raise for settings that cannot be used; OSError is of the paths among them.
+LIBRARY_ERRORS = (OmegaConfBaseException, InstantiationException, MisconfigurationException)
+USER_ERRORS = (ValueError, TypeError, OSError, *LIBRARY_ERRORS)
 RANK_SEED_STEP = 1_000_003
 TEST_BATCH_SIZE = 16  # utterances, where model.test_ds says nothing
 # The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
@@ -66,8 +67,13 @@ def main(cfg: DictConfig) -> None:
     try:
         trainer, model, folder = prepare(cfg)
     except USER_ERRORS as error:  # what a user wrote: one message, no traceback
-        sys.exit(f"error: {error}")
-    trainer.fit(model)
+        sys.exit(f"error: {fault(error)}")
+    try:
+        trainer.fit(model)
+    except BaseException:
+        if trainer.global_step == 0:
+            forget_run(cfg)
+        raise
     if trainer.is_global_zero:
         finish(cfg, trainer, folder)
 
@@ -85,26 +91,32 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks are told rank 0's by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg)
-    folder = Path(exp_manager(trainer, cfg.exp_manager))
-    logger.info("Run folder: %s", folder)
     try:
+        folder = Path(exp_manager(trainer, cfg.exp_manager))
+        logger.info("Run folder: %s", folder)
         screen_data(cfg, folder)
-        model = build_model(cfg, trainer)
-    except USER_ERRORS:
-        forget_run(cfg, folder)
+        try:
+            model = build_model(cfg, trainer)
+        except InstantiationException as error:
+            faults = list(faulty_blocks(cfg)) or [str(error)]
+            raise ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults)) from error
+        # Ranks must not mask alike; NeMo's own generators start from the operating system.
+        seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
+        check_optimiser(model)
+        describe(model, folder, is_writer=trainer.is_global_zero)
+    except BaseException:
+        forget_run(cfg)
         raise
-    # Ranks must not mask alike; NeMo's own generators start from the operating system.
-    seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
-    describe(model, folder, is_writer=trainer.is_global_zero)
     pl.seed_everything(cfg.seed, verbose=False)  # same data order whatever was built before
     return trainer, model, folder
 
 
-def forget_run(cfg: DictConfig, folder: Path) -> None:
-    """Remove the folder of a run that was refused before its first step, where this run made it."""
-    manager = cfg.exp_manager
-    if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version"):
+def forget_run(cfg: DictConfig) -> None:
+    """Remove the folder of a run that ended before its first step, where this run made it."""
+    manager, version = cfg.exp_manager, os.environ.get("NEMO_EXPM_VERSION")  # set when NeMo made up a folder's name
+    if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version") or not version:
         return
+    folder = Path(manager.exp_dir) / (manager.get("name") or "default") / version
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
@@ -117,142 +129,10 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
 
 
-def check_run(cfg: DictConfig) -> None:
-    """Faults that can be known before anything is built or written, each with its key.
-
-    Raises:
-        ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
-            tokenizer, and settings that contradict each other.
-    """
-    problems = [*_config_problems(cfg), *_run_problems(cfg)]
-    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
-        problems += _manifest_problems(cfg, key)
-    problems += _test_problems(cfg)
-    problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
-    if problems:
-        raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
-
-
-def _config_problems(cfg: DictConfig) -> Iterator[str]:
-    if not OmegaConf.is_dict(cfg.get("model")):
-        yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
-        return
-    try:
-        checked_config(cfg.model, warn=False)
-    except ValueError as error:
-        yield from str(error).split("\n  - ")[1:] or [str(error)]
-
-
-def _run_problems(cfg: DictConfig) -> Iterator[str]:
-    codert = OmegaConf.select(cfg, "model.codert")
-    train, codert = cfg.get("train"), codert if OmegaConf.is_dict(codert) else {}
-    if train not in ("pair", "student", "teacher"):
-        yield f"train is {train!r}, wanted pair, student or teacher (set by strategy=...)"
-    weight = OmegaConf.select(cfg, "model.codert.distillation.weight") if codert else None
-    if train in ("student", "teacher") and weight:
-        yield (
-            f"model.codert.distillation.weight is {weight} but train is {train}: there is no pair to distil in. "
-            "Set the weight to 0 or choose a strategy with a teacher"
-        )
-    if train == "pair" and codert.get("teacher") == "frozen" and not codert.get("teacher_checkpoint"):
-        yield "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
-    for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
-        name = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if isinstance(name, str) and name.endswith(".nemo") and not Path(name).is_file():
-            yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
-    joint = OmegaConf.select(cfg, "model.joint._target_")
-    if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
-        yield (
-            f"model.codert.rnnt_loss is exact but train is {train} with the stock joint: NeMo's own class trains "
-            "with NeMo's own loss. Set it to auto or nemo, or take the additive joint"
-        )
-    manager = cfg.get("exp_manager")
-    if not OmegaConf.is_dict(manager) or OmegaConf.is_missing(manager, "exp_dir") or not manager.get("exp_dir"):
-        yield "exp_manager.exp_dir is missing: give the folder for this run"
-    for key in cfg:
-        if str(key).startswith("init_from_"):
-            yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"
-
-
-def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
-    section, name = key.rsplit(".", 1)
-    block = OmegaConf.select(cfg, section)
-    if not OmegaConf.is_dict(block):
-        yield f"{section} is missing: give it a manifest_filepath"
-        return
-    absent = name not in block or block[name] is None  # a value of ??? is not in a block either
-    if absent and any(block.get(source) for source in OTHER_SOURCES):
-        return
-    if absent:
-        yield f"{key} is missing: scripts/prepare_data.py makes manifests"
-    elif is_tarred(block):
-        return  # its manifests may be patterns
-    elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
-        yield f"{key} is {block[name]!r}, wanted a path or a list of paths"
-    else:
-        for path in manifest_paths(block[name]):
-            try:
-                read_manifest(path)
-            except ValueError as error:
-                yield f"{key}: {error}"
-
-
-def _test_problems(cfg: DictConfig) -> Iterator[str]:
-    key = "model.test_ds.manifest_filepath"
-    try:
-        paths = test_manifests(cfg)
-    except ValueError as error:
-        yield str(error)
-        return
-    stems = [Path(path).stem for path in paths]
-    for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
-        yield f"{key} names {stems.count(stem)} files {stem!r}: predictions are kept by that name. Rename one"
-    for path in paths:
-        try:
-            usable_entries(path)  # a fault found after the training would come too late
-        except ValueError as error:
-            yield f"{key}: {error}"
-
-
-def test_manifests(cfg: DictConfig) -> list[str]:
-    """Manifests to transcribe when training has ended; none without model.test_ds or of what is no plain manifest.
-
-    Raises:
-        ValueError: neither a path nor a list of paths.
-    """
-    block = OmegaConf.select(cfg, "model.test_ds")
-    if not OmegaConf.is_dict(block) or is_tarred(block) or "manifest_filepath" not in block:
-        return []
-    value = block.manifest_filepath
-    if value is None:
-        return []
-    if not isinstance(value, str) and not OmegaConf.is_list(value):
-        raise ValueError(f"model.test_ds.manifest_filepath is {value!r}, wanted a path or a list of paths")
-    return manifest_paths(value)
-
-
-def _tokenizer_problems(folder: object) -> Iterator[str]:
-    if not folder:
-        yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
-    elif not (Path(str(folder)) / "tokenizer.model").is_file():
-        yield f"model.tokenizer.dir is {folder!r}: no tokenizer.model in there. scripts/prepare_data.py makes one"
-
-
-def is_tarred(block: DictConfig) -> bool:
-    return bool(block.get("is_tarred") or block.get("tarred_audio_filepaths"))
-
-
-def manifest_paths(value: object) -> list[str]:
-    """NeMo takes one path, several separated by commas, or a list."""
-    if not isinstance(value, str):
-        return [str(path) for path in value]
-    return [value] if Path(value).is_file() else [path.strip() for path in value.split(",")]
-
-
 def screen_data(cfg: DictConfig, folder: Path) -> None:
     """Drop or refuse utterances that cannot be used; the manifests in `cfg` become the usable ones."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
-    policy = checked_config(cfg.model, warn=False).codert.bad_utterances  # a config may leave our defaults out
+    policy = checked_config(cfg.model, warn=False, alone=cfg.train != "pair").codert.bad_utterances
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
     for name in ("train_ds", "validation_ds"):
@@ -296,6 +176,33 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     if name := OmegaConf.select(cfg, key):
         log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
     return model
+
+
+def faulty_blocks(cfg: DictConfig) -> Iterator[str]:
+    """Config path and reason of each block that cannot be built by itself; Hydra names a class, which two may have."""
+    for key in ("model.preprocessor", "model.spec_augment", "model.encoder", "model.student.encoder"):
+        block = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            EncDecRNNTBPEModel.from_config_dict(OmegaConf.create(OmegaConf.to_container(block, resolve=True)))
+        except InstantiationException as error:
+            yield f"{key}: {' '.join(str(error).split())}"
+
+
+def check_optimiser(model: EncDecRNNTBPEModel) -> None:
+    """Make the optimiser and its schedule once: Lightning, which makes them anew, would find a fault after the start.
+
+    Raises:
+        ValueError: NeMo or PyTorch refuse what model.optim says.
+    """
+    try:
+        model.setup_optimization()
+    except Exception as error:
+        raise ValueError(
+            f"model.optim cannot be used: {error}. Its keys are the arguments of the optimiser that it names, "
+            "those of model.optim.sched the arguments of the schedule"
+        ) from error
 
 
 def log_loaded(branch: str, loaded: dict[str, Any]) -> None:

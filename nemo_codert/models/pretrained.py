@@ -86,7 +86,7 @@ def load_checkpoint(
         ValueError: no such source, not a standard RNN-T, trained with other settings, or tensors that do not fit.
     """
     source = load_source(name, key, branch)
-    check_source(source, blocks, pieces, front_end)
+    check_source(source, key, blocks, pieces, front_end)
     return {"source": name, **load_networks(source, target, key=key, decoder=decoder)}
 
 
@@ -244,10 +244,13 @@ def _state_problems(part: str, wanted: dict[str, torch.Tensor], got: dict[str, t
     return problems
 
 
-def check_source(source: Source, blocks: dict[str, DictConfig], pieces: list[str], front_end: torch.nn.Module) -> None:
+def check_source(
+    source: Source, key: str, blocks: dict[str, DictConfig], pieces: list[str], front_end: torch.nn.Module
+) -> None:
     """Compare a source with the config it is to be loaded into.
 
     Args:
+        key: config key that names the source, for messages.
         blocks: config path -> block of ours, e.g. {"model.encoder": ...}; the last word names the source's block.
         pieces: our word pieces in order of id.
         front_end: our preprocessor, whose window and mel filters must be the source's.
@@ -263,7 +266,7 @@ def check_source(source: Source, blocks: dict[str, DictConfig], pieces: list[str
         problems.append("model.preprocessor: window or mel filters differ from those the checkpoint was trained with")
     if problems:
         raise ValueError(
-            f"{source.name!r} was trained with other settings:\n  - "
+            f"{key} {source.name!r} was trained with other settings:\n  - "
             + "\n  - ".join(problems)
             + "\nSet these keys to the checkpoint's values (its config is in model_config.yaml inside the .nemo)."
         )

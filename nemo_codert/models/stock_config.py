@@ -25,7 +25,7 @@ def student_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(cfg)
+    cfg = checked_config(cfg, alone=True)
     return stock_branch_config(cfg, "student", _built_width(cfg.student.encoder, cfg))
 
 
@@ -35,7 +35,7 @@ def teacher_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(cfg)
+    cfg = checked_config(cfg, alone=True)
     return stock_branch_config(cfg, "teacher", _built_width(cfg.encoder, cfg))
 
 

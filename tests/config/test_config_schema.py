@@ -1,7 +1,6 @@
 """The `model.student` and `model.codert` blocks and the stock keys that a pair refuses or ignores."""
 
 import dataclasses
-import logging
 import math
 import re
 
@@ -197,6 +196,11 @@ REFUSED = [
     ("loss.warprnnt_numba_kwargs", {"clamp": None}, "clamp is None"),
     ("loss.warprnnt_numba_kwargs", {"fastemit_lambda": 1.0}, r"fastemit_lambda is 1.0, wanted a number in \[0, 1\)"),
     ("loss.warprnnt_numba_kwargs", {"fastemit_lambda": "some"}, "fastemit_lambda is 'some'"),
+    (
+        "loss.loss_nam",
+        "default",
+        "model.loss.loss_nam is no key of an RNN-T loss, known are loss_name, warprnnt_numba",
+    ),
     ("loss.warprnnt_numba_kwargs", {"sigma": 0.1}, "warprnnt_numba_kwargs.sigma is not supported"),
     ("rnnt_reduction", "none", "model.rnnt_reduction is 'none', wanted one of mean_batch"),
     ("rnnt_reduction", None, "model.rnnt_reduction is None"),
@@ -318,26 +322,6 @@ def test_an_own_student_decoder_is_accepted_when_nothing_is_shared():
 def test_a_student_decoder_that_is_no_prediction_network_is_refused(value):
     cfg = model_config(student={"encoder": CONFORMER, "decoder": value}, codert={"share_decoder": False})
     assert all(line.startswith("model.student.decoder") for line in faults(cfg))
-
-
-@pytest.mark.parametrize(
-    "key, value, words",
-    [
-        ("codert", {"teacher": "frozen", "teacher_loss_weight": 0.5}, "codert.teacher_loss_weight has no effect"),
-        ("codert.distillation", {"weight": 0, "ramp_steps": 5}, "start_step and ramp_steps have no effect"),
-        ("codert.distillation", {"weight": 0, "start_step": 5}, "start_step and ramp_steps have no effect"),
-        ("joint.preserve_memory", True, "joint.preserve_memory has no effect"),
-        ("joint.log_softmax", False, "joint.log_softmax has no effect in training"),
-        ("loss.default_kwargs", {"fastemit_lambda": 0.1}, "model.loss.default_kwargs has no effect"),
-        ("loss.tdt_kwargs", {"sigma": 0.1}, "model.loss.tdt_kwargs has no effect"),
-    ],
-)
-def test_a_key_without_effect_is_warned_about(key, value, words, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)  # a script may have switched it off
-    checked_config(model_config())
-    assert not caplog.text
-    checked_config(set_to(key, value))
-    assert words in caplog.text
 
 
 @given(

@@ -260,3 +260,22 @@ def test_data_that_is_no_plain_manifest_is_left_alone_with_a_warning(
     script.screen_data(cfg, tmp_path / "run")
     assert "model.train_ds is not a plain manifest: its utterances are not checked" in caplog.text
     assert OmegaConf.to_container(cfg.model) == before
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ({"tokenizer.model": b"no model", "vocab.txt": b""}, ["tokenizer.model is no SentencePiece model"]),
+        ({"tokenizer.model": b"", "vocab.txt": b""}, ["tokenizer.model is no SentencePiece model"]),
+        ({"tokenizer.model": b"no model"}, ["no vocab.txt in there"]),
+    ],
+    ids=["broken", "empty", "no vocabulary"],
+)
+def test_a_tokenizer_that_nemo_cannot_read_is_refused_by_folder(content, words, script, run_config, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name, written in content.items():
+        (folder / name).write_bytes(written)
+    message = refusal(script, run_config(f"model.tokenizer.dir={folder}"))
+    for word in (f"model.tokenizer.dir is {str(folder)!r}", "scripts/prepare_data.py makes one", *words):
+        assert word in message

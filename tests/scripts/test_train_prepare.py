@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
@@ -79,10 +79,23 @@ def test_a_model_trained_alone_has_no_activation_checkpointing_and_says_so(strat
         assert bool(warned) is (alone and on == "true")
 
 
+def test_a_student_alone_is_built_with_its_own_decoder(script, small_run, tmp_path):
+    network = "{_target_: nemo.collections.asr.modules.RNNTDecoder, normalization_mode: null, prednet: %s}"
+    prednet = "{pred_hidden: 24, pred_rnn_layers: 1, t_max: null, dropout: 0.0}"
+    cfg = small_run("strategy=student", f"model.student.decoder={network % prednet}")
+    script.check_run(cfg)
+    script.screen_data(cfg, tmp_path / "run")
+    model = script.build_model(cfg, script.make_trainer(cfg))
+    assert model.decoder.pred_hidden == model.joint.pred_hidden == 24
+
+
 def test_a_lone_checkpoint_with_other_settings_is_refused(script, small_run, source):
     path, _ = source("student")
     cfg = small_run("strategy=student", f"model.student.init_from={path}", "model.student.encoder.conv_kernel_size=5")
-    with pytest.raises(ValueError, match="model.encoder.conv_kernel_size is 5, the checkpoint has 9"):
+    expected = (
+        r"(?s)model.student.init_from '.*' was trained .*model.encoder.conv_kernel_size is 5, the checkpoint has 9"
+    )
+    with pytest.raises(ValueError, match=expected):
         script.build_model(cfg, script.make_trainer(cfg))
 
 
@@ -91,9 +104,58 @@ def folders(root: Path) -> set[str]:
 
 
 def test_a_refused_run_leaves_no_folder_behind(script, small_run, tmp_path):
-    with pytest.raises(script.USER_ERRORS) as caught:
+    with pytest.raises(ValueError, match="n_layerz"):
         script.prepare(small_run(UNKNOWN))
-    assert isinstance(caught.value, InstantiationException) and "n_layerz" in str(caught.value)
+    assert folders(tmp_path / "runs") == set()
+
+
+@pytest.mark.parametrize("keys", [["encoder"], ["student.encoder"], ["encoder", "student.encoder"], ["spec_augment"]])
+def test_a_block_that_cannot_be_built_is_named_by_its_place_in_the_config(keys, script, small_run):
+    with pytest.raises(ValueError) as caught:
+        script.prepare(small_run(*(f"+model.{key}.n_layerz=3" for key in keys)))
+    head, *lines = str(caught.value).split("\n  - ")
+    assert head == "The model cannot be built:"
+    assert [line.split(":")[0] for line in lines] == [f"model.{key}" for key in keys]
+    assert all("n_layerz" in line for line in lines)
+
+
+@pytest.mark.parametrize("step", ["exp_manager", "screen_data", "build_model", "seed_augmentation", "describe"])
+def test_no_folder_stays_whatever_ends_a_run_before_its_first_step(step, script, small_run, tmp_path, monkeypatch):
+    done = getattr(script, step)
+
+    def stop(*arguments, **options):
+        if step == "exp_manager":
+            done(*arguments, **options)  # NeMo's own checks come after it made the folder
+        raise RuntimeError("no fault of a setting")
+
+    monkeypatch.setattr(script, step, stop)
+    with pytest.raises(RuntimeError):
+        script.prepare(small_run())
+    assert folders(tmp_path / "runs") == set()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_training_that_fails_keeps_its_folder_once_it_has_made_a_step(steps, script, small_run, tmp_path):
+    def fit(_):
+        raise RuntimeError("out of memory")
+
+    prepare = script.prepare
+
+    def prepared(cfg):
+        _, model, folder = prepare(cfg)
+        return SimpleNamespace(fit=fit, global_step=steps), model, folder
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(script, "prepare", prepared)
+        script.main(small_run())
+    assert bool(folders(tmp_path / "runs")) is bool(steps)
+
+
+def test_an_optimiser_that_only_pytorch_can_refuse_is_refused_before_the_first_step(script, small_run, tmp_path):
+    cfg = small_run("+model.optim.foo=1")
+    script.check_run(cfg)
+    with pytest.raises(ValueError, match=r"model.optim cannot be used: .*foo.*\. Its keys are the arguments"):
+        script.prepare(cfg)
     assert folders(tmp_path / "runs") == set()
 
 
@@ -126,6 +188,14 @@ def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1(scrip
         script.main(small_run(UNKNOWN))
     message = caught.value.code  # a text: the interpreter prints it and ends with status 1
     assert isinstance(message, str) and message.startswith("error: ") and "n_layerz" in message
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_path_that_the_system_refuses_is_one_message_that_names_it(script, small_run, capfd):
+    with pytest.raises(SystemExit) as caught:
+        script.main(small_run("exp_manager.exp_dir=/proc/nope"))
+    message = caught.value.code
+    assert isinstance(message, str) and message.startswith("error: /proc/nope: No such file or directory. Give a path")
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -1,0 +1,43 @@
+"""Keys that mean nothing in the present mode: one warning each, by name; what a model trained alone may have."""
+
+import logging
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_codert.config import checked_config
+from tests.config.test_config_schema import CONFORMER, DECODER, faults, model_config, set_to
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("codert", {"teacher": "frozen", "teacher_loss_weight": 0.5}, "codert.teacher_loss_weight has no effect"),
+        ("codert.distillation", {"weight": 0, "ramp_steps": 5}, "distillation.ramp_steps has no effect"),
+        ("codert.distillation", {"weight": 0, "start_step": 5}, "distillation.start_step has no effect"),
+        ("codert.distillation", {"weight": 0, "temperature": 2.0}, "distillation.temperature has no effect"),
+        ("codert.distillation", {"weight": 0, "reduction": "per_frame"}, "distillation.reduction has no effect"),
+        (
+            "codert",
+            {"teacher": "frozen", "share_decoder": False, "distillation": {"weight": 0}},
+            "model.codert.teacher has no effect on the student",
+        ),
+        ("joint.preserve_memory", True, "joint.preserve_memory has no effect"),
+        ("joint.log_softmax", False, "joint.log_softmax has no effect in training"),
+        ("loss.default_kwargs", {"fastemit_lambda": 0.1}, "model.loss.default_kwargs has no effect"),
+        ("loss.tdt_kwargs", {"sigma": 0.1}, "model.loss.tdt_kwargs has no effect"),
+    ],
+)
+def test_a_key_without_effect_is_warned_about(key, value, words, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)  # a script may have switched it off
+    checked_config(model_config())
+    assert not caplog.text
+    checked_config(set_to(key, value))
+    assert words in caplog.text
+
+
+def test_a_student_alone_may_have_its_own_decoder_whatever_is_said_of_sharing():
+    cfg = model_config(student={"encoder": CONFORMER, "decoder": DECODER})
+    cfg.optim_param_groups = {"student_decoder": {"lr": 1e-3}}
+    assert len(faults(cfg)) == 2
+    assert checked_config(cfg, alone=True).student.decoder == OmegaConf.create(DECODER)
