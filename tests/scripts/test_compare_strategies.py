@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,7 @@ def start_process(tmp_path: Path, **how) -> subprocess.Popen:
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     wait_for(lambda: (tmp_path / "hanging").exists() or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
