@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,6 +177,12 @@ def test_a_run_of_fewer_updates_is_a_failure(compare, tmp_path):
     assert "no cell is finished" in out and not (tmp_path / "out" / "results.csv").exists()
 
 
+def listen() -> None:
+    """Be interruptible: a process that the shell runs in the background ignores SIGINT, one of nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start_process(tmp_path: Path, **how) -> subprocess.Popen:
     """The script in a process of its own, waiting for a training that never ends."""
     behave(tmp_path, hang=["all/tandem_kd/0"], **how)
@@ -193,7 +198,7 @@ def start_process(tmp_path: Path, **how) -> subprocess.Popen:
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        preexec_fn=listen,
     )
     wait_for(lambda: (tmp_path / "hanging").exists() or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
