@@ -116,7 +116,6 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         size = _value(cfg, f"model.{section}.batch_size")
         if size is not None and not is_count(size):
             yield f"model.{section}.batch_size is {size!r}, wanted a number of utterances, 1 or more"
-
     seed = _value(cfg, "seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         yield f"seed is {seed!r}, wanted a whole number from 0 to {2**32 - 1}"
@@ -213,10 +212,8 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
     if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
         return
     key = "exp_manager.checkpoint_callback_params.monitor"
-    monitor, known = (
-        _value(cfg, key, "val_loss"),
-        (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE)),
-    )
+    monitor = _value(cfg, key, "val_loss")
+    known = (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE))
     if _value(cfg, "model.compute_eval_loss", True) is False:
         known = tuple(name for name in known if name != "val_loss")
     # Of several validation manifests NeMo logs each under a prefix of its own.

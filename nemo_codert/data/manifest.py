@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -174,6 +175,8 @@ def screen_manifest(
     if seconds_per_frame is not None and not seconds_per_frame > 0:
         raise ValueError(f"seconds_per_frame is {seconds_per_frame}: one encoder frame lasts more than 0 seconds.")
     files = AudioFiles()
+    if tokenize is not None:
+        tokenize = lru_cache(maxsize=1)(tokenize)  # a transcript is asked for twice
     screening, low_rate = Screening(), 0
     entries = read_manifest(path)
     for entry in tqdm(entries, desc=f"Checking {Path(path).name}", unit="utt", disable=not progress, mininterval=1.0):
