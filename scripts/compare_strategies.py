@@ -13,8 +13,8 @@ The output folder: results.csv (one row a run), predictions.jsonl.gz, table.md, 
 command, log and .nemo files of every run. The same command again goes on where it stopped: finished cells are never
 trained again, failed and interrupted ones are. Strategies, seeds and folds may be added; a folder made with other
 settings is refused. --only trains some strategies of the comparison now, --seeds and --folds some of its seeds and
-folds. --report-only writes table, plots and report anew, also from a folder that holds nothing but comparison.json,
-results.csv and predictions.jsonl.gz.
+folds. A folder that was handed on, with nothing but comparison.json, results.csv and predictions.jsonl.gz, is enough
+to go on from, without the models of its cells, and for --report-only, which writes table, plots and report anew.
 
 Exit status 1: a training failed; 2: bad options, files or data; 130: interrupted.
 """
@@ -42,11 +42,13 @@ from nemo_codert.analysis.comparison_plan import (
 )
 from nemo_codert.analysis.comparison_report import write_report
 from nemo_codert.analysis.comparison_results import (
+    RUNS_FILE,
     Results,
     check_kept,
     is_finished,
     read_cells,
     read_results,
+    restore_cells,
     write_results,
 )
 from nemo_codert.analysis.comparison_runner import LOCK_FILE, Runner, locked
@@ -179,13 +181,16 @@ def compare(options: argparse.Namespace) -> int:
     """
     cells_of(settle(options), options)  # every fault is told before anything is written
     folder: Path = options.output_dir.resolve()
-    check_kept(folder)
+    if (folder / "cells").is_dir():
+        check_kept(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output-dir {folder} cannot be made: {error}") from error
     with locked(folder) as lock:
         settings = settle(options)  # another comparison may have ended here in between
+        if restored := restore_cells(settings, folder):
+            print(f"{restored} finished cells taken from {RUNS_FILE}, without their models", flush=True)
         check_kept(folder)
         finished = finished_seconds(read_cells(settings, folder))
         settings.write(folder)

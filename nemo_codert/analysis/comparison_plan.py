@@ -24,6 +24,7 @@ from nemo_codert.data.manifest import whole_or_not
 CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
 TEACHER = "teacher"  # the strategy whose model the static ones take
+TEACHER_WEIGHTS = "run/teacher.nemo"  # in its cell
 SETTINGS_FILE = "comparison.json"
 REPORTED_DIFFERENCES = 20
 # Given by the comparison, cell by cell.
@@ -418,6 +419,6 @@ def _path_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: s
         f"exp_manager.exp_dir={hydra_value(f'{output_dir}/{Path(cell.folder).parent}')}",
     ]
     if teacher := teacher_of(cell):
-        weights = f"{output_dir}/{teacher.folder}/run/teacher.nemo"
+        weights = f"{output_dir}/{teacher.folder}/{TEACHER_WEIGHTS}"
         arguments.append(f"model.codert.teacher_checkpoint={hydra_value(weights)}")
     return arguments

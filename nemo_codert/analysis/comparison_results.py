@@ -318,6 +318,35 @@ def _check_runs(settings: Settings, runs: Sequence[Run], sets: Sequence[Transcri
             )
 
 
+def restore_cells(settings: Settings, folder: Path) -> int:
+    """Make cells of the results in `folder` where it holds no `cells`, as a folder that was handed on; how many.
+
+    They are finished, so a comparison goes on from them, but have no log and no model.
+
+    Raises:
+        ValueError: see `read_results`.
+    """
+    if (folder / "cells").exists() or not ((folder / RUNS_FILE).is_file() and (folder / PREDICTIONS_FILE).is_file()):
+        return 0
+    results = read_results(settings, folder)
+    for run in results.runs:
+        own = {system_name(run.cell, branch) for branch in run.parameters}
+        result = {
+            "updates": run.updates,
+            "wall_seconds": run.wall_seconds,
+            "parameters": run.parameters,
+            CODE: run.code,
+            "test_sets": [_of_systems(part, own) for part in results.transcripts if part.fold == run.cell.fold],
+        }
+        (folder / run.cell.folder).mkdir(parents=True)
+        write_whole(folder / run.cell.folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
+    return len(results.runs)
+
+
+def _of_systems(part: Transcripts, systems: set[str]) -> dict[str, Any]:
+    return {**asdict(part), "hypotheses": {name: part.hypotheses[name] for name in part.hypotheses if name in systems}}
+
+
 def check_kept(folder: Path) -> None:
     """Raise ValueError where `results.csv` reports runs whose cells are not in `folder`: writing it would lose them.
 

@@ -20,8 +20,15 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from nemo_codert.analysis.comparison_plan import TEACHER, Cell, Settings, teacher_of, training_arguments
-from nemo_codert.analysis.comparison_results import finish_cell, is_finished, source_hash
+from nemo_codert.analysis.comparison_plan import (
+    TEACHER,
+    TEACHER_WEIGHTS,
+    Cell,
+    Settings,
+    teacher_of,
+    training_arguments,
+)
+from nemo_codert.analysis.comparison_results import RESULT_FILE, finish_cell, is_finished, source_hash
 
 LOCK_FILE = "comparison.lock"
 LOG_FILE = "train.log"
@@ -100,13 +107,22 @@ class Runner:
             if len(self._running) >= self.jobs:
                 return
             teacher = teacher_of(cell)
-            if teacher in self.failed:
+            if fault := self._teacher_fault(teacher):
                 waiting.remove(cell)
                 self.failed.append(cell)
-                _say(f"{cell}: not started, its teacher failed")
+                _say(f"{cell}: not started, {fault}")
             elif teacher is None or is_finished(teacher, self.folder):
                 waiting.remove(cell)
                 self._start(cell)
+
+    def _teacher_fault(self, teacher: Cell | None) -> str | None:
+        if teacher in self.failed:
+            return "its teacher failed"
+        if teacher is None or not is_finished(teacher, self.folder):
+            return None
+        weights = self.folder / teacher.folder / TEACHER_WEIGHTS
+        result = weights.parent.parent / RESULT_FILE
+        return None if weights.is_file() else f"{weights} is gone: delete {result}, and the teacher is trained again"
 
     def _start(self, cell: Cell) -> None:
         folder = self.folder / cell.folder

@@ -117,20 +117,33 @@ def test_a_broken_result_is_named_and_once_deleted_its_cell_is_trained_again(con
     assert compare("--seeds", "0")[0] == 0 and starts() == ["all/student/0"]
 
 
-@pytest.mark.parametrize("lost, count", [("cells", 4), ("cells/all/seed1", 2)])
-def test_reported_runs_whose_cells_are_gone_are_never_lost(lost, count, compare, run, starts, tmp_path):
+def test_reported_runs_whose_cells_are_gone_are_never_lost(compare, run, starts, tmp_path):
     compare("--strategies", "student", "tandem_kd")
     starts()
-    shutil.rmtree(tmp_path / "out" / lost)
+    shutil.rmtree(tmp_path / "out" / "cells/all/seed1")
     before = snapshot(tmp_path / "out")
-    calls = [compare, lambda: compare("--seeds", "2")]
-    calls += [] if lost == "cells" else [lambda: run("--report-only")]
-    for call in calls:
+    for call in (compare, lambda: compare("--seeds", "2"), lambda: run("--report-only")):
         status, _, err = call()
-        assert status == 2 and f"results.csv reports {count} runs whose cells are not here, first all, seed" in err
+        assert status == 2 and "results.csv reports 2 runs whose cells are not here, first all, seed" in err
         assert "Copy cells/ back, or give another --output-dir" in err
         assert snapshot(tmp_path / "out") == before and starts() == []
-    assert lost != "cells" or run("--report-only")[0] == 0
+
+
+@pytest.mark.parametrize("lost", ["predictions.jsonl.gz", "results.csv of another"])
+def test_a_comparison_handed_on_in_pieces_or_mixed_is_refused_and_left_as_it_is(lost, compare, starts, tmp_path):
+    compare("--strategies", "student", "tandem_kd")
+    starts()
+    folder = tmp_path / "out"
+    shutil.rmtree(folder / "cells")
+    if lost == "predictions.jsonl.gz":
+        (folder / lost).unlink()
+    else:
+        text = (folder / "results.csv").read_text()
+        (folder / "results.csv").write_text(text.replace(",400,", ",40,", 1).replace("student,0", "student,7", 1))
+    before = snapshot(folder)
+    status, _, err = compare("--seeds", "0-2")
+    assert status == 2 and "results.csv" in err and "Traceback" not in err
+    assert {**snapshot(folder), "comparison.lock": before["comparison.lock"]} == before and starts() == []
 
 
 @pytest.mark.parametrize(

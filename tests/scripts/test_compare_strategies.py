@@ -298,6 +298,30 @@ def test_three_files_are_enough_to_make_the_report_anew(compare, run, tmp_path, 
         assert (release / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+def test_a_comparison_that_was_handed_on_is_continued_from_its_three_files(compare, run, starts, tmp_path):
+    compare("--strategies", "student", "static", "--seeds", "0")
+    starts()
+    folder = tmp_path / "out"
+    before = {name: (folder / name).read_bytes() for name in ("results.csv", "predictions.jsonl.gz")}
+    shutil.rmtree(folder / "cells")
+    status, out, _ = compare("--seeds", "0")
+    assert status == 0 and starts() == [] and "3 finished cells taken from results.csv" in out
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    status, _, _ = compare("--seeds", "1")
+    assert status == 0 and starts() == ["all/teacher/1", "all/student/1", "all/static/1"] and len(rows(folder)) == 6
+
+
+def test_a_static_student_whose_teacher_was_not_handed_on_says_how_to_get_one(compare, starts, tmp_path):
+    compare("--strategies", "student", "teacher", "--seeds", "0")
+    starts()
+    shutil.rmtree(tmp_path / "out" / "cells")
+    status, _, err = compare("--strategies", "static", "--seeds", "0")
+    result = tmp_path / "out" / "cells" / "all" / "seed0" / "teacher" / "result.json"
+    assert status == 1 and starts() == [] and f"delete {result}, and the teacher is trained again" in err
+    result.unlink()
+    assert compare("--seeds", "0")[0] == 0 and starts() == ["all/teacher/0", "all/static/0"]
+
+
 def test_the_report_can_be_against_another_strategy(compare, run):
     compare("--strategies", "student", "tandem_kd", "shared_kd")
     status, out, _ = run("--report-only", "--against", "tandem_kd")
