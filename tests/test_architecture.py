@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "modules": LEAVES,
     "models": LEAVES | {"modules", "data"},
     "export": LEAVES | {"modules", "models"},
+    "model_sizes": {"analysis", "export"},
     "run_checks": {"config", "config_values", "data", "analysis"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},
 }
