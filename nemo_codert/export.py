@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
+from omegaconf import open_dict
 
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.pretrained import restore_rnnt
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
+
+CARD_KEY = "model_card"  # of a model's config
 
 
 def load_model(path: str | Path) -> EncDecRNNTBPEModel:
@@ -52,6 +55,17 @@ def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
     with _moved_when_complete(path.parent) as folder:
         model.save_to(str(folder / path.name))
     return path
+
+
+def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tuple[Path, Path]:
+    """`save_model` with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`."""
+    path = Path(path)
+    with open_dict(model.cfg):
+        model.cfg[CARD_KEY] = card
+    with _moved_when_complete(path.parent) as folder:
+        model.save_to(str(folder / path.name))
+        (folder / path.name).with_suffix(".md").write_text(card, encoding="utf-8")
+    return path, path.with_suffix(".md")
 
 
 def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path]:

@@ -13,14 +13,25 @@ compact (equal to rounding, smaller when the vocabulary is large), narrow (equal
 as compact and the fastest with a large vocabulary; not for half precision or int8), auto (exact while V+1 <= D_enc +
 D_pred, else compact). A stock joint is copied as it is.
 
+Beside NAME.nemo comes NAME.md, a model card in the form that model hubs read, and its text is in the file
+(`model.cfg.model_card`): training data by name and hours, strategy and teacher as the model's file records them, WER
+of the sets in --wer (predictions or summaries of scripts/evaluate.py, repeatable) with an interval, --license,
+--language and --dataset (hub names; repeatable). What is not known is called unknown.
+
 A file is complete under its name or not there. Exit status 2: bad options or files; the message says what to change.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_codert.console import exit_status, quieten_libraries
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from nemo_codert.training_record import TrainingRecord
 
 SUFFIXES = {"nemo": ".nemo", "onnx": ".onnx"}
 
@@ -33,6 +44,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format", choices=["nemo", "onnx", "sherpa-onnx"], default="nemo")
     parser.add_argument("--joint", choices=["auto", "exact", "compact", "narrow"], default="auto")
     parser.add_argument("--branch", choices=["student", "teacher"], default="student")
+    card = parser.add_argument_group("model card, --format nemo")
+    card.add_argument("--wer", type=Path, action="append", default=[], metavar="PREDICTIONS.json")
+    card.add_argument("--license", default="unknown", metavar="ID", help="a hub's id, such as cc-by-4.0 (unknown)")
+    card.add_argument("--language", action="append", default=[], metavar="CODE", help="ISO code, such as en")
+    card.add_argument("--dataset", action="append", default=[], metavar="NAME", help="training data at a model hub")
     return parser.parse_args(arguments)
 
 
@@ -50,6 +66,11 @@ def check_options(options: argparse.Namespace) -> None:
     suffix = SUFFIXES[options.format]
     if options.output.suffix != suffix:
         raise ValueError(f"--output is {options.output}, but --format {options.format} makes a {suffix} file")
+    if options.format != "nemo":
+        given = {"--wer": options.wer, "--language": options.language, "--dataset": options.dataset}
+        given["--license"] = options.license != "unknown"
+        for option in [option for option, value in given.items() if value]:
+            raise ValueError(f"{option} is for the model card, which --format {options.format} has none of")
     if not options.model.is_file():
         raise ValueError(f"--model is {options.model}: no such file. Give the .nemo that scripts/train.py left")
     if options.output.is_dir():
@@ -62,18 +83,43 @@ def export(options: argparse.Namespace) -> None:
     """Write the files that the options ask for and print what they are."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.export import export_onnx, load_model, save_model, stock_of
+    from nemo_codert.export import export_onnx, load_model, save_with_card, stock_of
+    from nemo_codert.training_record import recorded_training
 
     model = load_model(options.model)
     stock = stock_of(model, branch=options.branch, joint=options.joint)
-    written = export_onnx(stock, options.output) if options.format == "onnx" else [save_model(stock, options.output)]
     parameters = sum(parameter.numel() for parameter in stock.parameters())
+    if options.format == "onnx":
+        written = export_onnx(stock, options.output)
+    else:
+        written = save_with_card(
+            stock, options.output, card_of(stock.cfg, recorded_training(model.cfg), parameters, options)
+        )
     print(
         f"{type(stock).__name__}, {parameters:,} parameters, joint_hidden {stock.joint.joint_hidden}, "
         f"{stock.joint.num_classes_with_blank - 1} word pieces"
     )
     for path in written:
-        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+        print(f"{path}  model card" if path.suffix == ".md" else f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def card_of(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int, options: argparse.Namespace) -> str:
+    """The model card that the options ask for.
+
+    Raises:
+        ValueError: results that are none, or of another model.
+    """
+    from nemo_codert.model_card import CardOptions, model_card, read_results
+
+    about = {"branch": options.branch, "parameters": parameters}
+    return model_card(
+        cfg,
+        name=options.output.stem,
+        record=record,
+        results=[result for path in options.wer for result in read_results(path, **about)],
+        options=CardOptions(options.license, tuple(options.language), tuple(options.dataset)),
+        **about,
+    )
 
 
 def main() -> int:

@@ -10,9 +10,10 @@ makes the checkpoint that the static ones take as model.codert.teacher_checkpoin
 
 Everything goes into one folder, exp_manager.exp_dir/NAME/DATE: checkpoints (the best student by val_wer), curves,
 the list of dropped utterances, `pair.nemo` (for more training, evaluation of both branches, export) and
-`student.nemo`, a stock NeMo model. strategy=student leaves `lone_student.nemo` in place of the pair, strategy=teacher
-`teacher.nemo` alone. With model.test_ds.manifest_filepath (a path or a list) the trained models then transcribe these
-manifests: `predictions/{student,teacher}/MANIFEST.json` and `MANIFEST_summary.json`, as scripts/evaluate.py writes.
+`student.nemo`, a stock NeMo model, with its model card `student.md`. strategy=student leaves `lone_student.nemo` in
+place of the pair, strategy=teacher `teacher.nemo` alone. With model.test_ds.manifest_filepath (a path or a list) the
+trained models then transcribe these manifests: `predictions/{student,teacher}/MANIFEST.json` and
+`MANIFEST_summary.json`, as scripts/evaluate.py writes.
 """
 
 import copy
@@ -44,12 +45,14 @@ from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa:
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
 from nemo_codert.config import checked_config, encoder_stride  # noqa: E402
 from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
-from nemo_codert.export import save_model, stock_of  # noqa: E402
+from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
+from nemo_codert.model_card import model_card, read_results  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 
@@ -94,7 +97,7 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
     try:
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
-        screen_data(cfg, folder)
+        data = screen_data(cfg, folder)
         try:
             model = build_model(cfg, trainer)
         except InstantiationException as error:
@@ -103,6 +106,8 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
         check_optimiser(model)
+        with open_dict(model.cfg):
+            model.cfg[RECORD_KEY] = training_record(cfg, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)
     except BaseException:
         forget_run(cfg)
@@ -129,14 +134,20 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
 
 
-def screen_data(cfg: DictConfig, folder: Path) -> None:
-    """Drop or refuse utterances that cannot be used; the manifests in `cfg` become the usable ones."""
+def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
+    """Drop or refuse utterances that cannot be used; the manifests in `cfg` become the usable ones.
+
+    Returns what there is to train on and to validate with, under `train` and `validation`.
+    """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
     policy = checked_config(cfg.model, warn=False, alone=cfg.train != "pair").codert.bad_utterances
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
+    records: dict[str, list[DataRecord]] = {}
     for name in ("train_ds", "validation_ds"):
         block = cfg.model[name]
+        names = manifest_paths(block.get("manifest_filepath") or [])
+        records[name.removesuffix("_ds")] = data_records(names, None)
         if block.get("manifest_filepath") is None or is_tarred(block):
             logger.warning("model.%s is not a plain manifest: its utterances are not checked.", name)
             continue
@@ -157,6 +168,8 @@ def screen_data(cfg: DictConfig, folder: Path) -> None:
             for i, path in enumerate(manifest_paths(block.manifest_filepath))
         ]
         block.manifest_filepath = usable[0] if len(usable) == 1 else usable
+        records[name.removesuffix("_ds")] = data_records(names, usable)
+    return records
 
 
 def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
@@ -231,15 +244,33 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     if best and Path(best).is_file():
         model.load_state_dict(torch.load(best, map_location="cpu", weights_only=False)["state_dict"])
     model = model.cpu().eval()
+    score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
+    with open_dict(model.cfg):
+        model.cfg[RECORD_KEY].updates = trainer.global_step
+        if score is not None and trainer.checkpoint_callback.monitor == "val_wer":
+            model.cfg[RECORD_KEY].best_val_wer = float(score)
     save_model(model, folder / TRAINED_FILES[cfg.train])
     if cfg.train != "teacher":
-        save_model(stock_of(model), folder / "student.nemo")
+        save_student(model, folder)
     OmegaConf.save(cfg, folder / "config.yaml")
-    score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
     if test_manifests(cfg):
         for branch in ("student", "teacher") if cfg.train == "pair" else (cfg.train,):
             transcribe_tests(cfg, trainer, branch, folder)
+        if cfg.train != "teacher":
+            save_student(model, folder)  # its card now has results
+
+
+def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:
+    """`student.nemo`, a stock model, and `student.md`, its card, with the results of the test sets that are there."""
+    stock = stock_of(model)
+    parameters = sum(parameter.numel() for parameter in stock.parameters())
+    about = {"branch": "student", "parameters": parameters}
+    predictions = sorted((folder / "predictions" / "student").glob("*_summary.json"))
+    results = [result for path in predictions for result in read_results(path, **about)]
+    record = recorded_training(model.cfg)
+    card = model_card(stock.cfg, name="student", record=record, results=results, **about)
+    save_with_card(stock, folder / "student.nemo", card)
 
 
 def transcribe_tests(cfg: DictConfig, trainer: pl.Trainer, branch: str, folder: Path) -> None:

@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "modules": LEAVES,
     "models": LEAVES | {"modules", "data"},
     "export": LEAVES | {"modules", "models"},
+    "model_card": {"analysis", "data", "training_record"},
+    "model_sizes": {"analysis", "export"},
     "run_checks": {"config", "config_values", "data", "analysis"},
+    "training_record": {"config", "data"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},
 }
 # Heavy packages that a part must not import, not even inside a function where `anywhere` says so.

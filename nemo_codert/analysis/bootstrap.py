@@ -107,6 +107,36 @@ def relative_reduction(
     )
 
 
+def error_rate_interval(
+    errors: Sequence[int],
+    words: Sequence[int],
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of one system's word error rate, utterances being drawn with replacement.
+
+    Args:
+        errors, words: of each utterance, with a reference word in one of them at least.
+
+    Raises:
+        ValueError: shapes that do not fit together, or no reference word.
+    """
+    counts = np.stack([np.asarray(errors, dtype=float), np.asarray(words, dtype=float)], axis=1)  # [N, 2]
+    if not counts[:, 1].sum():
+        raise ValueError("there is no reference word, so no word error rate")
+    generator, drawn = np.random.default_rng(seed), []
+    for start in range(0, resamples, max(1, BLOCK // len(counts))):
+        rows = min(resamples - start, max(1, BLOCK // len(counts)))
+        drawn.append(_draw(generator, np.full(rows, len(counts)), len(counts)) @ counts)  # [rows, 2]
+    totals = np.concatenate(drawn)
+    totals = totals[totals[:, 1] > 0]  # a resample without a word has no rate
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(totals[:, 0] / totals[:, 1], [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
 def _reductions(system: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     """[R], [R] errors -> [R]; without any error of the baseline 0 if the system has none either, else -inf."""
     ratios = np.full(len(baseline), np.inf)

@@ -88,9 +88,9 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
         ValueError: as `usable_entries`, or audio that breaks off.
     """
     entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate)
-    _texts(model, entries[:1], batch_size)
+    transcribed_texts(model, entries[:1], batch_size)
     start = time.perf_counter()
-    texts = _texts(model, entries, batch_size)
+    texts = transcribed_texts(model, entries, batch_size)
     wall_seconds = time.perf_counter() - start
     return Evaluation(
         manifest=str(manifest),
@@ -101,7 +101,12 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
     )
 
 
-def _texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
+def transcribed_texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
+    """What a stock model hears in the utterances of manifest entries, in their order.
+
+    Raises:
+        ValueError: audio that breaks off.
+    """
     keys = ("audio_filepath", "duration", "offset")
     # References and foreign keys are left out: NeMo's loader would tokenize the one and may trip over the others.
     lines = [{**{key: entry[key] for key in keys if entry.get(key) is not None}, "text": ""} for entry in entries]

@@ -145,7 +145,7 @@ def restore_rnnt(name: str | Path, what: str) -> EncDecRNNTBPEModel:
     """
     path = Path(name)
     if path.is_file():
-        refuse_other_models(_restored(ASRModel.restore_from, path, what, return_config=True), what)
+        restored_config(path, what)
         model = _restored(ASRModel.restore_from, path, what, map_location="cpu")
     elif path.suffix == ".nemo" or path.exists():
         raise ValueError(f"{what} is no file. Give the path of a .nemo file or a pretrained name")
@@ -153,6 +153,17 @@ def restore_rnnt(name: str | Path, what: str) -> EncDecRNNTBPEModel:
         model = _restored(ASRModel.from_pretrained, path, what, map_location="cpu")
     refuse_other_models(model.cfg, what)
     return model.eval()
+
+
+def restored_config(path: Path, what: str) -> DictConfig:
+    """Config of a standard RNN-T or a pair in a `.nemo` file, which is not built.
+
+    Raises:
+        ValueError: a broken file, or a model that is no standard RNN-T.
+    """
+    config = _restored(ASRModel.restore_from, path, what, return_config=True)
+    refuse_other_models(config, what)
+    return config
 
 
 def _restored(restore: Callable[..., Any], path: Path, what: str, **options: Any) -> Any:

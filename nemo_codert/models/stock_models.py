@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from nemo_codert import __version__
-from nemo_codert.config import STOCK_JOINT
+from nemo_codert.config import STOCK_JOINT, encoder_stride
 from nemo_codert.data.tokenizer import without_paths
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
@@ -37,6 +37,8 @@ def stock_model(model: EncDecRNNTBPEModel, branch: Transducer, cfg: DictConfig, 
             cfg.joint.jointnet = {"joint_hidden": stock_joint.joint_hidden, "activation": "relu", "dropout": 0.0}
     with torch.random.fork_rng(devices=[]):
         stock = EncDecRNNTBPEModel(cfg=cfg)
+    # Timestamps need it; NeMo's RNNEncoder does not keep it, nor would a file: docs/deployment.md.
+    stock.encoder.subsampling_factor = getattr(stock.encoder, "subsampling_factor", encoder_stride(cfg.encoder))
     stock._tokenizer_folder = folder  # the files are packed by save_to, so they live as long as the model
     stock.load_state_dict(_stock_state(model, branch, stock_joint))
     return stock.to(next(branch.joint.parameters()).device).eval()

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nemo_codert.analysis.bootstrap import MINIMUM_RECORDINGS, MINIMUM_WORDS, PairedErrors, relative_reduction
+from nemo_codert.analysis.bootstrap import (
+    MINIMUM_RECORDINGS,
+    MINIMUM_WORDS,
+    PairedErrors,
+    error_rate_interval,
+    relative_reduction,
+)
 
 FAST = 400  # resamples
 ERRORS = arrays(int, (3, 12), elements=st.integers(0, 6))
@@ -228,3 +234,31 @@ def test_an_interval_holds_the_true_reduction_about_as_often_as_it_says(
     # wide, not wrong. Seen: 0.89 to 0.945 at rate 20, 0.955 to 0.99 at rate 1.
     assert 0.87 <= hits / trials <= most
     assert np.mean(widths) < 0.6
+
+
+def test_the_interval_of_an_error_rate_is_that_of_the_binomial_for_utterances_of_one_word():
+    errors = np.repeat([1, 0], [60, 240])  # 20% of 300
+    low, high = error_rate_interval(errors, np.ones(300))
+    half = 1.96 * np.sqrt(0.2 * 0.8 / 300)
+    assert abs(low - (0.2 - half)) < 0.01 and abs(high - (0.2 + half)) < 0.01
+    assert (low, high) == error_rate_interval(errors, np.ones(300))  # the same seed
+
+
+def test_the_interval_of_an_error_rate_is_one_point_where_every_utterance_errs_alike():
+    assert error_rate_interval([1] * 30, [4] * 30) == (0.25, 0.25)
+    assert error_rate_interval([0] * 30, [4] * 30) == (0.0, 0.0)
+
+
+def test_the_interval_of_an_error_rate_does_not_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
+    errors, words = np.random.default_rng(0).integers(0, 3, 50), np.full(50, 5)
+    monkeypatch.setattr("nemo_codert.analysis.bootstrap.BLOCK", 50 * 7)
+    few = error_rate_interval(errors, words)
+    monkeypatch.undo()
+    assert np.allclose(few, error_rate_interval(errors, words), atol=0.01)
+
+
+def test_without_a_reference_word_there_is_no_interval():
+    with pytest.raises(ValueError, match="no reference word"):
+        error_rate_interval([1, 2], [0, 0])
+    low, high = error_rate_interval([1, 0], [0, 1], resamples=50)  # some resamples have no word
+    assert 0 <= low <= high

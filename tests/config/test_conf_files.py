@@ -26,6 +26,8 @@ STRATEGIES = {
     "shared_kd": ("pair", "co_trained", True, 0.1),
     "static_shared": ("pair", "frozen", True, 0.1),
 }
+# Settings of NeMo's streaming pipelines, composed with nothing; tests/export/test_student_in_nemo.py builds them.
+PIPELINES = {"inference/buffered_rnnt": "buffered", "inference/cache_aware_rnnt": "cache_aware"}
 # Values that differ from those of every strategy file: whatever is left of them was not set.
 MARKS = {"train": "unset", "model.codert.teacher": "unset", "model.codert.share_decoder": "unset"}
 MARKS["model.codert.distillation.weight"] = 123.0
@@ -83,8 +85,16 @@ def millions_of(encoder: DictConfig) -> float:
 
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
-    assert found == {"base", *TOP, *(f"strategy/{name}" for name in STRATEGIES)}
-    assert len(found) == 14
+    assert found == {"base", *TOP, *(f"strategy/{name}" for name in STRATEGIES), *PIPELINES}
+    assert len(found) == 16
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_file_explains_itself_and_asks_for_a_model_only(name):
+    assert (CONF / f"{name}.yaml").read_text().startswith("# NeMo's ")
+    cfg = OmegaConf.load(CONF / f"{name}.yaml")
+    assert cfg.pipeline_type == PIPELINES[name] and OmegaConf.missing_keys(cfg) == {"asr.model_name"}
+    assert cfg.asr.decoding.strategy == "greedy_batch"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -1,5 +1,6 @@
 """What scripts/train.py does between a good command line and the first step, in this process."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
+from nemo_codert.export import load_model
 from nemo_codert.models import student_config, teacher_config
+from nemo_codert.training_record import recorded_training
 from tests.models.training_runs import equal_states
 
 SMALL = [
@@ -216,3 +219,43 @@ def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, script, smal
     with pytest.raises(ValueError, match="seen"):
         script.prepare(small_run())
     assert seen == [kept]
+
+
+def test_a_trained_student_carries_the_record_of_its_training_and_a_card_with_its_results(
+    script, run_config, manifest, tmp_path
+):
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    (tmp_path / "mine.json").write_text(
+        "".join(json.dumps(line) + "\n" for line in [{**lines[0], "text": ""}, *lines])
+    )
+    (tmp_path / "dev.json").write_text(manifest.read_text())
+    cfg = run_config(
+        f"model.train_ds.manifest_filepath={tmp_path / 'mine.json'}",
+        f"model.validation_ds.manifest_filepath={tmp_path / 'dev.json'}",
+        f"+model.test_ds.manifest_filepath={tmp_path / 'dev.json'}",
+        "strategy=tandem_kd",
+        *SMALL,
+    )
+    trainer, model, folder = script.prepare(cfg)
+    ended = SimpleNamespace(
+        lightning_module=model.eval(),
+        global_step=5,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        checkpoint_callback=SimpleNamespace(
+            best_model_path="", best_model_score=torch.tensor(0.25), monitor="val_wer"
+        ),
+    )
+    script.finish(cfg, ended, folder)
+    seconds = sum(line["duration"] for line in lines)
+    for name in ("pair.nemo", "student.nemo"):
+        record = recorded_training(load_model(folder / name).cfg)
+        assert (record.strategy, record.teacher, record.updates) == ("tandem_kd", "trained in the same run", 5)
+        assert [(each.manifest, each.utterances) for each in record.train] == [
+            ("mine.json", 8)
+        ]  # the empty one dropped
+        assert record.train[0].hours == pytest.approx(seconds / 3600, abs=1e-4) and record.best_val_wer == 0.25
+        assert [each.manifest for each in record.validation] == ["dev.json"]
+    text = (folder / "student.md").read_text()
+    assert text == load_model(folder / "student.nemo").cfg.model_card
+    assert "`mine.json` (8 utterances, 0.00 hours)" in text and "| dev | 8 | 36 | " in text
+    assert str(tmp_path) not in text and "train_ds_usable" not in text

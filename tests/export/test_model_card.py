@@ -1,0 +1,224 @@
+"""Model cards: what is known is in them, what is not is called unknown, and hubs and NeMo can read them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from omegaconf import OmegaConf, open_dict
+
+from nemo_codert.export import load_model, save_model, save_with_card
+from nemo_codert.model_card import CardOptions, Result, model_card, read_results
+from nemo_codert.training_record import DataRecord, TrainingRecord, recorded_training, strategy_name
+from tests.conftest import REPOSITORY, load_script
+
+RECORD = TrainingRecord(
+    strategy="shared_kd",
+    teacher="trained in the same run",
+    started_from={"student": "small.nemo"},
+    train=[DataRecord("train.json", 3000, 2.5), DataRecord("more.json")],
+    validation=[DataRecord("dev.json", 38, 0.03)],
+    updates=1200,
+    best_val_wer=0.125,
+    seed=3,
+    versions={"nemo_codert": "0.1.0", "torch": "2.9.0"},
+)
+NOTHING_SAID = CardOptions()
+RESULTS = [Result("test_seen", 38, 200, 0.12, 0.08, 0.165, "beam"), Result("test_unseen", 101, 500, 0.306)]
+
+
+@pytest.fixture(scope="module")
+def pair(make_config):
+    from nemo_codert.models import EncDecCoDERTBPEModel
+
+    return EncDecCoDERTBPEModel(make_config("shared_kd"))
+
+
+@pytest.fixture
+def cfg(pair):
+    """Config of the pair's student, without a record."""
+    return OmegaConf.create(OmegaConf.to_container(pair.student_model().cfg))
+
+
+@pytest.fixture
+def export(monkeypatch, capsys, tmp_path):
+    """Runs scripts/export_student.py in this process into tmp_path: exit status, standard error."""
+
+    def call(model: Path, *arguments: str | Path) -> tuple[int, str]:
+        line = ["export_student.py", "--model", model, "--output", tmp_path / "tiny.nemo", *arguments]
+        monkeypatch.setattr(sys, "argv", [*map(str, line)])
+        capsys.readouterr()
+        return load_script("export_student").main(), capsys.readouterr().err
+
+    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
+    return call
+
+
+def card_of(cfg, results=(), options=NOTHING_SAID, name="tiny") -> str:
+    about = {"name": name, "branch": "student", "parameters": 12_345, "record": recorded_training(cfg)}
+    return model_card(cfg, results=results, options=options, **about)
+
+
+def with_record(cfg, record: TrainingRecord = RECORD):
+    with open_dict(cfg):
+        cfg.nemo_codert_training = record.plain
+    return cfg
+
+
+def write_predictions(folder: Path, branch: str, parameters: int, wrong: int = 10) -> Path:
+    """Forty utterances of two words, ten of them with one wrong word, and the summary of them."""
+    lines = [
+        {"audio_filepath": f"{i}.wav", "duration": 1.0, "text": "a b", "pred_text": "a c" if i < wrong else "a b"}
+        for i in range(40)
+    ]
+    figures = {"manifest": "/data/of/someone/test_x.json", "utterances": 40, "words": 80, "wer": wrong / 80}
+    summary = {"branch": branch, "parameters": parameters, "decoding": "greedy_batch", "sets": [figures]}
+    (folder / "said.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "said_summary.json").write_text(json.dumps(summary) + "\n")
+    return folder / "said.json"
+
+
+def test_a_hub_reads_what_the_front_matter_says(cfg):
+    options = CardOptions("cc-by-4.0", ("en",), ("openslr/librispeech_asr",))
+    data = ModelCard(card_of(with_record(cfg), RESULTS, options)).data
+    assert (data.license, data.language, data.datasets) == ("cc-by-4.0", ["en"], ["openslr/librispeech_asr"])
+    assert (data.library_name, data.pipeline_tag) == ("nemo", "automatic-speech-recognition")
+    assert {"CoDERT", "knowledge-distillation", "NeMo"} <= set(data.tags) and data.metrics == ["wer"]
+    found = [(each.dataset_name, each.metric_type, each.metric_value) for each in data.eval_results]
+    assert found == [("test_seen", "wer", 12.0), ("test_unseen", "wer", 30.6)] and data.model_name == "tiny"
+
+
+def test_the_text_tells_data_strategy_teacher_rates_and_versions(cfg):
+    text = card_of(with_record(cfg), RESULTS, CardOptions("cc-by-4.0"))
+    for line in (
+        "12,345 parameters, 32 word pieces, audio at 16000 Hz",
+        "- Strategy: `shared_kd` (beside a teacher, with one prediction network",
+        "- Teacher: trained in the same run",
+        "- Training data: `train.json` (3,000 utterances, 2.50 hours), `more.json` (hours unknown)",
+        "- Validation data: `dev.json` (38 utterances, 0.03 hours); WER of the chosen checkpoint: 12.50%",
+        "- Updates: 1,200; seed: 3",
+        "- The student started from: small.nemo",
+        "- Trained with nemo_codert 0.1.0, torch 2.9.0",
+        "| test_seen | 38 | 200 | 12.00% | 8.0% to 16.5% | beam |",
+        "| test_unseen | 101 | 500 | 30.60% | unknown | unknown |",
+        "## Licence\n\ncc-by-4.0\n",
+        "nemo_toolkit 3.",
+    ):
+        assert line in text, line
+
+
+def test_what_is_not_known_is_called_unknown_and_nothing_is_invented(cfg):
+    text = card_of(cfg)
+    data = yaml.safe_load(text.split("---\n")[1])
+    assert data["license"] == "unknown" and not {"language", "datasets", "model-index", "metrics"} & data.keys()
+    assert "knowledge-distillation" not in data["tags"]
+    assert "- Strategy, teacher, data and updates: unknown (the file has no record of its training)" in text
+    assert "Unknown: this card was written without test results." in text and "- Language: unknown" in text
+    assert "Unknown: none was stated when this card was written. Ask before you use the model." in text
+
+
+@pytest.mark.parametrize(
+    "name", ["student", "teacher", "static", "static_shared", "tandem", "tandem_kd", "shared", "shared_kd"]
+)
+def test_a_strategy_is_called_by_the_name_of_the_file_that_sets_it(name):
+    base = OmegaConf.create(
+        {"train": "pair", "model": {"codert": {"teacher": "co_trained", "share_decoder": True, "distillation": {}}}}
+    )
+    cfg = OmegaConf.merge(base, OmegaConf.load(REPOSITORY / "conf" / "strategy" / f"{name}.yaml"))
+    assert strategy_name(cfg.train, cfg.model.codert) == name
+    if name == "static":
+        cfg.model.codert.distillation.weight = 0.0
+        assert strategy_name(cfg.train, cfg.model.codert) == "static without distillation"
+
+
+def test_results_are_read_with_an_interval_and_without_paths(tmp_path):
+    path = write_predictions(tmp_path, "student", 5)
+    for given in (path, tmp_path / "said_summary.json"):
+        (result,) = read_results(given, branch="student", parameters=5)
+        assert (result.name, result.utterances, result.words, result.decoding) == ("test_x", 40, 80, "greedy_batch")
+        assert result.wer == 0.125 and 0.04 < result.low < 0.125 < result.high < 0.21
+    path.unlink()
+    (result,) = read_results(tmp_path / "said_summary.json", branch="student", parameters=5)
+    assert (result.wer, result.low, result.high) == (0.125, None, None)
+
+
+def test_results_that_are_none_or_of_another_model_are_refused(tmp_path):
+    path = write_predictions(tmp_path, "student", 5)
+    for branch, parameters, message in (("teacher", 5, "its branch is 'student'"), ("student", 6, "parameters is 5")):
+        with pytest.raises(ValueError, match=rf"said\.json is of another model: .*{message}"):
+            read_results(path, branch=branch, parameters=parameters)
+    with pytest.raises(ValueError, match="absent.json is not a file"):
+        read_results(tmp_path / "absent.json", branch="student", parameters=5)
+    (tmp_path / "plain.json").write_text('{"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}\n')
+    with pytest.raises(ValueError, match="plain.json has no pred_text"):
+        read_results(tmp_path / "plain.json", branch="student", parameters=5)
+    (tmp_path / "odd_summary.json").write_text("[]")
+    with pytest.raises(ValueError, match="odd_summary.json is no summary"):
+        read_results(tmp_path / "odd_summary.json", branch="student", parameters=5)
+
+
+def test_a_record_goes_with_the_pair_into_the_exported_student_and_its_card(pair, export, tmp_path):
+    with_record(pair.cfg)
+    path = save_model(pair, tmp_path / "pair.nemo")
+    with open_dict(pair.cfg):
+        pair.cfg.pop("nemo_codert_training")
+    stored = load_model(path)
+    assert recorded_training(stored.cfg) == RECORD
+    parameters = sum(parameter.numel() for parameter in stored.student_model().parameters())
+    predictions = write_predictions(tmp_path, "student", parameters)
+    status, errors = export(path, "--wer", predictions, "--license", "cc-by-4.0", "--language", "en")
+    assert status == 0, errors
+    text = (tmp_path / "tiny.md").read_text()
+    student = load_model(tmp_path / "tiny.nemo")
+    assert student.cfg.model_card == text and recorded_training(student.cfg) == RECORD
+    assert "| test_x | 40 | 80 | 12.50% | " in text and "`train.json` (3,000 utterances, 2.50 hours)" in text
+    assert str(tmp_path) not in text and "/data/of/someone" not in text
+    assert text.startswith("---\nlanguage:\n- en\nlicense: cc-by-4.0\n")
+
+
+def test_nemo_alone_restores_a_model_with_a_card_and_finds_the_card(pair, tmp_path):
+    text = card_of(pair.cfg, [Result("ü_${x}", 1, 1, 0.5)])  # what OmegaConf would take for a reference
+    path, card = save_with_card(pair.student_model(), tmp_path / "tiny.nemo", text)
+    code = (
+        "import sys; sys.modules['nemo_codert'] = None\n"
+        "from nemo.collections.asr.models import ASRModel\n"
+        f"model = ASRModel.restore_from({str(path)!r}, map_location='cpu')\n"
+        f"model.save_to({str(tmp_path / 'again.nemo')!r})\n"
+        f"print('CARD' + ASRModel.restore_from({str(tmp_path / 'again.nemo')!r}, return_config=True).model_card)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| ü_$ {x} | 1 |" in card.read_text(encoding="utf-8")
+    assert done.stdout.split("CARD")[1] == card.read_text(encoding="utf-8") + "\n"
+
+
+def test_a_card_that_cannot_be_written_leaves_no_file(pair, export, tmp_path):
+    model = save_model(pair, tmp_path / "pair.nemo")
+    for arguments, message in (
+        (["--wer", tmp_path / "absent.json"], "absent.json is not a file"),
+        (["--format", "onnx", "--license", "mit"], "--format onnx makes a .onnx file"),
+    ):
+        status, errors = export(model, *arguments)
+        assert status == 2 and message in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["pair.nemo"]
+
+
+def test_card_options_without_a_card_are_refused(pair, tmp_path, monkeypatch, capsys):
+    model = save_model(pair, tmp_path / "pair.nemo")
+    line = [
+        "export_student.py",
+        "--model",
+        model,
+        "--output",
+        tmp_path / "x.onnx",
+        "--format",
+        "onnx",
+        "--license",
+        "mit",
+    ]
+    monkeypatch.setattr(sys, "argv", [*map(str, line)])
+    assert load_script("export_student").main() == 2
+    assert "--license is for the model card, which --format onnx has none of" in capsys.readouterr().err
