@@ -18,7 +18,7 @@ from nemo_codert import __version__
 from nemo_codert.config_values import is_count, sub_block
 from nemo_codert.stock_options import ADDITIVE_JOINT as ADDITIVE_JOINT
 from nemo_codert.stock_options import STOCK_JOINT as STOCK_JOINT
-from nemo_codert.stock_options import optimisation_problems, unsupported_options
+from nemo_codert.stock_options import is_tdt, optimisation_problems, unsupported_options
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class CoDERTConfig:
 
     teacher: str = "co_trained"  # co_trained: trained jointly | frozen: pre-trained, never moved
     teacher_checkpoint: str | None = None  # .nemo path or pretrained name with the teacher's weights
+    teacher_logits: str = "joint"  # joint | ctc: where a hybrid teacher's encoder logits come from
     share_decoder: bool = True  # the student uses the teacher's prediction network and its projection
     teacher_loss_weight: float = 1.0  # > 0 when co_trained, unused when frozen
     student_loss_weight: float = 1.0  # > 0; may be 0 when the decoder is shared and the encoder is distilled
@@ -56,22 +57,25 @@ class StudentConfig:
     encoder: Any = None  # any NeMo encoder block, required
     decoder: Any = None  # own prediction network when not shared; null: same shape as model.decoder
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
+    init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and what else fits
 
 
+OPTIONAL_BLOCKS = ("loss", "aux_ctc", "optim_param_groups", "variational_noise", "freeze_updates")
 CHOICES = {
     "teacher": ("co_trained", "frozen"),
+    "teacher_logits": ("joint", "ctc"),
     "rnnt_loss": ("auto", "exact", "nemo"),
     "bad_utterances": ("drop", "refuse"),
 }
 
 
-def checked_config(cfg: DictConfig, *, warn: bool = True, alone: bool = False) -> DictConfig:
+def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = None) -> DictConfig:
     """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
         warn: log one warning for each key that has no effect; False for a check before the real one.
-        alone: the student or the teacher is trained alone, so that `codert.share_decoder` means nothing.
+        alone: `student` or `teacher` where only that is trained, so that `codert.share_decoder` means nothing.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -82,14 +86,16 @@ def checked_config(cfg: DictConfig, *, warn: bool = True, alone: bool = False) -
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
     shares = codert.share_decoder and not alone
     problems += [*_student_problems(student, shares), *_codert_problems(codert), *_stock_block_problems(cfg)]
-    problems += [*unsupported_options(cfg), *optimisation_problems(cfg, shares)]
+    problems += _teacher_source_problems(cfg, student, codert) if alone is None else ()
+    trains_teacher = alone == "teacher" or (alone is None and codert.teacher != "frozen")
+    problems += [*unsupported_options(cfg, takes_tdt=not trains_teacher), *optimisation_problems(cfg, shares)]
     for name, encoder in _encoders(cfg, student).items():
         problems += _encoder_problems(name, encoder)
         problems += _checkpointing_problems(name, encoder, codert)
     problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
-    for key in _keys_without_effect(cfg, codert) if warn else ():
+    for key in _keys_without_effect(cfg, codert, alone) if warn else ():
         logger.warning("%s", key)
     with open_dict(cfg):
         cfg.student, cfg.codert, cfg.nemo_codert_version = student, codert, __version__
@@ -220,6 +226,36 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
         )
 
 
+def _teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig) -> Iterator[str]:
+    """What is to be taken from a pre-trained teacher and cannot be."""
+    head = sub_block(sub_block(cfg, "aux_ctc"), "decoder")
+    if codert.teacher_logits == "ctc" and not str(head.get("_target_")).endswith(".ConvASRDecoder"):
+        yield (
+            f"model.codert.teacher_logits is ctc but model.aux_ctc.decoder._target_ is {head.get('_target_')!r}: take "
+            "the hybrid teacher's block aux_ctc, whose decoder is a ConvASRDecoder, or set teacher_logits to joint"
+        )
+    if codert.teacher_logits == "ctc" and codert.teacher == "co_trained":
+        yield (
+            "model.codert.teacher_logits is ctc but model.codert.teacher is co_trained: a pair has no CTC loss "
+            "for the teacher's CTC head. Set teacher to frozen or teacher_logits to joint"
+        )
+    if not student.init_from_teacher:
+        return
+    for name, encoder in _encoders(cfg, student).items():
+        if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
+            yield (
+                f"model.student.init_from_teacher is true but {name}._target_ is {encoder.get('_target_')!r}: only "
+                "the layers of a ConformerEncoder can be copied. Set init_from_teacher to false"
+            )
+    if student.init_from is not None:
+        yield "model.student.init_from and init_from_teacher are both set: the student starts from one of them"
+    if codert.teacher_checkpoint is None:
+        yield (
+            "model.student.init_from_teacher is true but model.codert.teacher_checkpoint is null: an untrained "
+            "teacher has nothing to give. Name a checkpoint or set init_from_teacher to false"
+        )
+
+
 def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
     """Blocks of a stock RNN-T config that are absent, of the wrong kind or incomplete."""
     for name in ("preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults"):
@@ -230,7 +266,7 @@ def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"model.{name} is {block!r}, wanted a block of keys"
         elif name != "tokenizer":
             yield from _missing_values(f"model.{name}", block)
-    blocks = {name: cfg.get(name) for name in ("loss", "optim_param_groups", "variational_noise", "freeze_updates")}
+    blocks = {name: cfg.get(name) for name in OPTIONAL_BLOCKS}
     blocks["loss.warprnnt_numba_kwargs"] = sub_block(cfg, "loss").get("warprnnt_numba_kwargs")
     for name, block in blocks.items():
         if block is not None and not OmegaConf.is_dict(block):
@@ -328,7 +364,9 @@ def _encoder_width(encoder: DictConfig | dict) -> int | None:
     return encoder.get("feat_out") if is_count(encoder.get("feat_out")) else encoder.get("d_model")
 
 
-def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
+def _keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) -> Iterator[str]:
+    if alone and sub_block(cfg, "student").get("init_from_teacher"):
+        yield f"model.student.init_from_teacher has no effect: the {alone} is trained alone."
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
         yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
     for key, default in vars(DistillationConfig()).items() if codert.distillation.weight == 0 else ():
@@ -339,10 +377,14 @@ def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
             "model.codert.teacher has no effect on the student: it is frozen, distillation.weight is 0 and "
             "share_decoder is false. Set the weight above 0, share_decoder to true, or take strategy=student."
         )
+    if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
+        yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
+    if codert.teacher_logits == "ctc" and codert.distillation.weight == 0:
+        yield "model.codert.teacher_logits has no effect: distillation.weight is 0."
     if cfg.joint.get("preserve_memory"):
         yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
     if cfg.joint.get("log_softmax") is not None:
         yield "model.joint.log_softmax has no effect in training: the losses take raw logits."
     for key in sub_block(cfg, "loss"):
-        if key not in ("loss_name", "warprnnt_numba_kwargs"):
+        if key not in ("loss_name", "warprnnt_numba_kwargs") and not (is_tdt(cfg) and key == "tdt_kwargs"):
             yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."
