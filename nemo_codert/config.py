@@ -15,17 +15,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert import __version__
-from nemo_codert.config_values import is_count, is_number, sub_block
+from nemo_codert.config_values import is_count, sub_block
+from nemo_codert.stock_options import ADDITIVE_JOINT as ADDITIVE_JOINT
+from nemo_codert.stock_options import STOCK_JOINT as STOCK_JOINT
+from nemo_codert.stock_options import is_tdt, optimisation_problems, unsupported_options
 
 logger = logging.getLogger(__name__)
-
-ADDITIVE_JOINT = "nemo_codert.modules.AdditiveRNNTJoint"
-STOCK_JOINT = "nemo.collections.asr.modules.RNNTJoint"
-RNNT_LOSSES = ("default", "warprnnt_numba")
-# NeMo's losses, each with a block of arguments of its name; standard RNN-T reads warprnnt_numba's alone.
-OTHER_LOSSES = "warprnnt pytorch multiblank_rnnt multiblank_rnnt_pytorch graph_rnnt graph_w_transducer tdt tdt_pytorch"
-LOSS_BLOCKS = tuple(f"{name}_kwargs" for name in (*RNNT_LOSSES, *OTHER_LOSSES.split()))
-RNNT_REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
 
 
 @dataclass
@@ -45,6 +40,7 @@ class CoDERTConfig:
 
     teacher: str = "co_trained"  # co_trained: trained jointly | frozen: pre-trained, never moved
     teacher_checkpoint: str | None = None  # .nemo path or pretrained name with the teacher's weights
+    teacher_logits: str = "joint"  # joint | ctc: where a hybrid teacher's encoder logits come from
     share_decoder: bool = True  # the student uses the teacher's prediction network and its projection
     teacher_loss_weight: float = 1.0  # > 0 when co_trained, unused when frozen
     student_loss_weight: float = 1.0  # > 0; may be 0 when the decoder is shared and the encoder is distilled
@@ -61,23 +57,25 @@ class StudentConfig:
     encoder: Any = None  # any NeMo encoder block, required
     decoder: Any = None  # own prediction network when not shared; null: same shape as model.decoder
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
+    init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and what else fits
 
 
-PARAMETER_GROUPS = ("encoder", "decoder", "joint", "student_encoder", "student_decoder", "student_joint")
+OPTIONAL_BLOCKS = ("loss", "aux_ctc", "optim_param_groups", "variational_noise", "freeze_updates")
 CHOICES = {
     "teacher": ("co_trained", "frozen"),
+    "teacher_logits": ("joint", "ctc"),
     "rnnt_loss": ("auto", "exact", "nemo"),
     "bad_utterances": ("drop", "refuse"),
 }
 
 
-def checked_config(cfg: DictConfig, *, warn: bool = True, alone: bool = False) -> DictConfig:
+def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = None) -> DictConfig:
     """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
         warn: log one warning for each key that has no effect; False for a check before the real one.
-        alone: the student or the teacher is trained alone, so that `codert.share_decoder` means nothing.
+        alone: `student` or `teacher` where only that is trained, so that `codert.share_decoder` means nothing.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -88,14 +86,16 @@ def checked_config(cfg: DictConfig, *, warn: bool = True, alone: bool = False) -
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
     shares = codert.share_decoder and not alone
     problems += [*_student_problems(student, shares), *_codert_problems(codert), *_stock_block_problems(cfg)]
-    problems += [*_unsupported_options(cfg), *_optimisation_problems(cfg, shares)]
+    problems += _teacher_source_problems(cfg, student, codert) if alone is None else ()
+    trains_teacher = alone == "teacher" or (alone is None and codert.teacher != "frozen")
+    problems += [*unsupported_options(cfg, takes_tdt=not trains_teacher), *optimisation_problems(cfg, shares)]
     for name, encoder in _encoders(cfg, student).items():
         problems += _encoder_problems(name, encoder)
         problems += _checkpointing_problems(name, encoder, codert)
     problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
-    for key in _keys_without_effect(cfg, codert) if warn else ():
+    for key in _keys_without_effect(cfg, codert, alone) if warn else ():
         logger.warning("%s", key)
     with open_dict(cfg):
         cfg.student, cfg.codert, cfg.nemo_codert_version = student, codert, __version__
@@ -226,6 +226,36 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
         )
 
 
+def _teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig) -> Iterator[str]:
+    """What is to be taken from a pre-trained teacher and cannot be."""
+    head = sub_block(sub_block(cfg, "aux_ctc"), "decoder")
+    if codert.teacher_logits == "ctc" and not str(head.get("_target_")).endswith(".ConvASRDecoder"):
+        yield (
+            f"model.codert.teacher_logits is ctc but model.aux_ctc.decoder._target_ is {head.get('_target_')!r}: take "
+            "the hybrid teacher's block aux_ctc, whose decoder is a ConvASRDecoder, or set teacher_logits to joint"
+        )
+    if codert.teacher_logits == "ctc" and codert.teacher == "co_trained":
+        yield (
+            "model.codert.teacher_logits is ctc but model.codert.teacher is co_trained: a pair has no CTC loss "
+            "for the teacher's CTC head. Set teacher to frozen or teacher_logits to joint"
+        )
+    if not student.init_from_teacher:
+        return
+    for name, encoder in _encoders(cfg, student).items():
+        if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
+            yield (
+                f"model.student.init_from_teacher is true but {name}._target_ is {encoder.get('_target_')!r}: only "
+                "the layers of a ConformerEncoder can be copied. Set init_from_teacher to false"
+            )
+    if student.init_from is not None:
+        yield "model.student.init_from and init_from_teacher are both set: the student starts from one of them"
+    if codert.teacher_checkpoint is None:
+        yield (
+            "model.student.init_from_teacher is true but model.codert.teacher_checkpoint is null: an untrained "
+            "teacher has nothing to give. Name a checkpoint or set init_from_teacher to false"
+        )
+
+
 def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
     """Blocks of a stock RNN-T config that are absent, of the wrong kind or incomplete."""
     for name in ("preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults"):
@@ -236,7 +266,7 @@ def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"model.{name} is {block!r}, wanted a block of keys"
         elif name != "tokenizer":
             yield from _missing_values(f"model.{name}", block)
-    blocks = {name: cfg.get(name) for name in ("loss", "optim_param_groups", "variational_noise", "freeze_updates")}
+    blocks = {name: cfg.get(name) for name in OPTIONAL_BLOCKS}
     blocks["loss.warprnnt_numba_kwargs"] = sub_block(cfg, "loss").get("warprnnt_numba_kwargs")
     for name, block in blocks.items():
         if block is not None and not OmegaConf.is_dict(block):
@@ -271,98 +301,6 @@ def _decoder_problems(path: str, decoder: object) -> Iterator[str]:
     width = sub_block(decoder, "prednet").get("pred_hidden")
     if not is_count(width):
         yield f"{path}.prednet.pred_hidden is {width!r}, wanted the number of channels"
-
-
-def _unsupported_options(cfg: DictConfig) -> Iterator[str]:
-    """Stock keys that a pair cannot honour, refused by name."""
-    if sub_block(cfg, "joint"):
-        yield from _joint_problems(cfg.joint)
-    yield from _loss_problems(sub_block(cfg, "loss"))
-    reduction = cfg.get("rnnt_reduction", "mean_batch")
-    if reduction not in RNNT_REDUCTIONS:
-        yield f"model.rnnt_reduction is {reduction!r}, wanted one of {', '.join(RNNT_REDUCTIONS)}"
-    tokenizer, decoding = sub_block(cfg, "tokenizer"), sub_block(cfg, "decoding")
-    if tokenizer and str(tokenizer.get("type")).lower() != "bpe":
-        yield f"model.tokenizer.type is {tokenizer.get('type')!r}, wanted bpe (a SentencePiece tokenizer)"
-    if tokenizer.get("custom_tokenizer") is not None:
-        yield "model.tokenizer.custom_tokenizer is set: only a plain SentencePiece tokenizer is supported, remove it"
-    for key in ("durations", "big_blank_durations"):
-        if decoding.get(key):
-            yield f"model.decoding.{key} is set (a TDT or multi-blank model): only standard RNN-T is supported"
-    if decoding.get("model_type", "rnnt") != "rnnt":
-        yield f"model.decoding.model_type is {decoding.get('model_type')!r}, wanted rnnt (standard RNN-T)"
-    size = decoding.get("fused_batch_size")
-    if is_number(size) and size > 0 and not sub_block(cfg, "joint").get("fuse_loss_wer"):
-        yield f"model.decoding.fused_batch_size is {size} but model.joint.fuse_loss_wer is false: remove it"
-    if cfg.get("aux_ctc") is not None:
-        yield "model.aux_ctc is set (a hybrid RNN-T/CTC model): only standard RNN-T is supported, remove the block"
-    if cfg.get("adapters"):
-        yield "model.adapters is set: adapters act on the joint's sum and are not supported, remove the block"
-    if sub_block(cfg, "preprocessor").get("frame_splicing", 1) not in (None, 1):
-        yield f"model.preprocessor.frame_splicing is {cfg.preprocessor.frame_splicing!r}: not supported, set it to 1"
-
-
-def _joint_problems(joint: DictConfig) -> Iterator[str]:
-    target = joint.get("_target_")
-    if target not in (ADDITIVE_JOINT, STOCK_JOINT):
-        yield f"model.joint._target_ is {target!r}, wanted {ADDITIVE_JOINT} or {STOCK_JOINT}"
-    if joint.get("num_extra_outputs"):
-        yield "model.joint.num_extra_outputs is above 0 (a TDT model): only standard RNN-T is supported, set it to 0"
-    masking = joint.get("masking_prob", -1.0)
-    if not is_number(masking) or masking > 0:
-        yield f"model.joint.masking_prob is {masking!r} (a HAINAN model): not supported, remove the key"
-    if joint.get("experimental_fuse_loss_wer") is not None:
-        yield "model.joint.experimental_fuse_loss_wer is an old name: use model.joint.fuse_loss_wer"
-    size = joint.get("fused_batch_size")
-    if joint.get("fuse_loss_wer") and not is_count(size):
-        yield (
-            f"model.joint.fused_batch_size is {size!r} but fuse_loss_wer is true: give the number of utterances that "
-            "share one lattice, or set fuse_loss_wer to false"
-        )
-    if target == STOCK_JOINT and sub_block(joint, "jointnet"):
-        for key in ("joint_hidden", "activation"):
-            if joint.jointnet.get(key) is None:
-                yield f"model.joint.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
-
-
-def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
-    for key in loss:
-        if key not in ("loss_name", *LOSS_BLOCKS):
-            yield f"model.loss.{key} is no key of an RNN-T loss, known are loss_name, warprnnt_numba_kwargs: remove it"
-    loss_name = loss.get("loss_name", "default")
-    if loss_name not in RNNT_LOSSES:
-        yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)} (standard RNN-T)"
-    for key, value in sub_block(loss, "warprnnt_numba_kwargs").items():
-        path = f"model.loss.warprnnt_numba_kwargs.{key}"
-        if key == "fastemit_lambda":
-            if not is_number(value) or not 0.0 <= value < 1.0:
-                yield f"{path} is {value!r}, wanted a number in [0, 1)"
-        elif key == "clamp":
-            if not is_number(value) or value > 0:
-                yield f"{path} is {value!r}: clamped gradients are not exact, set it to -1 and clip with the trainer"
-        else:
-            yield f"{path} is not supported, known are fastemit_lambda and clamp"
-
-
-def _optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str]:
-    for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
-        if cfg.get(key):
-            yield f"model.{key} is true: it would act on the teacher alone, set it to false"
-    if sub_block(cfg, "variational_noise").get("std"):
-        yield "model.variational_noise.std is above 0: it would act on the teacher alone, set it to 0"
-    if sub_block(cfg, "freeze_updates").get("enabled"):
-        yield (
-            "model.freeze_updates.enabled is true: NeMo leaves dropout and batch-norm statistics of such modules "
-            "live. Set it to false; a frozen teacher is model.codert.teacher: frozen"
-        )
-    for name in sub_block(cfg, "optim_param_groups"):
-        if name not in PARAMETER_GROUPS:
-            yield f"model.optim_param_groups.{name} is no part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
-        elif name == "student_decoder" and shares_decoder:
-            yield (
-                "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
-                "prediction network has one learning rate, set it under decoder"
-            )
 
 
 def _encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
@@ -426,7 +364,9 @@ def _encoder_width(encoder: DictConfig | dict) -> int | None:
     return encoder.get("feat_out") if is_count(encoder.get("feat_out")) else encoder.get("d_model")
 
 
-def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
+def _keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) -> Iterator[str]:
+    if alone and sub_block(cfg, "student").get("init_from_teacher"):
+        yield f"model.student.init_from_teacher has no effect: the {alone} is trained alone."
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
         yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
     for key, default in vars(DistillationConfig()).items() if codert.distillation.weight == 0 else ():
@@ -437,10 +377,14 @@ def _keys_without_effect(cfg: DictConfig, codert: DictConfig) -> Iterator[str]:
             "model.codert.teacher has no effect on the student: it is frozen, distillation.weight is 0 and "
             "share_decoder is false. Set the weight above 0, share_decoder to true, or take strategy=student."
         )
+    if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
+        yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
+    if codert.teacher_logits == "ctc" and codert.distillation.weight == 0:
+        yield "model.codert.teacher_logits has no effect: distillation.weight is 0."
     if cfg.joint.get("preserve_memory"):
         yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
     if cfg.joint.get("log_softmax") is not None:
         yield "model.joint.log_softmax has no effect in training: the losses take raw logits."
     for key in sub_block(cfg, "loss"):
-        if key not in ("loss_name", "warprnnt_numba_kwargs"):
+        if key not in ("loss_name", "warprnnt_numba_kwargs") and not (is_tdt(cfg) and key == "tdt_kwargs"):
             yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."

@@ -60,9 +60,14 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
         return
     try:
-        checked_config(cfg.model, warn=False, alone=cfg.get("train") in ("student", "teacher"))
+        checked_config(cfg.model, warn=False, alone=lone_branch(cfg))
     except ValueError as error:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
+
+
+def lone_branch(cfg: DictConfig) -> str | None:
+    """`student` or `teacher` where a run trains only that."""
+    return cfg.get("train") if cfg.get("train") in ("student", "teacher") else None
 
 
 def _run_problems(cfg: DictConfig) -> Iterator[str]:

@@ -51,7 +51,7 @@ from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_con
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
-from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.run_checks import check_run, is_tarred, lone_branch, manifest_paths, test_manifests  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
@@ -140,7 +140,7 @@ def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
     Returns what there is to train on and to validate with, under `train` and `validation`.
     """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
-    policy = checked_config(cfg.model, warn=False, alone=cfg.train != "pair").codert.bad_utterances
+    policy = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert.bad_utterances
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
     records: dict[str, list[DataRecord]] = {}
@@ -220,6 +220,8 @@ def check_optimiser(model: EncDecRNNTBPEModel) -> None:
 
 def log_loaded(branch: str, loaded: dict[str, Any]) -> None:
     logger.info("%s starts from %s: %d tensors loaded", branch, loaded["source"], loaded["tensors"])
+    if loaded.get("left"):
+        logger.info("%s begins anew, because of other shapes, in: %s", branch, ", ".join(loaded["left"]))
 
 
 def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> None:

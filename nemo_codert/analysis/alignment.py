@@ -13,6 +13,7 @@ from nemo.collections.asr.modules import RNNTJoint
 
 from nemo_codert.losses.lattice import lattice_occupancies
 from nemo_codert.models.transducer import Projected
+from nemo_codert.modules.encoder_logits import token_logits
 
 LATTICE_VALUES = 2**24  # logits held at once, 64 MB in float32
 
@@ -52,7 +53,8 @@ def align(joint: RNNTJoint, projected: Projected, targets: torch.Tensor, target_
     labels, blanks = [], []
     for start in range(0, num_frames, step):
         frames = projected.encoder[:, start : start + step, None]  # [B, step, 1, H]
-        log_probs = joint.joint_net(frames + projected.prediction[:, None]).float().log_softmax(-1)
+        logits = token_logits(joint, joint.joint_net(frames + projected.prediction[:, None]))
+        log_probs = logits.float().log_softmax(-1)  # [B, step, U+1, V+1]
         index = targets[:, None, :, None].expand(-1, log_probs.shape[1], -1, 1)
         labels.append(log_probs[:, :, :-1].gather(3, index).squeeze(3))  # [B, step, U]
         blanks.append(log_probs[..., -1])
@@ -62,7 +64,7 @@ def align(joint: RNNTJoint, projected: Projected, targets: torch.Tensor, target_
 def node_logits(joint: RNNTJoint, projected: Projected, frames: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """Raw joint logits at N nodes of each utterance: frames [B, N] and states [B, N] -> [B, N, V+1]."""
     rows = torch.arange(len(frames), device=frames.device)[:, None]
-    return joint.joint_net(projected.encoder[rows, frames] + projected.prediction[rows, states])
+    return token_logits(joint, joint.joint_net(projected.encoder[rows, frames] + projected.prediction[rows, states]))
 
 
 def passed_logits(joint: RNNTJoint, projected: Projected, alignment: Alignment) -> torch.Tensor:

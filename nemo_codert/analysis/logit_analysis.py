@@ -34,7 +34,15 @@ from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.logit_measures import Agreement, Confusions, Readings, agreement, readings
 from nemo_codert.data.manifest import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
-from nemo_codert.models.transducer import Encoded, Transducer, encode, predict, project, project_prediction
+from nemo_codert.models.transducer import (
+    Encoded,
+    Transducer,
+    encode,
+    encoder_logits_of,
+    predict,
+    project,
+    project_prediction,
+)
 from nemo_codert.modules.encoder_logits import projected_logits
 
 SOURCES = ("encoder", "prediction", "joint")
@@ -244,7 +252,7 @@ def branch_logits(
     alignment = align(joint, projected, tokens, tokens_len)
     states = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return BranchLogits(
-        encoder=projected_logits(joint, projected.encoder),
+        encoder=encoder_logits_of(transducer, encoded, projected),
         prediction=projected_logits(joint, projected.prediction),
         joint=passed_logits(joint, projected, alignment),
         emitting=node_logits(joint, projected, alignment.frames, states),

@@ -1,21 +1,26 @@
 """Is the teacher any good, and do its encoder logits say anything? Measured before a step is trained on them.
 
 A stock teacher was never trained with its prediction projection masked, so its "encoder logits" may carry little
-(the entropy and the agreement tell). B batch, T encoder frames, U target tokens, V vocabulary without blank.
+(the entropy and the agreement tell). Its word errors are those of its own decoding, by durations where it is a TDT
+model, whose frames are read from its joint's outputs for tokens as if it were an RNN-T.
+B batch, T encoder frames, U target tokens, V vocabulary without blank.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from nemo.collections.asr.metrics.wer import WER
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding
+from omegaconf import OmegaConf
 from torch import nn
 
 from nemo_codert.analysis.alignment import align, passed_logits
 from nemo_codert.analysis.logit_measures import entropy
 from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.transducer import encode, predict, project, project_prediction
-from nemo_codert.modules.encoder_logits import projected_logits
+from nemo_codert.models.transducer import encode, encoder_logits_of, predict, project, project_prediction
 
 
 @torch.no_grad()
@@ -27,18 +32,23 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         max_batches: how many of them give entropies and agreement; the word errors are those of all.
 
     Returns:
-        Tensors and parameters loaded, words and `wer`; per frame, in nats, `encoder_entropy` and `joint_entropy`;
+        Tensors and parameters loaded, words and `wer`; `encoder_logits`: what gives them (`joint`, `TDT joint`,
+        `CTC head`); `ctc_wer`: of such a head's greedy text; per frame, in nats, `encoder_entropy`, `joint_entropy`;
         `encoder_joint_top1_agreement`: how often the encoder logits and the joint name the same class, at the joint
         node that the transcript's alignment most likely passes in that frame; the mode of the teacher's modules.
     """
     was_training = model.training
     model.eval()
-    totals = dict.fromkeys(("frames", "encoder_entropy", "joint_entropy", "agreement", "errors", "words"), 0.0)
+    totals = Counter()
     loader = batches[0] if isinstance(batches, list) else batches
+    metrics = {"": model.wer}
+    if model.teacher_transducer.ctc_head is not None:
+        metrics["ctc_"] = _ctc_wer(model)
     model.wer.reset()
     try:
         for index, batch in enumerate(loader):
-            _measure(model, [part.to(model.device) for part in batch[:4]], totals, frames_too=index < max_batches)
+            batch = [part.to(model.device) for part in batch[:4]]
+            _measure(model, batch, metrics, totals, frames_too=index < max_batches)
     finally:
         model.wer.reset()
         model.train(was_training)
@@ -47,6 +57,8 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         **model.loaded.get("teacher", {}),
         "wer": totals["errors"] / max(totals["words"], 1.0),
         "words": int(totals["words"]),
+        **({"ctc_wer": totals["ctc_errors"] / max(totals["words"], 1.0)} if "ctc_" in metrics else {}),
+        "encoder_logits": _source_of_logits(model),
         "encoder_entropy": totals["encoder_entropy"] / frames,
         "joint_entropy": totals["joint_entropy"] / frames,
         "encoder_joint_top1_agreement": totals["agreement"] / frames,
@@ -56,11 +68,13 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
 
 def format_teacher_report(report: dict[str, Any]) -> str:
     """The report as lines for a person."""
+    ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""
+    source = "" if report["encoder_logits"] == "joint" else f" of its {report['encoder_logits']}"
     lines = [
         f"Teacher {report.get('source', '(not loaded)')}: {report.get('tensors', 0)} tensors, "
         f"{report.get('parameters', 0):,} parameters loaded, none missing, none unexpected",
-        f"  WER on the dev set {report['wer']:.2%} over {report['words']} words",
-        f"  encoder logits: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
+        f"  WER on the dev set {report['wer']:.2%}{ctc} over {report['words']} words",
+        f"  encoder logits{source}: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
         f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
         f"  in training: {report['mode']}; dropout {report['dropout']}, batch-norm statistics "
         f"{report['batch_norm_statistics']}, SpecAugment {report['spec_augment']}",
@@ -68,29 +82,46 @@ def format_teacher_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _source_of_logits(model: EncDecCoDERTBPEModel) -> str:
+    if model.teacher_transducer.ctc_head is not None:
+        return "CTC head"
+    return "TDT joint" if model.joint.num_extra_outputs else "joint"
+
+
+def _ctc_wer(model: EncDecCoDERTBPEModel) -> WER:
+    """Word errors of the greedy text of a hybrid teacher's CTC head."""
+    decoding = CTCBPEDecoding(OmegaConf.create({"strategy": "greedy_batch"}), tokenizer=model.tokenizer)
+    return WER(decoding=decoding, use_cer=model.cfg.get("use_cer", False), log_prediction=False)
+
+
 def _measure(
-    model: EncDecCoDERTBPEModel, batch: list[torch.Tensor], totals: dict[str, float], frames_too: bool
+    model: EncDecCoDERTBPEModel,
+    batch: list[torch.Tensor],
+    metrics: dict[str, WER],
+    totals: Counter,
+    frames_too: bool,
 ) -> None:
     signal, signal_len, transcript, transcript_len = batch
     features, features_len = model.extract_features(signal, signal_len)
     teacher = model.teacher_transducer
     encoded = encode(teacher, features, features_len)
-    model.wer.update(
-        predictions=encoded.encoded,
-        predictions_lengths=encoded.encoded_len,
-        targets=transcript,
-        targets_lengths=transcript_len,
-    )
-    _, errors, words = model.wer.compute()  # of this batch: NeMo's metric does not add up over updates
-    totals["errors"] += float(errors)
-    totals["words"] += float(words)
+    for prefix, metric in metrics.items():
+        metric.update(
+            predictions=teacher.ctc_head(encoder_output=encoded.encoded) if prefix else encoded.encoded,
+            predictions_lengths=encoded.encoded_len,
+            targets=transcript,
+            targets_lengths=transcript_len,
+        )
+        _, errors, words = metric.compute()  # of this batch: NeMo's metric does not add up over updates
+        totals[f"{prefix}errors"] += float(errors)
+        totals[f"{prefix}words"] += float(words)
     if not frames_too:
         return
     prediction = project_prediction(teacher.joint, predict(teacher, transcript, transcript_len))
     projected = project(teacher.joint, encoded, prediction)
     alignment = align(teacher.joint, projected, transcript, transcript_len)
     valid = valid_frames(encoded.encoded_len, projected.encoder.shape[1])
-    of_encoder = projected_logits(teacher.joint, projected.encoder)[valid]  # [N, V+1], N frames
+    of_encoder = encoder_logits_of(teacher, encoded, projected)[valid]  # [N, V+1], N frames
     of_joint = passed_logits(teacher.joint, projected, alignment)[valid]  # [N, V+1]
     totals["frames"] += len(of_joint)
     totals["encoder_entropy"] += float(entropy(of_encoder).sum())

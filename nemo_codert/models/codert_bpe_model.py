@@ -21,8 +21,9 @@ from torch import nn
 
 from nemo_codert.config import checked_config, distillation_weight, rate_problem
 from nemo_codert.losses import EncoderDistillationLoss, group_frames
+from nemo_codert.models.ctc_head import build_ctc_head
 from nemo_codert.models.pretrained import load_pair_checkpoints
-from nemo_codert.models.stock_config import stock_branch_config
+from nemo_codert.models.stock_config import stock_branch_config, without_durations
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.student_parts import refer, student_generator
 from nemo_codert.models.transducer import (
@@ -31,6 +32,7 @@ from nemo_codert.models.transducer import (
     Transducer,
     TransducerLoss,
     encode,
+    encoder_logits_of,
     predict,
     project,
     project_prediction,
@@ -66,6 +68,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             cfg.target = PUBLIC_TARGET
         super().__init__(cfg=cfg, trainer=trainer)
         self._build_student()
+        if self.cfg.codert.teacher_logits == "ctc":
+            self.ctc_decoder = build_ctc_head(self.cfg.aux_ctc.decoder, self.joint)
         if self.cfg.codert.activation_checkpointing:
             trained = [self.student_encoder] if self.teacher_is_frozen else [self.encoder, self.student_encoder]
             checkpoint_layers(*trained)
@@ -106,8 +110,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
 
     def _build_student_output(self) -> None:
         """Prediction network and joint of the student, for the teacher's present vocabulary."""
-        decoder_cfg = copy.deepcopy(self.cfg.student.decoder or self.cfg.decoder)
-        joint_cfg = copy.deepcopy(self.cfg.joint)
+        cfg = without_durations(self.cfg)
+        decoder_cfg, joint_cfg = cfg.student.decoder or cfg.decoder, cfg.joint
         with open_dict(decoder_cfg), open_dict(joint_cfg):
             decoder_cfg.vocab_size = self.cfg.decoder.vocab_size
             joint_cfg.jointnet.encoder_hidden = self.student_geometry.width
@@ -127,9 +131,9 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
 
     def _setup_losses(self) -> None:
         # Also after change_vocabulary, where NeMo drops the loss name, its kwargs and the reduction.
-        name, kwargs = self.extract_rnnt_loss_cfg(self.cfg.get("loss"))
+        name, kwargs = self.extract_rnnt_loss_cfg(without_durations(self.cfg).get("loss"))
         self.loss = RNNTLoss(
-            num_classes=self.joint.num_classes_with_blank - 1,
+            num_classes=self.student_joint.num_classes_with_blank - 1,
             loss_name=name,
             loss_kwargs=kwargs,
             reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
@@ -140,7 +144,7 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
 
     def _setup_student_decoding(self) -> None:
         self.student_decoding = RNNTBPEDecoding(
-            decoding_cfg=self.cfg.decoding,
+            decoding_cfg=without_durations(self.cfg).decoding,
             decoder=self.student_decoder,
             joint=self.student_joint,
             tokenizer=self.tokenizer,
@@ -157,8 +161,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
 
     @property
     def teacher_transducer(self) -> Transducer:
-        """The teacher's networks."""
-        return Transducer(self.encoder, self.decoder, self.joint)
+        """The teacher's networks; a hybrid's CTC head where that gives the encoder logits."""
+        return Transducer(self.encoder, self.decoder, self.joint, getattr(self, "ctc_decoder", None))
 
     @property
     def student_transducer(self) -> Transducer:
@@ -171,15 +175,15 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         return self.cfg.codert.teacher == "frozen"
 
     def _freeze_teacher(self) -> None:
-        for module in (self.encoder, self.decoder, self.joint):
-            module.freeze()
+        for network in self.teacher_transducer.networks():
+            network.freeze()
 
     def train(self, mode: bool = True) -> "EncDecCoDERTBPEModel":
         # Overrides Module.train: a frozen teacher stays in eval mode (no dropout, no batch-norm drift).
         super().train(mode)
         if mode and self.teacher_is_frozen:
-            for module in (self.encoder, self.decoder, self.joint):
-                module.eval()
+            for network in self.teacher_transducer.networks():
+                network.eval()
         return self
 
     def unfreeze(self) -> None:
@@ -263,16 +267,16 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             losses["train_rnnt_loss_teacher"] = self.transducer_loss(self.joint, teacher_projected, *rnnt)
             total = total + codert.teacher_loss_weight * losses["train_rnnt_loss_teacher"]
         if weight > 0:
-            losses["train_distillation_loss"] = self._distill(student_projected, teacher_projected)
+            losses["train_distillation_loss"] = self._distill(student_projected, teacher, teacher_projected)
             total = total + weight * losses["train_distillation_loss"]
         losses["train_loss"] = total
         return losses
 
-    def _distill(self, student: Projected, teacher: Projected) -> torch.Tensor:
+    def _distill(self, student: Projected, teacher: Encoded, projected: Projected) -> torch.Tensor:
         """KL(teacher || student) of the encoder logits over common valid frames; the teacher gets no gradient."""
         student_logits = projected_logits(self.student_joint, student.encoder)  # [B, T', V+1]
         with torch.no_grad():
-            teacher_logits = projected_logits(self.joint, teacher.encoder.detach())  # [B, T, V+1]
+            teacher_logits = encoder_logits_of(self.teacher_transducer, teacher, projected).detach()  # [B, T, V+1]
             teacher_logits, teacher_len = group_frames(
                 teacher_logits, teacher.encoded_len, self.teacher_frames_per_student_frame
             )

@@ -1,25 +1,35 @@
 """Weights from a trained RNN-T: where they come from, whether they fit, and loading them without a silent gap.
 
+A teacher may also be a hybrid RNN-T/CTC or a TDT model, which are RNN-Ts with a head or with outputs more.
+
 A source is a `.nemo` file or a pretrained name. It is restored as its own class and compared (networks, feature
 front end, tokenizer) before a single weight is copied; every tensor is then loaded strictly.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import get_class
-from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel, EncDecRNNTModel
+from nemo.collections.asr.modules import ConvASRDecoder
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_codert.config_values import sub_block
+from nemo_codert.models.layer_copy import start_from_teacher
+from nemo_codert.models.stock_config import without_durations
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.nemo_compat import forget_failed_restore
+from nemo_codert.stock_options import is_tdt
 
 if TYPE_CHECKING:
     from nemo_codert.models.codert_bpe_model import EncDecCoDERTBPEModel
+
+# Kinds of models whose RNN-T part can be a teacher.
+HYBRID, TDT = KINDS = ("a hybrid RNN-T/CTC model", "a TDT model")
 
 # Keys that change training or bookkeeping but neither a weight's meaning nor the inference of a network.
 TRAINING_KEYS = (
@@ -52,13 +62,17 @@ TRAINING_KEYS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A restored RNN-T: its networks, the configs they were built from, and what they were trained on."""
+    """A restored model: its networks, the configs they were built from, and what they were trained on.
+
+    networks: of a hybrid, its CTC head with them. durations: of a TDT model, in the order of its joint's last outputs.
+    """
 
     name: str
     networks: Transducer
     config: dict[str, DictConfig]  # encoder, decoder, joint, preprocessor
     featurizer: torch.nn.Module
     pieces: list[str]
+    durations: list[int]
 
 
 def load_checkpoint(
@@ -71,27 +85,28 @@ def load_checkpoint(
     front_end: torch.nn.Module,
     *,
     decoder: bool = True,
+    durations: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Restore a source, compare it with the config it is meant for, and copy its weights into `target`.
 
     Args:
         key: config key that names the source, for messages.
         branch: which half to take of a source that is itself a pair: `teacher` or `student`.
-        blocks, pieces, front_end: see `check_source`. decoder: see `load_networks`.
+        blocks, pieces, front_end, durations: see `check_source`. decoder: see `load_networks`.
 
     Returns:
         The source, the number of tensors and parameters loaded, and the names of the tensors.
 
     Raises:
-        ValueError: no such source, not a standard RNN-T, trained with other settings, or tensors that do not fit.
+        ValueError: no such source, a model of another kind, trained with other settings, or tensors that do not fit.
     """
     source = load_source(name, key, branch)
-    check_source(source, key, blocks, pieces, front_end)
+    check_source(source, key, blocks, pieces, front_end, durations)
     return {"source": name, **load_networks(source, target, key=key, decoder=decoder)}
 
 
 def load_pair_checkpoints(model: "EncDecCoDERTBPEModel") -> dict[str, dict[str, Any]]:
-    """Load what a pair's config names as `codert.teacher_checkpoint` and `student.init_from`, if anything.
+    """Load what a pair's config names: `codert.teacher_checkpoint`, then `student.init_from` or `init_from_teacher`.
 
     Returns:
         `teacher` and `student`, where loaded: see `load_checkpoint`. Raises as it does.
@@ -101,14 +116,20 @@ def load_pair_checkpoints(model: "EncDecCoDERTBPEModel") -> dict[str, dict[str, 
     if name := cfg.codert.teacher_checkpoint:
         key, target = "model.codert.teacher_checkpoint", model.teacher_transducer
         blocks = {f"model.{part}": cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
-        loaded["teacher"] = load_checkpoint(name, key, "teacher", target, blocks, pieces, front_end)
+        durations = list(cfg.decoding.get("durations") or ())
+        loaded["teacher"] = load_checkpoint(
+            name, key, "teacher", target, blocks, pieces, front_end, durations=durations
+        )
     if name := cfg.student.init_from:
         key, target, own = "model.student.init_from", model.student_transducer, not cfg.codert.share_decoder
         blocks = {"model.student.encoder": cfg.student.encoder}
-        blocks |= {f"model.{part}": cfg[part] for part in ("joint", "preprocessor")}
+        blocks |= {"model.joint": without_durations(cfg).joint, "model.preprocessor": cfg.preprocessor}
         if own:
             blocks["model.student.decoder"] = cfg.student.decoder or cfg.decoder
         loaded["student"] = load_checkpoint(name, key, "student", target, blocks, pieces, front_end, decoder=own)
+    if cfg.student.init_from_teacher:
+        networks, own = (model.teacher_transducer, model.student_transducer), not cfg.codert.share_decoder
+        loaded["student"] = start_from_teacher(*networks, decoder=own)
     return loaded
 
 
@@ -120,7 +141,7 @@ def load_lone_checkpoint(model: EncDecRNNTBPEModel, name: str, key: str, branch:
 
 
 def load_source(name: str, key: str, branch: str) -> Source:
-    """Restore an RNN-T from a `.nemo` path or a pretrained name.
+    """Restore an RNN-T, as a teacher also a hybrid or a TDT model, from a `.nemo` path or a pretrained name.
 
     Args:
         name: the path or name.
@@ -128,41 +149,42 @@ def load_source(name: str, key: str, branch: str) -> Source:
         branch: which half of a file that is itself a pair: `teacher` or `student`.
 
     Raises:
-        ValueError: no such file or name, or a model that is no standard RNN-T with a SentencePiece tokenizer.
+        ValueError: no such file or name, or a model of another kind or without a SentencePiece tokenizer.
     """
-    return _source(name, restore_rnnt(name, f"{key} {name!r}"), branch)
+    return _source(name, restore_rnnt(name, f"{key} {name!r}", kinds=KINDS if branch == "teacher" else ()), branch)
 
 
-def restore_rnnt(name: str | Path, what: str) -> EncDecRNNTBPEModel:
+def restore_rnnt(name: str | Path, what: str, kinds: Sequence[str] = ()) -> EncDecRNNTModel:
     """Restore a standard RNN-T or a pair, as its own class, on the CPU; its kind is checked before it is built.
 
     Args:
         name: path of a `.nemo` file, or a pretrained name.
         what: how messages call it.
+        kinds: other kinds that will do, of `KINDS`.
 
     Raises:
-        ValueError: no such file or name, a broken file, or a model that is no standard RNN-T.
+        ValueError: no such file or name, a broken file, or a model of another kind.
     """
     path = Path(name)
     if path.is_file():
-        restored_config(path, what)
+        restored_config(path, what, kinds)
         model = _restored(ASRModel.restore_from, path, what, map_location="cpu")
     elif path.suffix == ".nemo" or path.exists():
         raise ValueError(f"{what} is no file. Give the path of a .nemo file or a pretrained name")
     else:
         model = _restored(ASRModel.from_pretrained, path, what, map_location="cpu")
-    refuse_other_models(model.cfg, what)
+    refuse_other_models(model.cfg, what, kinds)
     return model.eval()
 
 
-def restored_config(path: Path, what: str) -> DictConfig:
-    """Config of a standard RNN-T or a pair in a `.nemo` file, which is not built.
+def restored_config(path: Path, what: str, kinds: Sequence[str] = ()) -> DictConfig:
+    """Config of a standard RNN-T or a pair in a `.nemo` file, which is not built. kinds: see `restore_rnnt`.
 
     Raises:
-        ValueError: a broken file, or a model that is no standard RNN-T.
+        ValueError: a broken file, or a model of another kind.
     """
     config = _restored(ASRModel.restore_from, path, what, return_config=True)
-    refuse_other_models(config, what)
+    refuse_other_models(config, what, kinds)
     return config
 
 
@@ -177,36 +199,43 @@ def _restored(restore: Callable[..., Any], path: Path, what: str, **options: Any
         raise ValueError(f"{what} cannot be restored as a NeMo model: {reason}") from error
 
 
-def refuse_other_models(config: DictConfig, what: str) -> None:
-    """Raise a ValueError that names the kind of a model that is no standard RNN-T (TDT, hybrid, CTC, ...)."""
-    target = str(config.get("target", ""))
-    kind = target.rsplit(".", 1)[-1]
-    tokenizer = str((config.get("tokenizer") or {}).get("type", "bpe")).lower()
-    if "Hybrid" in kind or config.get("aux_ctc") is not None:
-        kind = "a hybrid RNN-T/CTC model"
-    elif (config.get("joint") or {}).get("num_extra_outputs") or (config.get("loss") or {}).get("loss_name") == "tdt":
-        kind = "a TDT model"
-    elif float((config.get("joint") or {}).get("masking_prob") or 0) > 0:
-        kind = "a HAINAN model"
-    elif config.get("adapters"):
-        kind = "an RNN-T with adapters"
-    elif tokenizer != "bpe":
-        kind = f"an RNN-T with a tokenizer of type {tokenizer!r}"
-    elif kind in ("EncDecRNNTBPEModel", "EncDecCoDERTBPEModel"):
+def refuse_other_models(config: DictConfig, what: str, kinds: Sequence[str] = ()) -> None:
+    """Raise a ValueError that names the kind of a model that is no pair, no standard RNN-T and none of `kinds`."""
+    target = str(config.get("target", "")).rsplit(".", 1)[-1]
+    if target == "EncDecCoDERTBPEModel" or not (found := set(_kinds(config, target)) - set(kinds)):
         return
-    raise ValueError(
-        f"{what} is {kind or 'of unknown class'}, wanted a standard RNN-T (EncDecRNNTBPEModel) with a bpe tokenizer"
-    )
+    wanted = " or ".join(("a standard RNN-T (EncDecRNNTBPEModel)", *kinds))
+    raise ValueError(f"{what} is {', '.join(sorted(found))}, wanted {wanted} with a bpe tokenizer")
 
 
-def _source(name: str, model: EncDecRNNTBPEModel, branch: str) -> Source:
+def _kinds(config: DictConfig, target: str) -> Iterator[str]:
+    """What a model is besides a standard RNN-T."""
+    joint, tokenizer = sub_block(config, "joint"), str(sub_block(config, "tokenizer").get("type", "bpe")).lower()
+    if target == "EncDecHybridRNNTCTCBPEModel":
+        yield HYBRID
+    elif target != "EncDecRNNTBPEModel":
+        yield target or "of unknown class"
+    if is_tdt(config):
+        yield TDT
+    elif joint.get("num_extra_outputs"):
+        yield "a multi-blank model"
+    if float(joint.get("masking_prob") or 0) > 0:
+        yield "a HAINAN model"
+    if config.get("adapters"):
+        yield "an RNN-T with adapters"
+    if tokenizer != "bpe":
+        yield f"an RNN-T with a tokenizer of type {tokenizer!r}"
+
+
+def _source(name: str, model: EncDecRNNTModel, branch: str) -> Source:
     cfg = model.cfg
-    config = {part: cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
-    networks = Transducer(model.encoder, model.decoder, model.joint)
+    networks = Transducer(model.encoder, model.decoder, model.joint, getattr(model, "ctc_decoder", None))
     if branch == "student" and "student" in cfg:
-        networks = model.student_transducer
-        config.update(encoder=cfg.student.encoder, decoder=cfg.student.decoder or cfg.decoder)
-    return Source(name, networks, config, model.preprocessor, list(model.joint.vocabulary))
+        networks, cfg = model.student_transducer, without_durations(cfg)
+        cfg = OmegaConf.merge(cfg, {"encoder": cfg.student.encoder, "decoder": cfg.student.decoder or cfg.decoder})
+    config = {part: cfg[part] for part in ("encoder", "decoder", "joint", "preprocessor")}
+    durations = list(cfg.decoding.get("durations") or ())
+    return Source(name, networks, config, model.preprocessor, list(model.joint.vocabulary), durations)
 
 
 def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool = True) -> dict[str, Any]:
@@ -221,6 +250,8 @@ def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool
     parts = {"encoder": (source.networks.encoder, target.encoder), "joint": (source.networks.joint, target.joint)}
     if decoder:
         parts["decoder"] = (source.networks.decoder, target.decoder)
+    if target.ctc_head is not None:
+        parts["ctc_decoder"] = (_ctc_head(source, key), target.ctc_head)
     states, problems = {}, []
     for part, (trained, module) in parts.items():
         wanted = module.state_dict()
@@ -234,6 +265,19 @@ def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool
     tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
     parameters = sum(value.numel() for value in tensors.values())
     return {"tensors": len(tensors), "parameters": parameters, "keys": sorted(tensors)}
+
+
+def _ctc_head(source: Source, key: str) -> ConvASRDecoder:
+    """The source's CTC head, whose classes must be the joint's in the same order: the word pieces, then the blank."""
+    head = source.networks.ctc_head
+    if head is None:
+        raise ValueError(
+            f"{key} {source.name!r} has no CTC head, but model.codert.teacher_logits is ctc: wanted a hybrid "
+            "RNN-T/CTC model. Set teacher_logits to joint"
+        )
+    if list(head.vocabulary) != source.pieces or head.num_classes_with_blank != len(source.pieces) + 1:
+        raise ValueError(f"{key} {source.name!r}: the classes of its CTC head are not those of its joint")
+    return head
 
 
 def _whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -256,7 +300,12 @@ def _state_problems(part: str, wanted: dict[str, torch.Tensor], got: dict[str, t
 
 
 def check_source(
-    source: Source, key: str, blocks: dict[str, DictConfig], pieces: list[str], front_end: torch.nn.Module
+    source: Source,
+    key: str,
+    blocks: dict[str, DictConfig],
+    pieces: list[str],
+    front_end: torch.nn.Module,
+    durations: Sequence[int] = (),
 ) -> None:
     """Compare a source with the config it is to be loaded into.
 
@@ -265,6 +314,7 @@ def check_source(
         blocks: config path -> block of ours, e.g. {"model.encoder": ...}; the last word names the source's block.
         pieces: our word pieces in order of id.
         front_end: our preprocessor, whose window and mel filters must be the source's.
+        durations: those of our TDT teacher's joint, in order.
 
     Raises:
         ValueError: one error that lists every difference with both values and the remedy.
@@ -272,6 +322,8 @@ def check_source(
     problems = []
     for path, block in blocks.items():
         problems += block_differences(path, block, source.config[path.rsplit(".", 1)[-1]])
+    if source.durations != list(durations):
+        problems.append(f"model.decoding.durations is {list(durations)}, the checkpoint has {source.durations}")
     problems += _tokenizer_problems(source.pieces, pieces)
     if not _same_buffers(source.featurizer, front_end):
         problems.append("model.preprocessor: window or mel filters differ from those the checkpoint was trained with")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.config import ADDITIVE_JOINT, checked_config
 from nemo_codert.modules.encoder_geometry import encoder_geometry
+from nemo_codert.stock_options import TDT_LOSSES, is_tdt
 
 # NeMo evaluates the word errors of a fused step in sub-batches of this many utterances; the exact loss has none.
 WER_BATCH_SIZE = 1024
@@ -25,7 +26,7 @@ def student_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(cfg, alone=True)
+    cfg = checked_config(cfg, alone="student")
     return stock_branch_config(cfg, "student", _built_width(cfg.student.encoder, cfg))
 
 
@@ -35,7 +36,7 @@ def teacher_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(cfg, alone=True)
+    cfg = checked_config(cfg, alone="teacher")
     return stock_branch_config(cfg, "teacher", _built_width(cfg.encoder, cfg))
 
 
@@ -52,7 +53,7 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
         branch: `student` or `teacher`.
         width: output channels of its encoder.
     """
-    stock = copy.deepcopy(cfg)
+    stock = without_durations(cfg) if branch == "student" else copy.deepcopy(cfg)
     with open_dict(stock):
         if branch == "student":
             stock.encoder = copy.deepcopy(cfg.student.encoder)
@@ -65,9 +66,27 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
             stock.decoding.pop("fused_batch_size", None)  # -1 would switch the fused step off again
         if stock.get("optim_param_groups"):
             stock.optim_param_groups = _own_groups(stock.optim_param_groups, branch)
-        for key in ("student", "codert", "target"):
+        for key in ("student", "codert", "target", "aux_ctc"):
             stock.pop(key, None)
     return stock
+
+
+def without_durations(cfg: DictConfig) -> DictConfig:
+    """A copy of a pair's config in which a TDT teacher has become a standard RNN-T: as its student takes it over."""
+    plain = copy.deepcopy(cfg)
+    if not is_tdt(cfg):
+        return plain
+    with open_dict(plain):
+        blocks = {
+            "joint": ("num_extra_outputs",),
+            "decoding": ("durations", "model_type"),
+            "model_defaults": ("tdt_durations", "num_tdt_durations"),
+            "loss": ("loss_name", *(f"{name}_kwargs" for name in TDT_LOSSES)),
+        }
+        for block, keys in blocks.items():
+            for key in keys if plain.get(block) else ():
+                plain[block].pop(key, None)
+    return plain
 
 
 def _own_groups(groups: DictConfig, branch: str) -> DictConfig:

@@ -7,27 +7,35 @@ from dataclasses import dataclass
 
 import torch
 from nemo.collections.asr.losses.rnnt import RNNTLoss
-from nemo.collections.asr.modules import RNNTJoint
+from nemo.collections.asr.modules import ConvASRDecoder, RNNTJoint
 from torch import nn
 
 from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, three_column_loss
 from nemo_codert.losses.lattice import LatticeLoss, reduce_losses, rnnt_lattice_loss
 from nemo_codert.modules import AdditiveRNNTJoint
+from nemo_codert.modules.encoder_logits import ctc_logits, projected_logits
 from nemo_codert.nemo_compat import fastemit_lambda, numba_cuda_kernel, utterance_losses
 
 
 @dataclass(frozen=True)
 class Transducer:
-    """The three networks of an RNN-T. Holds references: the modules belong to the model."""
+    """The three networks of an RNN-T. Holds references: the modules belong to the model.
+
+    ctc_head: of a hybrid model, where the encoder logits are to be the head's and not the joint's.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
     joint: RNNTJoint
+    ctc_head: ConvASRDecoder | None = None
+
+    def networks(self) -> list[nn.Module]:
+        """Encoder, prediction network, joint and, where there is one, the CTC head."""
+        return [network for network in (self.encoder, self.decoder, self.joint, self.ctc_head) if network is not None]
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter of the branch once, in the order a stock model registers them."""
-        modules = (self.encoder, self.decoder, self.joint)
-        return list({id(p): p for module in modules for p in module.parameters()}.values())
+        return list({id(p): p for network in self.networks() for p in network.parameters()}.values())
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,13 @@ def project_prediction(joint: RNNTJoint, decoded: torch.Tensor) -> torch.Tensor:
 def project(joint: RNNTJoint, branch: Encoded, prediction: torch.Tensor) -> Projected:
     """The joint's projection of the encoder, beside that of the prediction network [B, U+1, H]."""
     return Projected(joint.project_encoder(branch.encoded.transpose(1, 2)), branch.encoded_len, prediction)
+
+
+def encoder_logits_of(transducer: Transducer, branch: Encoded, projected: Projected) -> torch.Tensor:
+    """Raw encoder logits [B, T, V+1] of a branch: of its joint, or of its CTC head where it has one."""
+    if transducer.ctc_head is not None:
+        return ctc_logits(transducer.ctc_head, branch.encoded)
+    return projected_logits(transducer.joint, projected.encoder)
 
 
 class TransducerLoss:

@@ -138,7 +138,8 @@ def stock_joint_like(joint: RNNTJoint, joint_hidden: int, activation: str, dropo
                 "activation": activation,
                 "dropout": dropout,
             },
-            num_classes=joint.num_classes_with_blank - 1,
+            num_classes=joint.num_classes_with_blank - 1 - joint.num_extra_outputs,
+            num_extra_outputs=joint.num_extra_outputs,
             vocabulary=joint.vocabulary,
             log_softmax=joint.log_softmax,
         )

@@ -4,8 +4,14 @@ import math
 
 import pytest
 import torch
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding
+from omegaconf import OmegaConf
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
+from nemo_codert.analysis.word_errors import total_word_errors
+from nemo_codert.models import EncDecCoDERTBPEModel
+from tests.conftest import SENTENCES
+from tests.models.teacher_files import pair_config, save_teacher
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
@@ -24,6 +30,7 @@ def test_the_report_has_all_figures_and_reads_as_text(make_model, batch):
     assert report.keys() == {
         "wer",
         "words",
+        "encoder_logits",
         "encoder_entropy",
         "joint_entropy",
         "encoder_joint_top1_agreement",
@@ -91,3 +98,53 @@ def test_mode_weights_and_metric_are_as_before(make_model, batch, strategy):
     assert all(torch.equal(value, state[name]) for name, value in pair.state_dict().items())
     assert float(pair.wer.words) == 0.0
     assert all(parameter.grad is None for parameter in pair.parameters())
+
+
+@pytest.fixture
+def report_on(make_config, batch, tmp_path):
+    """The report on a frozen teacher of some kind, and the original model."""
+
+    def make(kind: str, logits: str):
+        path, original = save_teacher(make_config, tmp_path, kind)
+        pair = EncDecCoDERTBPEModel(pair_config(make_config, kind, path, {"teacher_logits": logits}))
+        return teacher_report(pair, iter([batch])), original
+
+    return make
+
+
+def frames_of(original, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    features, features_len = original.preprocessor(input_signal=batch[0], length=batch[1])
+    return original.encoder(audio_signal=features, length=features_len)
+
+
+def word_error_rate(hypotheses: list) -> float:
+    return total_word_errors(SENTENCES[:4], [hypothesis.text for hypothesis in hypotheses]).wer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hybrid", "tdt", "hybrid_tdt"])
+def test_the_words_of_a_teacher_of_another_kind_are_the_originals(report_on, batch, kind):
+    report, original = report_on(kind, "joint")
+    said = original.decoding.rnnt_decoder_predictions_tensor(*frames_of(original, batch))
+    assert report["wer"] == pytest.approx(word_error_rate(said))
+    assert report["encoder_logits"] == ("joint" if kind == "hybrid" else "TDT joint")
+    assert 0.0 < report["encoder_entropy"] <= math.log(CLASSES) + 1e-5
+    assert 0.0 < report["joint_entropy"] <= math.log(CLASSES) + 1e-5
+    assert "ctc_wer" not in report and "CTC" not in format_teacher_report(report)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hybrid", "hybrid_tdt"])
+def test_the_report_on_a_ctc_head_has_its_entropy_and_its_words(report_on, batch, kind):
+    report, original = report_on(kind, "ctc")
+    encoded, lengths = frames_of(original, batch)
+    log_probs = original.ctc_decoder(encoder_output=encoded)
+    valid = torch.arange(log_probs.shape[1]) < lengths[:, None]
+    expected = -(log_probs.exp() * log_probs).sum(-1)[valid].mean()
+    assert report["encoder_entropy"] == pytest.approx(float(expected), rel=1e-5)
+    decoding = CTCBPEDecoding(OmegaConf.create({"strategy": "greedy"}), tokenizer=original.tokenizer)
+    said = decoding.ctc_decoder_predictions_tensor(log_probs, decoder_lengths=lengths)
+    assert report["ctc_wer"] == pytest.approx(word_error_rate(said))
+    text = format_teacher_report(report)
+    assert f"of its CTC head's greedy text {report['ctc_wer']:.2%} over 18 words" in text
+    assert "encoder logits of its CTC head: entropy" in text

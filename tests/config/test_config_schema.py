@@ -87,6 +87,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
     assert dataclasses.asdict(CoDERTConfig()) == {
         "teacher": "co_trained",
         "teacher_checkpoint": None,
+        "teacher_logits": "joint",
         "share_decoder": True,
         "teacher_loss_weight": 1.0,
         "student_loss_weight": 1.0,
@@ -101,7 +102,12 @@ def test_the_defaults_are_those_that_the_design_fixes():
         "bad_utterances": "drop",
         "activation_checkpointing": False,
     }
-    assert dataclasses.asdict(StudentConfig()) == {"encoder": None, "decoder": None, "init_from": None}
+    assert dataclasses.asdict(StudentConfig()) == {
+        "encoder": None,
+        "decoder": None,
+        "init_from": None,
+        "init_from_teacher": False,
+    }
 
 
 def test_interpolations_are_resolved_and_broken_ones_named():
@@ -204,7 +210,17 @@ REFUSED = [
     ("loss.warprnnt_numba_kwargs", {"sigma": 0.1}, "warprnnt_numba_kwargs.sigma is not supported"),
     ("rnnt_reduction", "none", "model.rnnt_reduction is 'none', wanted one of mean_batch"),
     ("rnnt_reduction", None, "model.rnnt_reduction is None"),
-    ("aux_ctc", {"decoder": {}}, "hybrid RNN-T/CTC"),
+    ("aux_ctc", 5, "model.aux_ctc is 5, wanted a block of keys"),
+    ("codert.teacher_logits", "decoder", "'decoder', wanted one of joint, ctc"),
+    ("codert", {"teacher": "frozen", "teacher_logits": "ctc"}, "aux_ctc.decoder._target_ is None: take the hybrid"),
+    ("codert.teacher_logits", "ctc", "teacher is co_trained: a pair has no CTC loss for the teacher's CTC head"),
+    ("student", {"encoder": CONFORMER, "init_from_teacher": True}, "teacher_checkpoint is null: an untrained teacher"),
+    (
+        "student",
+        {"encoder": CONFORMER, "init_from_teacher": True, "init_from": "small.nemo"},
+        "init_from and init_from_teacher are both set",
+    ),
+    ("student", {"encoder": CONFORMER, "init_from_teacher": "all"}, "init_from_teacher is 'all', wanted bool"),
     ("adapters", {"adapter": {}}, "adapters act on the joint's sum"),
     ("normalize_joint_txu", True, "model.normalize_joint_txu is true: it would act on the teacher alone"),
     ("normalize_encoder_norm", True, "model.normalize_encoder_norm is true"),
@@ -216,8 +232,8 @@ REFUSED = [
     ("tokenizer.type", "wpe", "model.tokenizer.type is 'wpe', wanted bpe"),
     ("tokenizer.type", "agg", "model.tokenizer.type is 'agg', wanted bpe"),
     ("tokenizer.custom_tokenizer", {"_target_": "x"}, "only a plain SentencePiece tokenizer"),
-    ("decoding.durations", [0, 1], "TDT or multi-blank"),
-    ("decoding.big_blank_durations", [2], "TDT or multi-blank"),
+    ("decoding.durations", [0, 1], "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"),
+    ("decoding.big_blank_durations", [2], "a multi-blank model"),
     ("decoding.model_type", "tdt", "wanted rnnt"),
     ("decoding.fused_batch_size", 4, "fused_batch_size is 4 but model.joint.fuse_loss_wer is false"),
     ("decoder.normalization_mode", "layer", "normalization_mode is 'layer': NeMo cannot run it"),
@@ -274,6 +290,8 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(key, value, message):
         ("rnnt_reduction", "mean_volume"),
         ("adapters", {}),
         ("aux_ctc", None),
+        ("aux_ctc", {"decoder": {}}),  # a hybrid's YAML; its RNN-T is the teacher
+        ("student", {"encoder": CONFORMER, "init_from_teacher": False, "init_from": "small.nemo"}),
         ("variational_noise", {"std": 0.0, "start_step": 0}),
         ("freeze_updates", {"enabled": False}),
         ("normalize_joint_txu", False),
@@ -311,6 +329,46 @@ def test_a_trained_encoder_without_conformer_layers_cannot_be_checkpointed(teach
     assert (faults(cfg) if refused else []) == expected
     if not refused:
         assert checked_config(cfg).codert.activation_checkpointing is True
+
+
+TDT = {
+    "joint": {"_target_": STOCK, "num_extra_outputs": 2, "jointnet": {"joint_hidden": 4, "activation": "relu"}},
+    "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1], "sigma": 0.02}},
+    "decoding": {"strategy": "greedy_batch", "model_type": "tdt", "durations": [0, 1]},
+}
+
+
+def test_a_tdt_teacher_is_taken_where_nothing_trains_it():
+    assert checked_config(model_config(**TDT, codert={"teacher": "frozen"})).joint.num_extra_outputs == 2
+    assert checked_config(model_config(**TDT), alone="student").joint.num_extra_outputs == 2
+    frozen = "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"
+    assert len(lines := faults(model_config(**TDT))) == 4 and all(frozen in line for line in lines)
+    with pytest.raises(ValueError, match=frozen):
+        checked_config(model_config(**TDT, codert={"teacher": "frozen"}), alone="teacher")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("joint.num_extra_outputs", 3, "num_extra_outputs is 3 but model.decoding.durations has 2 durations"),
+        ("joint.num_extra_outputs", None, "num_extra_outputs is None but model.decoding.durations has 2"),
+        ("joint._target_", config.ADDITIVE_JOINT, "model.joint._target_ is an additive joint: a TDT teacher"),
+        ("joint.masking_prob", 0.5, "HAINAN"),
+        ("decoding.durations", [0, 2], r"tdt_kwargs.durations is \[0, 1\] but model.decoding.durations is \[0, 2\]"),
+        ("decoding.durations", None, "model.decoding.durations is None, wanted the list of durations"),
+        ("decoding.big_blank_durations", [2], "a multi-blank model"),
+        ("loss.loss_name", "pytorch", "'pytorch', wanted the TDT teacher's: tdt, tdt_pytorch"),
+    ],
+)
+def test_a_description_of_a_tdt_teacher_that_contradicts_itself_is_refused(key, value, message):
+    cfg = model_config(**TDT, codert={"teacher": "frozen"})
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    assert any(re.search(message, line) for line in faults(cfg)), faults(cfg)
+
+
+@pytest.mark.parametrize("loss", [None, {"loss_name": "default", "warprnnt_numba_kwargs": {"fastemit_lambda": 0.01}}])
+def test_the_loss_beside_a_tdt_teacher_may_be_the_students(loss):
+    checked_config(model_config(**{**TDT, "loss": loss}, codert={"teacher": "frozen"}))
 
 
 def test_an_own_student_decoder_is_accepted_when_nothing_is_shared():

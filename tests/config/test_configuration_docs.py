@@ -71,7 +71,7 @@ def test_the_strategy_table_is_what_the_files_set():
 
 
 def test_every_stock_key_that_the_code_names_is_in_the_document():
-    source = (ROOT / "nemo_codert" / "config.py").read_text()
+    source = "".join((ROOT / "nemo_codert" / name).read_text() for name in ("config.py", "stock_options.py"))
     named = set(
         re.findall(
             r'[f"]model\.((?:joint|loss|decoding|tokenizer|preprocessor|variational_noise|freeze_updates)\.\w+)',

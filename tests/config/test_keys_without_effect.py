@@ -26,6 +26,7 @@ from tests.config.test_config_schema import CONFORMER, DECODER, faults, model_co
         ("joint.log_softmax", False, "joint.log_softmax has no effect in training"),
         ("loss.default_kwargs", {"fastemit_lambda": 0.1}, "model.loss.default_kwargs has no effect"),
         ("loss.tdt_kwargs", {"sigma": 0.1}, "model.loss.tdt_kwargs has no effect"),
+        ("aux_ctc", {"ctc_loss_weight": 0.3}, "model.aux_ctc has no effect: nothing trains a CTC head"),
     ],
 )
 def test_a_key_without_effect_is_warned_about(key, value, words, caplog, monkeypatch):
@@ -36,8 +37,29 @@ def test_a_key_without_effect_is_warned_about(key, value, words, caplog, monkeyp
     assert words in caplog.text
 
 
+def test_the_ctc_head_of_a_teacher_has_no_effect_without_distillation(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
+    head = {"decoder": {"_target_": "nemo.collections.asr.modules.ConvASRDecoder"}}
+    for weight, warned in ((0.1, False), (0, True)):
+        codert = {"teacher": "frozen", "teacher_logits": "ctc", "distillation": {"weight": weight}}
+        checked_config(model_config(aux_ctc=head, codert=codert))
+        assert ("model.codert.teacher_logits has no effect" in caplog.text) is warned
+    assert "aux_ctc has no effect" not in caplog.text
+
+
+@pytest.mark.parametrize("alone", ["student", "teacher"])
+def test_a_model_trained_alone_takes_nothing_from_a_teacher_and_says_so(alone, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
+    cfg = model_config(student={"encoder": CONFORMER, "init_from_teacher": True}, codert={"teacher_logits": "ctc"})
+    cfg.aux_ctc = {"ctc_loss_weight": 0.3}
+    assert len(faults(cfg)) == 3
+    checked_config(cfg, alone=alone)
+    assert f"model.student.init_from_teacher has no effect: the {alone} is trained alone" in caplog.text
+    assert "model.aux_ctc has no effect" in caplog.text
+
+
 def test_a_student_alone_may_have_its_own_decoder_whatever_is_said_of_sharing():
     cfg = model_config(student={"encoder": CONFORMER, "decoder": DECODER})
     cfg.optim_param_groups = {"student_decoder": {"lr": 1e-3}}
     assert len(faults(cfg)) == 2
-    assert checked_config(cfg, alone=True).student.decoder == OmegaConf.create(DECODER)
+    assert checked_config(cfg, alone="student").student.decoder == OmegaConf.create(DECODER)

@@ -98,7 +98,8 @@ def test_a_truncated_file_is_refused(make_model, tmp_path):
 @pytest.mark.parametrize(
     "config, kind",
     [
-        ({"target": STOCK_TARGET, "joint": {"num_extra_outputs": 5}}, "a TDT model"),
+        ({"target": STOCK_TARGET, "joint": {"num_extra_outputs": 5}}, "a multi-blank model"),
+        ({"target": STOCK_TARGET, "decoding": {"durations": [0, 1]}}, "a TDT model"),
         ({"target": STOCK_TARGET, "loss": {"loss_name": "tdt"}}, "a TDT model"),
         ({"target": "nemo.collections.asr.models.EncDecHybridRNNTCTCBPEModel"}, "a hybrid RNN-T/CTC model"),
         ({"target": "nemo.collections.asr.models.EncDecCTCModelBPE"}, "EncDecCTCModelBPE"),

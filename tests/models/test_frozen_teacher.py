@@ -1,16 +1,14 @@
 """Teachers from checkpoints: frozen ones that never move, warm starts, and sources that are refused before a step."""
 
-import copy
-
 import pytest
 import torch
-from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
+from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.utils.app_state import AppState
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
-from nemo_codert.models.pretrained import refuse_other_models
+from nemo_codert.models.pretrained import KINDS, refuse_other_models
 from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
 from tests.models.training_runs import equal_states, train
 
@@ -283,34 +281,6 @@ def test_a_students_own_prediction_network_is_compared(make_config, tmp_path):
     assert expected in refused_student(make_config, path, own)
 
 
-def test_a_tdt_model_is_refused_by_name(make_config, tmp_path):
-    cfg = copy.deepcopy(teacher_config(make_config(joint=STOCK)))
-    with open_dict(cfg):
-        cfg.model_defaults.tdt_durations, cfg.model_defaults.num_tdt_durations = [0, 1], 2
-        cfg.joint.num_extra_outputs = 2
-        cfg.loss = {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1], "sigma": 0.05}}
-        cfg.decoding = {"strategy": "greedy_batch", "model_type": "tdt", "durations": [0, 1], "greedy": {}}
-    EncDecRNNTBPEModel(cfg).save_to(str(tmp_path / "tdt.nemo"))
-    message = refused(make_config, str(tmp_path / "tdt.nemo"), joint=STOCK)
-    assert "model.codert.teacher_checkpoint" in message and "tdt.nemo" in message
-    assert "a TDT model, wanted a standard RNN-T (EncDecRNNTBPEModel)" in message
-
-
-def test_a_hybrid_model_is_refused_by_name(make_config, tmp_path):
-    cfg = copy.deepcopy(teacher_config(make_config(joint=STOCK)))
-    ctc = {"_target_": "nemo.collections.asr.modules.ConvASRDecoder", "feat_in": 24, "num_classes": -1}
-    with open_dict(cfg):
-        cfg.aux_ctc = {
-            "ctc_loss_weight": 0.3,
-            "decoder": {**ctc, "vocabulary": []},
-            "decoding": {"strategy": "greedy"},
-        }
-    EncDecHybridRNNTCTCBPEModel(cfg).save_to(str(tmp_path / "hybrid.nemo"))
-    message = refused(make_config, str(tmp_path / "hybrid.nemo"), joint=STOCK)
-    assert "model.codert.teacher_checkpoint" in message and "hybrid.nemo" in message
-    assert "a hybrid RNN-T/CTC model, wanted a standard RNN-T" in message
-
-
 @pytest.mark.parametrize("target", ["nemo.collections.asr.models.EncDecCTCModelBPE", "somebody.elses.Model"])
 def test_any_other_class_is_refused_by_its_name(target):
     with pytest.raises(ValueError, match=f"the file.* {target.rsplit('.', 1)[-1]}, wanted a standard RNN-T"):
@@ -321,9 +291,18 @@ def test_any_other_class_is_refused_by_its_name(target):
     ({"tokenizer": {"type": "agg"}}, "a tokenizer of type 'agg'"),
     ({"tokenizer": {"type": "wpe"}}, "a tokenizer of type 'wpe'"),
     ({"joint": {"masking_prob": 0.5}}, "a HAINAN model"),
+    ({"joint": {"masking_prob": 0.5}, "decoding": {"durations": [0, 1]}}, "a HAINAN model"),
+    ({"joint": {"num_extra_outputs": 2}, "decoding": {"big_blank_durations": [2, 4]}}, "a multi-blank model"),
     ({"adapters": {"one": {"enabled": True}}}, "an RNN-T with adapters"),
 ])  # fmt: skip
-def test_an_rnnt_of_another_kind_is_refused_by_that_name(change, kind):
+def test_an_rnnt_of_another_kind_is_refused_by_that_name_as_a_teacher_too(change, kind):
     config = OmegaConf.create({"target": "nemo.collections.asr.models.EncDecRNNTBPEModel", **change})
-    with pytest.raises(ValueError, match=f"the file is .*{kind}, wanted a standard RNN-T"):
-        refuse_other_models(config, "the file")
+    for others in ((), KINDS):
+        with pytest.raises(ValueError, match=f"the file is .*{kind}.*, wanted a standard RNN-T"):
+            refuse_other_models(config, "the file", others)
+
+
+@pytest.mark.parametrize("target", ["EncDecHybridRNNTCTCModel", "EncDecRNNTModel"])
+def test_a_model_of_characters_is_no_teacher(target):
+    with pytest.raises(ValueError, match=f"{target}, wanted a standard RNN-T .* or a hybrid RNN-T/CTC model or a TDT"):
+        refuse_other_models(OmegaConf.create({"target": f"nemo.collections.asr.models.{target}"}), "the file", KINDS)

@@ -8,10 +8,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from nemo_codert.config import RNNT_REDUCTIONS
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.transducer import Encoded, predict, project, project_prediction
+from nemo_codert.stock_options import RNNT_REDUCTIONS
 from tests.conftest import ADDITIVE, STOCK
+from tests.models.teacher_files import pair_config, save_teacher
 from tests.models.training_runs import branch_losses
 
 LHOTSE = {"use_lhotse": True, "sample_rate": 16000, "batch_size": 4, "shuffle": True, "num_workers": 0, "seed": 0}
@@ -298,3 +299,25 @@ def test_spec_augment_acts_once_and_on_both_branches(make_model, batch):
     model.training_step(batch, 0)
     assert len(seen) == 2 and torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], model.eval().extract_features(*batch[:2])[0])
+
+
+@pytest.mark.parametrize("kind, logits", [("hybrid", "joint"), ("hybrid_tdt", "ctc")])
+def test_a_teacher_of_another_kind_is_distilled_and_validated_in_a_run(make_config, sets, tmp_path, kind, logits):
+    path, original = save_teacher(make_config, tmp_path, kind)
+    cfg = pair_config(make_config, kind, path, {"teacher_logits": logits}, **data_blocks(sets, CLASSIC, "dev"))
+    model, trainer, history = fit(cfg, max_steps=2)
+    assert len(history.steps) == 2
+    for logged in history.steps:
+        assert logged["train_distillation_loss"] > 0 and "train_rnnt_loss_teacher" not in logged
+    weights = original.state_dict()
+    frozen = {name: value for name, value in model.state_dict().items() if not name.startswith("student_")}
+    assert all(torch.equal(value, weights[name]) for name, value in frozen.items())
+    assert any(name.startswith("ctc_decoder.") for name in frozen) is (logits == "ctc")
+    errors = words = 0.0
+    for signal, signal_len, *transcript in model.val_dataloader():
+        features, features_len = original.preprocessor(input_signal=signal, length=signal_len)
+        frames = original.encoder(audio_signal=features, length=features_len)
+        original.wer.update(*frames, *transcript)
+        _, wrong, of = original.wer.compute()
+        errors, words = errors + float(wrong), words + float(of)
+    assert float(trainer.callback_metrics["val_wer_teacher"]) == pytest.approx(errors / words)
