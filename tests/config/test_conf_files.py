@@ -185,7 +185,10 @@ def test_a_launch_command_in_the_header_composes(name):
 
 @pytest.mark.parametrize("name", TOP)
 def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name, tokenizer_dir):
-    cfg, pieces = model_section(name, tokenizer_dir), {"fsdd": 40, "fsdd_streaming": 40, "quickstart": 96}.get(name, 1024)
+    cfg, pieces = (
+        model_section(name, tokenizer_dir),
+        {"fsdd": 40, "fsdd_streaming": 40, "quickstart": 96}.get(name, 1024),
+    )
     counts = {
         "teacher encoder": millions_of(cfg.encoder),
         "student encoder": millions_of(cfg.student.encoder),
