@@ -1,16 +1,18 @@
 """How much later than its teacher a student says each word piece: mean, median and 90th percentile in milliseconds.
 
-    python scripts/measure_latency.py --model runs/fsdd/fsdd_streaming/DATE/pair.nemo --manifest data/fsdd/test_seen.json
+    python scripts/measure_latency.py --model runs/fsdd/fsdd_streaming/DATE/pair.nemo \\
+        --manifest data/fsdd/test_seen.json
     python scripts/measure_latency.py --model student.nemo --model other_student.nemo --teacher teacher.nemo \\
         --manifest data/fsdd/test_seen.json --manifest data/fsdd/test_unseen.json
 
 Of every reference token, the delay is the time of the frame in which the student most likely emits it, less that of
-the frame in which the teacher does; each of them by its own lattice of the reference. Negative: the student is earlier.
+the frame in which the teacher does; each of them by its own lattice of the reference. Negative: the student is
+earlier.
 
 --model takes a pair, whose teacher is the measure, or with --teacher an RNN-T trained alone (a `.nemo`, or a Lightning
-`.ckpt`, which can run code when it is opened), with a stock or an additive joint. Students that are to be compared need
-one and the same --teacher; of a pair given there, the teacher is taken. Tokenizers must be equal, and the student's
-frame the teacher's or a whole multiple of it.
+`.ckpt`, which can run code when it is opened), with a stock or an additive joint. Students that are to be compared
+need one and the same --teacher; of a pair given there, the teacher is taken. Tokenizers must be equal, and the
+student's frame the teacher's or a whole multiple of it.
 
 No part of these figures: the frames that a streaming encoder waits for to fill a chunk (att_context_size), the time of
 computing, and the teacher's own distance from the sound. Tokens that a model does not recognise have a place in its
