@@ -32,6 +32,7 @@ class DistillationConfig:
     reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
     start_step: int = 0  # optimizer step before which lambda is 0
     ramp_steps: int = 0  # steps in which lambda then grows linearly to weight
+    frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
 
 
 @dataclass
@@ -208,6 +209,7 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
         "distillation.weight": kd.weight,
         "distillation.start_step": kd.start_step,
         "distillation.ramp_steps": kd.ramp_steps,
+        "distillation.frame_shift": kd.frame_shift,
         "teacher_loss_weight": codert.teacher_loss_weight,
         "student_loss_weight": codert.student_loss_weight,
     }

@@ -242,6 +242,24 @@ class BranchLogits:
         return self.encoder[rows, self.alignment.frames]
 
 
+def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> tuple[Encoded, torch.Tensor, torch.Tensor]:
+    """Encoder frames of a branch on some utterances, and their tokens: [B, U] ids and [B] lengths.
+
+    Raises:
+        ValueError: audio that breaks off, an utterance without an encoder frame.
+    """
+    model = branch.model
+    signals = [torch.from_numpy(utterance.signal(branch.sample_rate)) for utterance in batch]
+    texts = [torch.tensor(model.tokenizer.text_to_ids(utterance.text), dtype=torch.int64) for utterance in batch]
+    signal, signal_len = _padded(signals, model.device)
+    tokens, tokens_len = _padded(texts, model.device)
+    features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
+    encoded = encode(branch.transducer, features, features_len)
+    if short := [u.id for u, frames in zip(batch, encoded.encoded_len.tolist(), strict=True) if frames < 1]:
+        raise ValueError(f"{', '.join(short)}: shorter than one encoder frame. Remove these lines")
+    return encoded, tokens, tokens_len
+
+
 def branch_logits(
     transducer: Transducer, encoded: Encoded, tokens: torch.Tensor, tokens_len: torch.Tensor
 ) -> BranchLogits:
@@ -275,7 +293,7 @@ class _Collector:
 
     def add(self, batch: Sequence[Utterance], start: int, shown: Sequence[int]) -> BranchLogits:
         """Measure the utterances from place `start` on; returns their logits."""
-        logits = self._logits(batch)
+        logits = branch_logits(self._branch.transducer, *encoded_utterances(self._branch, batch))
         kept = {}
         for key, rows, valid in logits.views():
             kept[key] = readings(rows, valid)
@@ -290,18 +308,6 @@ class _Collector:
                 own = {key: values[i] for key, values in kept.items()}
                 self._result.shown[place] = self._frames(logits, i, own)
         return logits
-
-    def _logits(self, batch: Sequence[Utterance]) -> BranchLogits:
-        model, transducer = self._branch.model, self._branch.transducer
-        signals = [torch.from_numpy(utterance.signal(self._branch.sample_rate)) for utterance in batch]
-        texts = [torch.tensor(model.tokenizer.text_to_ids(utterance.text), dtype=torch.int64) for utterance in batch]
-        signal, signal_len = _padded(signals, model.device)
-        tokens, tokens_len = _padded(texts, model.device)
-        features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
-        encoded = encode(transducer, features, features_len)
-        if short := [u.id for u, frames in zip(batch, encoded.encoded_len.tolist(), strict=True) if frames < 1]:
-            raise ValueError(f"{', '.join(short)}: shorter than one encoder frame. Remove these lines")
-        return branch_logits(transducer, encoded, tokens, tokens_len)
 
     def _refuse_non_finite(self, batch: Sequence[Utterance], of_batch: list[Readings]) -> None:
         for utterance, values in zip(batch, of_batch, strict=True):

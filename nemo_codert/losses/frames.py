@@ -1,4 +1,4 @@
-"""Which frames of a padded batch are real, and how a faster teacher's frames are matched with a slower student's.
+"""Which frames of a padded batch are real, and how a teacher's frames are matched with a student's.
 
 Imports torch alone.
 """
@@ -47,3 +47,25 @@ def group_frames(logits: torch.Tensor, lengths: torch.Tensor, factor: int) -> tu
     count = valid.sum(-1, keepdim=True).clamp(min=1)  # [B, T / factor, 1]
     grouped = log_probs.masked_fill(~valid[..., None], -torch.inf).logsumexp(2) - count.log()  # [B, T / factor, V+1]
     return grouped.masked_fill(~valid.any(-1, keepdim=True), 0.0), (lengths + factor - 1) // factor
+
+
+def paired_frames(
+    student_logits: torch.Tensor,
+    student_lengths: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    teacher_lengths: torch.Tensor,
+    shift: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pair the student's frame t + shift with the teacher's frame t, for every t that both have.
+
+    The student's first `shift` frames and the teacher's last ones stay without a partner and are left out.
+
+    Both logits [B, T', V+1] and [B, T, V+1], at one frame rate (see `group_frames`); both lengths [B] int64 in frames.
+    Returns views of both, [B, N, V+1] with N = max(min(T' - shift, T), 0), and the number of pairs in each utterance,
+    [B], 0 where it has no frame left. Raises ValueError for a negative shift.
+    """
+    if shift < 0:
+        raise ValueError(f"the student can be shifted by 0 frames or more, got {shift}")
+    frames = max(min(student_logits.shape[1] - shift, teacher_logits.shape[1]), 0)
+    lengths = torch.minimum(student_lengths - shift, teacher_lengths).clamp(min=0, max=frames)
+    return student_logits[:, shift : shift + frames], teacher_logits[:, :frames], lengths

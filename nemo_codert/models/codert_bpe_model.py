@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from nemo_codert.config import checked_config, distillation_weight, rate_problem
-from nemo_codert.losses import EncoderDistillationLoss, group_frames
+from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_frames
 from nemo_codert.models.ctc_head import build_ctc_head
 from nemo_codert.models.pretrained import load_pair_checkpoints
 from nemo_codert.models.stock_config import stock_branch_config, without_durations
@@ -280,12 +280,14 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             teacher_logits, teacher_len = group_frames(
                 teacher_logits, teacher.encoded_len, self.teacher_frames_per_student_frame
             )
-        frames = min(student_logits.shape[1], teacher_logits.shape[1])
-        return self.distillation_loss(
-            student_logits=student_logits[:, :frames],
-            teacher_logits=teacher_logits[:, :frames],
-            lengths=torch.minimum(student.encoded_len, teacher_len).clamp(max=frames),
+        student_logits, teacher_logits, lengths = paired_frames(
+            student_logits,
+            student.encoded_len,
+            teacher_logits,
+            teacher_len,
+            shift=self.cfg.codert.distillation.frame_shift,
         )
+        return self.distillation_loss(student_logits=student_logits, teacher_logits=teacher_logits, lengths=lengths)
 
     def _refuse_non_finite(self, losses: dict[str, torch.Tensor], step: int) -> None:
         if self._skip_nan_grad or torch.isfinite(losses["train_loss"]):

@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_codert.config import checked_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-TOP = ("fsdd", "librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm", "quickstart")
+LIBRISPEECH = ("librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm")
+STREAMING = {"fsdd_streaming": "fsdd", "librispeech_fastconformer_streaming": "librispeech_fastconformer"}
+TOP = ("fsdd", "quickstart", *LIBRISPEECH, *STREAMING)
 
 # strategy: train, teacher, share_decoder, distillation weight; None where the file leaves the base's value.
 STRATEGIES = {
@@ -86,7 +88,7 @@ def millions_of(encoder: DictConfig) -> float:
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
     assert found == {"base", *TOP, *(f"strategy/{name}" for name in STRATEGIES), *PIPELINES}
-    assert len(found) == 16
+    assert len(found) == 18
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -108,7 +110,10 @@ def test_a_strategy_file_starts_with_the_global_package_line(strategy):
 def test_a_config_explains_itself_and_is_built_on_the_base(name):
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith("# ")
-    assert "defaults:\n  - base\n  - _self_\n  - strategy: shared_kd\n" in text
+    if name in STREAMING:
+        assert f"defaults:\n  - {STREAMING[name]}\n  - _self_\n\n" in text
+    else:
+        assert "defaults:\n  - base\n  - _self_\n  - strategy: shared_kd\n" in text
     assert composed(name).name == name
 
 
@@ -190,7 +195,10 @@ def test_a_launch_command_in_the_header_composes(name):
 
 @pytest.mark.parametrize("name", TOP)
 def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name, tokenizer_dir):
-    cfg, pieces = model_section(name, tokenizer_dir), {"fsdd": 40, "quickstart": 96}.get(name, 1024)
+    cfg, pieces = (
+        model_section(name, tokenizer_dir),
+        {"fsdd": 40, "fsdd_streaming": 40, "quickstart": 96}.get(name, 1024),
+    )
     counts = {
         "teacher encoder": millions_of(cfg.encoder),
         "student encoder": millions_of(cfg.student.encoder),
@@ -230,9 +238,22 @@ def test_a_config_builds_the_stock_model_of_a_branch(strategy, name, tokenizer_d
     assert not hasattr(model, "student_encoder") and "codert" not in model.cfg
 
 
-@pytest.mark.parametrize("name", ["fsdd", "quickstart"])
+@pytest.mark.parametrize("name", ["fsdd", "fsdd_streaming", "quickstart"])
 def test_the_small_pairs_are_built_as_they_are(name, tokenizer_dir):
     from nemo_codert.models import EncDecCoDERTBPEModel
 
     model = EncDecCoDERTBPEModel(model_section(name, tokenizer_dir))
     assert millions(model.student_encoder) < 0.5 < millions(model.encoder)
+
+
+@pytest.mark.parametrize("name, base", STREAMING.items())
+def test_a_streaming_config_changes_the_students_encoder_and_what_a_stream_cannot_have(name, base):
+    cfg, plain = composed(name), composed(base)
+    assert cfg.model.encoder == plain.model.encoder and cfg.model.encoder.att_context_size == [-1, -1]
+    assert cfg.model.preprocessor.pop("normalize") == "NA" and plain.model.preprocessor.pop("normalize") != "NA"
+    encoder, left_out = cfg.model.student.encoder, plain.model.student.encoder
+    for key in ("causal_downsampling", "att_context_size", "att_context_style", "conv_context_size", "conv_norm_type"):
+        assert encoder.pop(key) != left_out.pop(key, None)
+    cfg.name = base
+    cfg.model.spec_augment.pop("mask_value", None)
+    assert cfg == plain

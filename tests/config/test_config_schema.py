@@ -98,6 +98,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
             "reduction": "per_utterance",
             "start_step": 0,
             "ramp_steps": 0,
+            "frame_shift": 0,
         },
         "bad_utterances": "drop",
         "activation_checkpointing": False,
@@ -138,7 +139,7 @@ REFUSED = [
     # unknown keys
     ("student.heads", 4, "model.student.heads is not a key of this version, known are encoder, decoder, init_from"),
     ("codert.alpha", 1, "model.codert.alpha is not a key of this version"),
-    ("codert.distillation.alpha", 1, "known are weight, temperature, reduction, start_step, ramp_steps"),
+    ("codert.distillation.alpha", 1, "known are weight, temperature, reduction, start_step, ramp_steps, frame_shift"),
     # wrong types
     ("codert", 5, "model.codert is 5, wanted a block of keys"),
     ("codert", None, "model.codert is missing: add the block"),
@@ -172,6 +173,8 @@ REFUSED = [
     ("codert.distillation.weight", math.nan, "weight is nan, wanted a number"),
     ("codert.distillation.start_step", -1, "start_step is -1, wanted a number that is 0 or above"),
     ("codert.distillation.ramp_steps", -1, "ramp_steps is -1"),
+    ("codert.distillation.frame_shift", -1, "frame_shift is -1, wanted a number that is 0 or above"),
+    ("codert.distillation.frame_shift", 1.5, "frame_shift is 1.5, wanted int"),
     ("codert.teacher_loss_weight", -1, "teacher_loss_weight is -1.0"),
     ("codert.student_loss_weight", math.inf, "student_loss_weight is inf"),
     # contradictions

@@ -1,4 +1,4 @@
-"""Valid frames and the grouping of a faster teacher's frames."""
+"""Valid frames, the grouping of a faster teacher's frames, and the pairing with a student that lags behind."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_codert.losses import group_frames, valid_frames
+from nemo_codert.losses import encoder_distillation_loss, group_frames, paired_frames, valid_frames
 
 
 def test_valid_frames_are_those_before_the_length():
@@ -78,3 +78,79 @@ def test_half_precision_is_grouped_in_float32():
 def test_a_factor_below_one_is_refused():
     with pytest.raises(ValueError, match="got 0"):
         group_frames(torch.zeros(1, 2, 3), torch.tensor([2]), 0)
+
+
+def numbered(frames: int, batch: int = 1) -> torch.Tensor:
+    """Logits [batch, frames, 1] that say which frame they are of."""
+    return torch.arange(float(frames)).view(1, frames, 1).repeat(batch, 1, 1)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_the_students_frame_t_plus_shift_meets_the_teachers_frame_t(shift):
+    student, teacher, lengths = paired_frames(numbered(7), torch.tensor([7]), numbered(6), torch.tensor([6]), shift)
+    assert torch.equal(student, teacher + shift)
+    assert lengths.tolist() == [min(7 - shift, 6)] and student.shape[1] == lengths[0]
+
+
+def test_pairs_end_with_the_shorter_side_of_each_utterance():
+    student_lengths, teacher_lengths = torch.tensor([9, 9, 4, 2, 1, 0]), torch.tensor([8, 3, 8, 8, 8, 0])
+    student, teacher = numbered(9, batch=6), numbered(8, batch=6)
+    paired, _, lengths = paired_frames(student, student_lengths, teacher, teacher_lengths, 2)
+    assert lengths.tolist() == [7, 3, 2, 0, 0, 0] and paired.shape[1] == 7
+
+
+def distilled(student: torch.Tensor, teacher: torch.Tensor, lengths: list[int], shift: int) -> torch.Tensor:
+    """Distillation loss of shifted pairs, the lengths being those of both sides."""
+    paired = paired_frames(student, torch.tensor(lengths), teacher, torch.tensor(lengths), shift)
+    return encoder_distillation_loss(**dict(zip(("student_logits", "teacher_logits", "lengths"), paired, strict=True)))
+
+
+def test_a_shifted_distillation_has_the_value_worked_out_by_hand():
+    teacher = torch.tensor([[[0.5, 0.5], [0.9, 0.1], [0.3, 0.7]]]).log()
+    student = torch.tensor([[[0.8, 0.2], [0.25, 0.75], [0.9, 0.1]]]).log()
+    # Pairs (1, 0) and (2, 1); the second is equal.
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert distilled(student, teacher, [3], shift=1).item() == pytest.approx(expected, abs=1e-6)  # float32 logarithms
+
+
+def test_a_student_that_says_the_same_later_has_nothing_to_learn():
+    teacher = torch.randn(2, 8, 5)
+    student = torch.cat([torch.randn(2, 2, 5), teacher[:, :-2]], 1)
+    assert distilled(student, teacher, [8, 6], shift=2) == 0.0 < distilled(student, teacher, [8, 6], shift=0)
+
+
+def test_a_shift_moves_the_gradient_to_the_paired_frames_alone():
+    student = torch.randn(2, 6, 4, requires_grad=True)
+    distilled(student, torch.randn(2, 6, 4), [6, 4], shift=2).backward()
+    moved = student.grad.abs().sum(-1) > 0
+    assert moved.tolist() == [[False, False, True, True, True, True], [False, False, True, True, False, False]]
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
+def test_padding_does_not_reach_a_shifted_distillation(garbage):
+    lengths, teacher, student = [5, 3], torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    values, gradients = [], []
+    for filling in (0.0, garbage):
+        padding = ~valid_frames(torch.tensor(lengths), 9)[:, :, None]
+        sides = [
+            torch.nn.functional.pad(side, (0, 0, 0, 4)).masked_fill(padding, filling) for side in (student, teacher)
+        ]
+        sides[0].requires_grad_()
+        values.append(distilled(*sides, lengths, shift=1))
+        values[-1].backward()
+        gradients.append(sides[0].grad)
+    assert values[0] == values[1] == distilled(student, teacher, lengths, shift=1)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("shift", [4, 5, 100])
+def test_nothing_is_learnt_where_the_shift_leaves_no_frame(shift):
+    student = torch.randn(2, 4, 3, requires_grad=True)
+    loss = distilled(student, torch.randn(2, 4, 3), [4, 2], shift=shift)
+    loss.backward()
+    assert loss == 0.0 and not student.grad.any()
+
+
+def test_a_negative_shift_is_refused():
+    with pytest.raises(ValueError, match="0 frames or more, got -1"):
+        paired_frames(numbered(3), torch.tensor([3]), numbered(3), torch.tensor([3]), -1)
