@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "modules": LEAVES,
     "models": LEAVES | {"modules", "data"},
     "export": LEAVES | {"modules", "models"},
+    "sherpa_onnx": LEAVES | {"modules", "models", "export"},
     "run_checks": {"config", "config_values", "data", "analysis"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},
 }
