@@ -174,7 +174,7 @@ def _write_networks(networks: Transducer, folder: Path, metadata: dict[str, str 
     replace_projected_lstms(encoder)
     encoder.export(str(paths[0]), onnx_opset_version=OPSET)
     additive = isinstance(joint, AdditiveRNNTJoint)
-    _export_prediction(PredictionGraph(decoder, joint.pred if additive else nn.Identity()), paths[1])
+    export_prediction(PredictionGraph(decoder, joint.pred if additive else nn.Identity()), paths[1])
     if additive:
         _project_output(paths[0], joint.enc)
         onnx.save(sum_joiner(joint.num_classes_with_blank), paths[2])
@@ -200,8 +200,8 @@ class PredictionGraph(nn.Module):
         return self.projection(decoded).transpose(1, 2), target_length, *states
 
 
-def _export_prediction(graph: PredictionGraph, path: Path) -> None:
-    """By torch, because the export of NeMo's `RNNTDecoder` has states for a batch of one only."""
+def export_prediction(graph: PredictionGraph, path: Path) -> None:
+    """Write it as ONNX; by torch, because the export of NeMo's `RNNTDecoder` has states for a batch of one only."""
     inputs = ["targets", "target_length", "state_1", "state_2"]
     outputs = ["outputs", "output_length", "new_state_1", "new_state_2"]
     states = graph.decoder.initialize_state(torch.zeros(1, 1))
