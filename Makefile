@@ -1,9 +1,10 @@
 # Two commands from a fresh clone: `make quickstart` and `make test`. Each makes its own .venv first.
+# `make test-deploy` adds the programs that serve an exported student and runs the tests that need them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test test-deploy lint install clean
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py --output-dir quickstart_run
@@ -11,6 +12,10 @@ quickstart: install
 test: install
 	@echo "== Testing (two workers, one thread each)"
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-deploy: $(VENV)/.installed-deploy
+	@echo "== Testing the exported student in the programs that serve it"
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy -rs
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -23,6 +28,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-deploy: $(VENV)/.installed requirements-deploy.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-deploy.txt
 	@touch $@
 
 clean:

@@ -40,19 +40,31 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
     Raises:
         ValueError: unknown branch or form, or a branch that the model does not have.
     """
-    if branch not in ("student", "teacher"):
-        raise ValueError(f"branch is {branch!r}, wanted student or teacher")
+    _check_branch(model, branch)
     if isinstance(model, EncDecCoDERTBPEModel):
         return model.student_model(joint) if branch == "student" else model.teacher_model(joint)
-    if branch == "teacher":
+    return stock_model(model, networks_of(model), model.cfg, joint)
+
+
+def networks_of(model: EncDecRNNTBPEModel, branch: str = "student") -> Transducer:
+    """The networks themselves of a pair's branch or of a model trained alone; branch and errors as `stock_of`."""
+    _check_branch(model, branch)
+    if isinstance(model, EncDecCoDERTBPEModel):
+        return model.student_transducer if branch == "student" else model.teacher_transducer
+    return Transducer(model.encoder, model.decoder, model.joint)
+
+
+def _check_branch(model: EncDecRNNTBPEModel, branch: str) -> None:
+    if branch not in ("student", "teacher"):
+        raise ValueError(f"branch is {branch!r}, wanted student or teacher")
+    if branch == "teacher" and not isinstance(model, EncDecCoDERTBPEModel):
         raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
-    return stock_model(model, Transducer(model.encoder, model.decoder, model.joint), model.cfg, joint)
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
     """`save_to` that leaves either the whole file under `path` or nothing."""
     path = Path(path)
-    with _moved_when_complete(path.parent) as folder:
+    with moved_when_complete(path.parent) as folder:
         model.save_to(str(folder / path.name))
     return path
 
@@ -83,7 +95,7 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path} does not end in .onnx")
-    with torch.random.fork_rng(devices=[]), _moved_when_complete(path.parent) as folder:
+    with torch.random.fork_rng(devices=[]), moved_when_complete(path.parent) as folder:
         copy = stock_of(model).cpu()
         replace_projected_lstms(copy.encoder)
         copy.export(str(folder / path.name))
@@ -91,7 +103,7 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
 
 
 @contextmanager
-def _moved_when_complete(folder: Path) -> Iterator[Path]:
+def moved_when_complete(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`, whose files move up when the block ends well and vanish when it does not."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:

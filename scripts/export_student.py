@@ -2,16 +2,21 @@
 
     python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output student.nemo
     python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output student.onnx --format onnx
+    python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output sherpa --format sherpa-onnx --int8
     python scripts/export_student.py --model runs/fsdd/fsdd/DATE/pair.nemo --output teacher.nemo --branch teacher
 
 --model is a pair, or one RNN-T trained alone (strategy=student or teacher), also with an additive joint. The exported
 file holds no weight of the other branch and no path of this machine. Of --format onnx come two files beside each
-other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw logits).
+other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw logits). Of --format
+sherpa-onnx comes a folder with encoder.onnx, decoder.onnx, joiner.onnx and tokens.txt, which sherpa-onnx loads as
+model type nemo_transducer; --int8 adds encoder.int8.onnx and so on. Features that sherpa-onnx cannot compute are
+refused by name (docs/deployment.md has the list).
 
 --joint says how an additive joint is rewritten as NeMo's: exact (outputs bit-equal on real utterances, on the CPU),
 compact (equal to rounding, smaller when the vocabulary is large), narrow (equal to rounding in float32, half as wide
 as compact and the fastest with a large vocabulary; not for half precision or int8), auto (exact while V+1 <= D_enc +
-D_pred, else compact). A stock joint is copied as it is.
+D_pred, else compact). A stock joint is copied as it is. For sherpa-onnx, auto keeps an additive joint: its joiner is
+then a sum.
 
 Beside NAME.nemo comes NAME.md, a model card in the form that model hubs read, and its text is in the file
 (`model.cfg.model_card`): training data by name and hours, strategy and teacher as the model's file records them, WER
@@ -44,6 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format", choices=["nemo", "onnx", "sherpa-onnx"], default="nemo")
     parser.add_argument("--joint", choices=["auto", "exact", "compact", "narrow"], default="auto")
     parser.add_argument("--branch", choices=["student", "teacher"], default="student")
+    parser.add_argument("--int8", action="store_true", help="sherpa-onnx: 8-bit files beside the others")
     card = parser.add_argument_group("model card, --format nemo")
     card.add_argument("--wer", type=Path, action="append", default=[], metavar="PREDICTIONS.json")
     card.add_argument("--license", default="unknown", metavar="ID", help="a hub's id, such as cc-by-4.0 (unknown)")
@@ -56,16 +62,10 @@ def check_options(options: argparse.Namespace) -> None:
     """Mistakes that can be known before NeMo is imported.
 
     Raises:
-        ValueError: a format that is not there yet, a wrong suffix, an output that would replace the input.
+        ValueError: a wrong suffix, an option of another format, an output that would replace the input.
     """
-    if options.format == "sherpa-onnx":
-        raise ValueError(
-            "--format sherpa-onnx is not in this release, it comes with a later one. Use --format onnx (encoder and "
-            "decoder with joint, NeMo's layout) or --format nemo"
-        )
-    suffix = SUFFIXES[options.format]
-    if options.output.suffix != suffix:
-        raise ValueError(f"--output is {options.output}, but --format {options.format} makes a {suffix} file")
+    if options.int8 and options.format != "sherpa-onnx":
+        raise ValueError(f"--int8 is for --format sherpa-onnx, the format is {options.format}: leave it out")
     if options.format != "nemo":
         given = {"--wer": options.wer, "--language": options.language, "--dataset": options.dataset}
         given["--license"] = options.license != "unknown"
@@ -73,6 +73,13 @@ def check_options(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} is for the model card, which --format {options.format} has none of")
     if not options.model.is_file():
         raise ValueError(f"--model is {options.model}: no such file. Give the .nemo that scripts/train.py left")
+    if options.format == "sherpa-onnx":
+        if options.output.exists() and not options.output.is_dir() or options.output.suffix in SUFFIXES.values():
+            raise ValueError(f"--output is {options.output}, but --format sherpa-onnx fills a folder: give one")
+        return
+    suffix = SUFFIXES[options.format]
+    if options.output.suffix != suffix:
+        raise ValueError(f"--output is {options.output}, but --format {options.format} makes a {suffix} file")
     if options.output.is_dir():
         raise ValueError(f"--output is {options.output}: that is a folder")
     if options.output.resolve() == options.model.resolve():
@@ -84,12 +91,16 @@ def export(options: argparse.Namespace) -> None:
     check_options(options)
     quieten_libraries()
     from nemo_codert.export import export_onnx, load_model, save_with_card, stock_of
+    from nemo_codert.sherpa_onnx import export_sherpa_onnx
     from nemo_codert.training_record import recorded_training
 
     model = load_model(options.model)
     stock = stock_of(model, branch=options.branch, joint=options.joint)
     parameters = sum(parameter.numel() for parameter in stock.parameters())
-    if options.format == "onnx":
+    if options.format == "sherpa-onnx":
+        choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
+        written = export_sherpa_onnx(model, options.output, **choice)
+    elif options.format == "onnx":
         written = export_onnx(stock, options.output)
     else:
         written = save_with_card(

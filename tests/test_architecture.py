@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "export": LEAVES | {"modules", "models"},
     "model_card": {"analysis", "data", "training_record"},
     "model_sizes": {"analysis", "export"},
+    "sherpa_onnx": LEAVES | {"modules", "models", "export"},
     "run_checks": {"config", "config_values", "data", "analysis"},
     "training_record": {"config", "data"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},

@@ -27,9 +27,9 @@ class Utterance:
     speaker: str
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """[S] at `rate` Hz -> [S'] float32 at SAMPLE_RATE."""
-    return soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples
+def resample(samples: np.ndarray, rate: int, wanted: int = SAMPLE_RATE) -> np.ndarray:
+    """[S] at `rate` Hz -> [S'] float32 at `wanted` Hz."""
+    return soxr.resample(samples.astype(np.float32), rate, wanted) if rate != wanted else samples
 
 
 def write_set(output_dir: Path, name: str, utterances: Iterable[Utterance], *, total: int) -> Path:

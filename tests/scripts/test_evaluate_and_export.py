@@ -94,10 +94,27 @@ def test_onnx_files_and_the_teacher_are_exported(run, models, tmp_path):
     assert status == 0 and load_model(tmp_path / "teacher.nemo").cfg.encoder.n_layers == 2
 
 
+@pytest.mark.parametrize("source, hidden", [("pair", None), ("student", 2 * 33)])
+def test_a_folder_for_sherpa_onnx_is_exported(run, models, tmp_path, source, hidden):
+    import onnx
+
+    folder = tmp_path / "new" / "sherpa"
+    options = ["--format", "sherpa-onnx", "--int8"] if source == "pair" else ["--format", "sherpa-onnx"]
+    status, text, _ = run("export_student", "--model", models[source], "--output", folder, *options)
+    assert status == 0
+    kinds = ("onnx", "int8.onnx") if source == "pair" else ("onnx",)
+    names = [f"{network}.{kind}" for network in ("encoder", "decoder", "joiner") for kind in kinds]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "tokens.txt"])
+    assert all(f"{folder / name}  " in text for name in names) and "32 word pieces" in text
+    operations = {node.op_type for node in onnx.load(folder / "joiner.onnx").graph.node}
+    assert ("Relu" in operations) == (hidden is not None)  # an additive joint stays a sum
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--format", "sherpa-onnx"], "--format sherpa-onnx is not in this release"),
+        (["--format", "sherpa-onnx"], "but --format sherpa-onnx fills a folder: give one"),
+        (["--int8"], "--int8 is for --format sherpa-onnx, the format is nemo: leave it out"),
         (["--format", "onnx"], "--format onnx makes a .onnx file"),
         (["--model", "absent.nemo"], "--model is absent.nemo: no such file"),
         (["--output", "MODEL"], "--output is --model itself"),
