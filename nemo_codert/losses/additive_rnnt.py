@@ -11,130 +11,29 @@ which float32 could go wrong is computed in float64 altogether. Imports torch an
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
 # columns (the targets', some perhaps twice, and last the blank's), N lattice cells
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import Lock
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn.functional import hardshrink, pad
+from torch.nn.functional import pad
 
+from nemo_codert.losses.additive_normaliser import compute_dtype, normalised
+from nemo_codert.losses.full_precision import full_precision as _full_precision
 from nemo_codert.losses.lattice import (
     LatticeLoss,
     TransducerBatch,
+    check_fastemit,
     check_reduction,
     check_transducer_batch,
+    lattice_occupancies,
     reduce_losses,
+    reduction_gradient,
     rnnt_lattice_loss,
 )
+from nemo_codert.losses.lattice_kernels import additive_kernel, token_kernel
 
-UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
-TRUSTED_SHIFTED_Z = 1e-7  # of the maxima's product: where a row was shifted, terms below it are off by a millionth
-CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
-
-
-class _FullPrecision:
-    """Keeps float32 products float32 whatever autocast, TF32 or bfloat16 products the user allowed elsewhere.
-
-    torch's switches are the process's: the first thread that comes in sets them, the last one out sets them back.
-    """
-
-    def __init__(self) -> None:
-        self.backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-        self.lock, self.inside, self.allowed = Lock(), 0, []
-
-    @contextmanager
-    def __call__(self, device_type: str) -> Iterator[None]:
-        with self.lock:
-            if self.inside == 0:
-                self.allowed = [backend.fp32_precision for backend in self.backends]
-                self._set(["ieee", "ieee"])
-            self.inside += 1
-        try:
-            with torch.autocast(device_type, enabled=False):
-                yield
-        finally:
-            with self.lock:
-                self.inside -= 1
-                if self.inside == 0:
-                    self._set(self.allowed)
-
-    def _set(self, precisions: list[str]) -> None:
-        for backend, precision in zip(self.backends, precisions, strict=True):
-            backend.fp32_precision = precision
-
-
-_full_precision = _FullPrecision()
-
-
-class _Side(NamedTuple):
-    """The exponentials of one side's logits, [B, T, V+1] or [B, M, V+1], shifted and 0 beyond the lengths."""
-
-    exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits)
-    shifts: torch.Tensor  # [B, T, 1] float64, what was taken off each row
-    shifted: bool  # False where the host knows that this is 0
-    maxima: torch.Tensor  # [B, T, 1], the largest logit of each row, shifted
-    columns: torch.Tensor  # [B, T, K] float64, logits of the tokens, shifted
-    exp_columns: torch.Tensor  # [B, T, K] float64
-
-
-def _side(logits: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor, padding: torch.Tensor | None) -> _Side:
-    """Exponentiate [B, T, V+1]; classes: [B, K] of the token columns, padding: [B, T, 1] bool or None for none."""
-    logits = logits.to(dtype)
-    maxima = logits.amax(-1, keepdim=True)
-    shifts = hardshrink(maxima, UNSHIFTED)
-    shifted = logits.device.type != "cpu" or bool(shifts.any())  # if not, some passes are saved
-    exp = (logits - shifts).exp_() if shifted else logits.exp()
-    columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double()
-    if shifted:
-        columns -= shifts
-    exp_columns = columns.exp()
-    if padding is not None:
-        exp.masked_fill_(padding, 0.0)
-        exp_columns.masked_fill_(padding, 0.0)
-    return _Side(exp, shifts.double(), shifted, maxima - shifts, columns, exp_columns)
-
-
-def _count_tokens_once(prediction: _Side, classes: torch.Tensor) -> torch.Tensor:
-    """Let one column stand for each class [B, K], in products of both sides: the first, which is returned, [B, K].
-
-    The prediction's side, as the shorter one, gets zeros: in `exp` for all of them, in `exp_columns` for the others.
-    """
-    first = (classes[:, :, None] == classes[:, None, :]).byte().argmax(2)
-    again = first != torch.arange(first.shape[1], device=first.device)
-    prediction.exp_columns.masked_fill_(again[:, None, :], 0.0)
-    zeros = prediction.exp.new_zeros(()).expand(prediction.columns.shape)  # up to five times faster than 0.0
-    prediction.exp.scatter_(2, classes[:, None, :].expand(zeros.shape), zeros)
-    return first
-
-
-def _normaliser(encoder: _Side, prediction: _Side) -> torch.Tensor:
-    """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns."""
-    z = torch.bmm(encoder.exp_columns, prediction.exp_columns.transpose(1, 2))
-    products = max(round(encoder.exp.shape[2] / CLASSES_PER_PRODUCT), 1)
-    for part in zip(encoder.exp.chunk(products, 2), prediction.exp.chunk(products, 2), strict=True):
-        z += torch.bmm(part[0], part[1].transpose(1, 2))
-    return z
-
-
-def _distrusted(z: torch.Tensor, encoder: _Side, prediction: _Side) -> torch.Tensor:
-    """[B, T, M] bool, True where terms that were lost or rounded in the exponentials' type could matter.
-
-    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted. Rounded are those of
-    a shifted row far from its maximum: they must not be what is left of Z beside the largest that it could have been.
-    """
-    exp, limits = encoder.exp, torch.finfo(encoder.exp.dtype)
-    lost = exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
-    if not (encoder.shifted or prediction.shifted):
-        return z < lost
-    sides = encoder, prediction
-    frames, states = (side.maxima.double().clamp_(min=0.0).exp_() for side in sides)  # 1 in shifted rows
-    trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
-    unshifted = (encoder.shifts == 0) & (prediction.shifts == 0).transpose(1, 2)
-    return z < (trusted * frames * states.transpose(1, 2)).masked_fill_(unshifted, lost)
 
 
 class _Utterance:
@@ -157,6 +56,13 @@ class _Utterance:
             log_z[t, u] = (self.logits[0][t] + self.logits[1][u]).logsumexp(-1)
         return log_z
 
+    def log_probs(self, targets: torch.Tensor, blank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of labels [T, U] and blanks [T, M], given targets [U]."""
+        (encoder, prediction), log_z = self.logits, self.log_z()
+        next_label = prediction[:-1].gather(1, targets[:, None]).T  # [1, U]: state u asks for target u + 1
+        label = encoder[:, targets] + next_label - log_z[:, :-1]
+        return label, encoder[:, blank, None] + prediction[:, blank] - log_z
+
     def gradients(
         self, targets: torch.Tensor, blank: int, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,6 +83,83 @@ class _Utterance:
         return gradients
 
 
+class _AdditiveLoss(torch.autograd.Function):
+    """The reduced loss on the CPU: what is between the products is three compiled kernels, not some hundred calls."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        encoder_logits: torch.Tensor,
+        prediction_logits: torch.Tensor,
+        batch: TransducerBatch,
+        blank: int,
+        fastemit_lambda: float,
+        reduction: str,
+    ) -> torch.Tensor:
+        ctx.inputs = [(each.shape[1], each.dtype) for each in (encoder_logits, prediction_logits)]
+        encoder_logits = encoder_logits[:, : batch.num_frames]
+        prediction_logits = prediction_logits[:, : batch.targets.shape[1] + 1]
+        encoder, prediction, classes, first, z, redo = normalised(
+            encoder_logits, prediction_logits, batch, blank, True
+        )
+        sizes, scale = np.array(batch.sizes), 1 + fastemit_lambda
+        if redo:
+            sizes[redo] = 0
+        columns = encoder.columns, prediction.columns, encoder.exp_columns, prediction.exp_columns
+        taken = torch.zeros_like(columns[2]), torch.zeros_like(columns[3])
+        losses = z.new_empty(len(z))
+        arrays = [each.numpy() for each in (*columns, first, z, losses, *taken)]
+        additive_kernel(sizes, scale, *arrays)
+        ctx.arrays = (arrays[4], classes.numpy()), (arrays[2::5], arrays[3::5])  # shared, of each side
+        ctx.batch, ctx.blank, ctx.reduction, ctx.occupancies = batch, blank, reduction, {}
+        for b in redo:
+            (t, u), targets = batch.sizes[b], batch.targets[b]
+            utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
+            log_probs = [each[None] for each in utterance.log_probs(targets[:u], blank)]
+            losses[b], label, blanks = lattice_occupancies(*log_probs, *torch.tensor([[t], [u]]))
+            ctx.occupancies[b] = scale * label[0], blanks[0]
+        logits = (encoder_logits, prediction_logits) if redo else (None, None)
+        ctx.save_for_backward(z, encoder.all.exp, prediction.all.exp, *columns[2:], *logits)
+        return reduce_losses(losses * scale, batch.target_lengths, reduction).to(encoder.all.exp.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None]:
+        weight, *sides, encoder_logits, prediction_logits = ctx.saved_tensors
+        exps, columns = sides[:2], sides[2:]
+        upstream = reduction_gradient(upstream.double(), ctx.batch.target_lengths, ctx.reduction).contiguous()  # [B]
+        weight = weight * upstream[:, None, None]  # [B, T, M]
+        rounded = weight.to(exps[0].dtype)
+        weights = (rounded, weight), (rounded.transpose(1, 2), weight.transpose(1, 2))
+        (first, classes), arrays = ctx.arrays
+        gradients: list[torch.Tensor | None] = [None, None]
+        with _full_precision("cpu"):
+            for side, other in ((0, 1), (1, 0)):
+                if ctx.needs_input_grad[side]:
+                    gradient = torch.bmm(weights[side][0], exps[other]).mul_(exps[side])  # 0 for the tokens
+                    tokens = torch.bmm(weights[side][1], columns[other])  # [B, T, K], the normaliser's part
+                    shared = upstream.numpy(), first, classes
+                    token_kernel(*shared, tokens.numpy(), *arrays[side], gradient.numpy())
+                    gradients[side] = gradient
+        for b, occupancies in ctx.occupancies.items():
+            upstreams = [-upstream[b] * each for each in occupancies]
+            t, u = ctx.batch.sizes[b]
+            utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
+            parts = utterance.gradients(ctx.batch.targets[b, :u], ctx.blank, *upstreams)
+            for gradient, part in zip(gradients, parts, strict=True):
+                if gradient is not None:
+                    gradient[b] = 0.0
+                    gradient[b, : len(part)] = part
+        for side, (rows, dtype) in enumerate(ctx.inputs):
+            if gradients[side] is not None and rows > gradients[side].shape[1]:  # pad alone would copy all of it
+                gradients[side] = pad(gradients[side], (0, 0, 0, rows - gradients[side].shape[1]))
+            if gradients[side] is not None:
+                gradients[side] = gradients[side].to(dtype)
+        return *gradients, None, None, None, None
+
+
 class _AdditiveLogProbs(torch.autograd.Function):
     """Label [B, T, U] and blank [B, T, M] log-probabilities of an additive joint, float64, 0 beyond the lengths."""
 
@@ -188,38 +171,28 @@ class _AdditiveLogProbs(torch.autograd.Function):
         batch: TransducerBatch,
         blank: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        padding = batch.padding()  # [B, T, M] or None
-        classes = pad(batch.targets, (0, 1), value=blank)  # [B, K]
         ctx.dtypes = encoder_logits.dtype, prediction_logits.dtype
-        dtype = torch.promote_types(torch.promote_types(*ctx.dtypes), torch.float32)
-        encoder = _side(encoder_logits, dtype, classes, None if padding is None else padding[:, :, :1])
-        states = None if padding is None else padding[:, :1].transpose(1, 2)
-        prediction = _side(prediction_logits, dtype, classes, states)
-        first = _count_tokens_once(prediction, classes)
-        with _full_precision(encoder_logits.device.type):
-            z = _normaliser(encoder, prediction)
-        distrusted = _distrusted(z, encoder, prediction)
+        padding = batch.padding()  # [B, T, M] or None
+        encoder, prediction, classes, first, z, redo = normalised(
+            encoder_logits, prediction_logits, batch, blank, False
+        )
         if padding is not None:
-            distrusted &= ~padding
             z.masked_fill_(padding, 1.0)  # something to divide 0 by, as below
+        z[redo] = 1.0
         log_z = z.log()  # without the shifts, which the columns lack too
-        redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
-        utterances = [b for b, wanted in enumerate(redo) if wanted]
-        for b in utterances:
-            t, u = batch.sizes[b]
-            utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
-            shifts = encoder.shifts[b, :t] + prediction.shifts[b, : u + 1].T
-            log_z[b, :t, : u + 1] = utterance.log_z() - shifts
-            z[b] = 1.0
         next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u asks for target u + 1
         label = (encoder.columns[:, :, :-1] + next_label).sub_(log_z[:, :, :-1])
         blanks = (encoder.columns[:, :, -1:] + prediction.columns[:, None, :, -1]).sub_(log_z)
+        for b in redo:
+            t, u = batch.sizes[b]
+            utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
+            label[b, :t, :u], blanks[b, :t, : u + 1] = utterance.log_probs(batch.targets[b, :u], blank)
         if padding is not None:
             label.masked_fill_(padding[:, :, :-1], 0.0)
             blanks.masked_fill_(padding, 0.0)
-        ctx.batch, ctx.blank, ctx.utterances = batch, blank, utterances
-        logits = (encoder_logits, prediction_logits) if utterances else (None, None)
-        sides = encoder.exp, prediction.exp, encoder.exp_columns, prediction.exp_columns
+        ctx.batch, ctx.blank, ctx.utterances = batch, blank, redo
+        logits = (encoder_logits, prediction_logits) if redo else (None, None)
+        sides = encoder.all.exp, prediction.all.exp, encoder.exp_columns, prediction.exp_columns
         ctx.save_for_backward(*sides, z, classes, first, *logits)
         return label, blanks
 
@@ -326,6 +299,9 @@ def additive_rnnt_loss(
         blank=blank,
         device=encoder_logits.device,
     )
+    check_fastemit(fastemit_lambda)
+    if encoder_logits.device.type == "cpu" and lattice_loss is rnnt_lattice_loss:
+        return _AdditiveLoss.apply(encoder_logits, prediction_logits, batch, blank, fastemit_lambda, reduction)
     label, blanks = _AdditiveLogProbs.apply(
         encoder_logits[:, : batch.num_frames],
         prediction_logits[:, : batch.targets.shape[1] + 1],
@@ -333,5 +309,5 @@ def additive_rnnt_loss(
         blank,
     )
     losses = lattice_loss(label, blanks, batch.encoded_lengths, batch.target_lengths, fastemit_lambda)
-    dtype = torch.promote_types(torch.promote_types(encoder_logits.dtype, prediction_logits.dtype), torch.float32)
+    dtype = compute_dtype(encoder_logits, prediction_logits)
     return reduce_losses(losses, batch.target_lengths, reduction).to(dtype)

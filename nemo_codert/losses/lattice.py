@@ -9,14 +9,12 @@ other device), its gradient with FastEmit (arXiv:2010.11148), the reductions. Im
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numba
-import numpy as np
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
-from nemo_codert.losses.compiled import compiled
 from nemo_codert.losses.frames import valid_cells, valid_frames
+from nemo_codert.losses.lattice_kernels import lattice_kernel as _numba_kernel
 
 LatticeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """The signature of `rnnt_lattice_loss`: who runs the recursion."""
@@ -97,6 +95,12 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"RNN-T loss reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
 
+def check_fastemit(fastemit_lambda: float) -> None:
+    """Raise ValueError for a negative lambda."""
+    if not fastemit_lambda >= 0:
+        raise ValueError(f"fastemit_lambda must be 0 or more, got {fastemit_lambda}")
+
+
 def reduce_losses(losses: torch.Tensor, target_lengths: torch.Tensor, reduction: str) -> torch.Tensor:
     """Reduce per-utterance losses [B] as NeMo's RNNTLoss does.
 
@@ -116,137 +120,16 @@ def reduce_losses(losses: torch.Tensor, target_lengths: torch.Tensor, reduction:
     return losses
 
 
-# The kernel keeps probabilities as m * RADIX^-k, m a float64 between 1 / RADIX and RADIX: nothing underflows, and a
-# step costs multiplications and comparisons, where adding logarithms costs an exponential and a logarithm.
-RADIX = 2.0**256
-PER_RADIX = 1 / RADIX
-LOG_RADIX = 256 * np.log(2.0)
-NAN_POWER = -(2**40)  # so small that no sum drops a NaN as the lesser term
-
-
-@numba.njit(nogil=True)
-def _normalised(m: float, k: int) -> tuple[float, int]:
-    """m * RADIX^-k with m back in range, after a product of two mantissas."""
-    if m < PER_RADIX:
-        return m * RADIX, k + 1
-    if m > RADIX:
-        return m * PER_RADIX, k - 1
-    return m, k
-
-
-@numba.njit(nogil=True)
-def _from_log(x: float, exp_x: float) -> tuple[float, int]:
-    """e^x; exp_x is right where it neither under- nor overflows."""
-    if -LOG_RADIX < x < LOG_RADIX:
-        return exp_x, 0
-    if x == -np.inf:
-        return 0.0, 0
-    if np.isnan(x):
-        return np.nan, NAN_POWER
-    k = int(-x / LOG_RADIX)
-    return np.exp(x + k * LOG_RADIX), k
-
-
-@numba.njit(nogil=True)
-def _times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
-    """m * RADIX^-k * e^x."""
-    factor, power = _from_log(x, exp_x)
-    return _normalised(m * factor, k + power)
-
-
-@numba.njit(nogil=True)
-def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
-    """m * RADIX^-k + n * RADIX^-l; a term 2^256 times smaller than the other's least is dropped."""
-    if k == l:
-        return m + n, k
-    if m == 0:
-        return n, l
-    if n == 0:
-        return m, k
-    if k == l - 1:
-        return m + n * PER_RADIX, k
-    if k == l + 1:
-        return n + m * PER_RADIX, l
-    return (m, k) if k < l else (n, l)
-
-
-@numba.njit(nogil=True)
-def _to_float(m: float, k: int) -> float:
-    """m * RADIX^-k for a product of up to four mantissas; 0 where that underflows."""
-    if k == 0:
-        return m
-    if k > 4:
-        return m * 0.0
-    for _ in range(k):
-        m *= PER_RADIX
-    for _ in range(min(-k, 4)):
-        m *= RADIX
-    return m
-
-
-@numba.njit(nogil=True)
-def _forward_variables(
-    label: np.ndarray,
-    blank: np.ndarray,
-    exp_label: np.ndarray,
-    exp_blank: np.ndarray,
-    alpha: np.ndarray,
-    power: np.ndarray,
-) -> None:
-    """Fill alpha and power [T, M]: probability of having reached (t, u). label [T, >= U], blank [T, >= M]."""
-    num_frames, num_states = alpha.shape
-    for t in range(num_frames):
-        m, k = 1.0, 0  # of (t, u - 1) at the head of the inner loop
-        for u in range(num_states):
-            if t == 0:
-                n, l = (1.0, 0) if u == 0 else (0.0, 0)  # noqa: E741
-            else:
-                n, l = _times(alpha[t - 1, u], power[t - 1, u], blank[t - 1, u], exp_blank[t - 1, u])  # noqa: E741
-            if u > 0:
-                m, k = _times(m, k, label[t, u - 1], exp_label[t, u - 1])
-                n, l = _plus(m, k, n, l)  # noqa: E741
-            m, k = n, l
-            alpha[t, u], power[t, u] = m, k
-
-
-@compiled
-def _numba_kernel(
-    label: np.ndarray,
-    blank: np.ndarray,
-    exp_label: np.ndarray,
-    exp_blank: np.ndarray,
-    encoded_lengths: np.ndarray,
-    target_lengths: np.ndarray,
-    losses: np.ndarray,
-) -> None:
-    """Fill losses, and put the occupancies in the place of the exponentials; shapes as in `lattice_occupancies`.
-
-    Padding is never read, and gets zeros.
-    """
-    for b in range(len(encoded_lengths)):
-        num_frames, num_tokens = encoded_lengths[b], target_lengths[b]
-        exp_label[b, num_frames:], exp_label[b, :, num_tokens:] = 0.0, 0.0
-        exp_blank[b, num_frames:], exp_blank[b, :, num_tokens + 1 :] = 0.0, 0.0
-        alpha = np.empty((num_frames, num_tokens + 1))
-        power = np.empty((num_frames, num_tokens + 1), np.int64)
-        _forward_variables(label[b], blank[b], exp_label[b], exp_blank[b], alpha, power)
-        t, u = num_frames - 1, num_tokens
-        total, total_power = _times(alpha[t, u], power[t, u], blank[b, t, u], exp_blank[b, t, u])
-        losses[b] = total_power * LOG_RADIX - np.log(total)
-        per_total = 1 / total
-        beta = np.zeros(num_tokens + 1)  # of frame t + 1, overwritten with frame t from the last state on
-        beta_power = np.zeros(num_tokens + 1, np.int64)
-        beta[num_tokens] = 1.0
-        for t in range(num_frames - 1, -1, -1):
-            for u in range(num_tokens, -1, -1):
-                m, k = _times(beta[u], beta_power[u], blank[b, t, u], exp_blank[b, t, u])
-                start, start_power = alpha[t, u] * per_total, power[t, u] - total_power
-                exp_blank[b, t, u] = _to_float(start * m, start_power + k)  # no longer needed as what it was
-                if u < num_tokens:
-                    n, l = _times(beta[u + 1], beta_power[u + 1], label[b, t, u], exp_label[b, t, u])  # noqa: E741
-                    exp_label[b, t, u] = _to_float(start * n, start_power + l)
-                    m, k = _plus(m, k, n, l)
-                beta[u], beta_power[u] = m, k
+def reduction_gradient(upstream: torch.Tensor, target_lengths: torch.Tensor, reduction: str) -> torch.Tensor:
+    """[B], what `reduce_losses` passes back of an upstream gradient: a scalar, or [B] for `none`."""
+    if reduction == "none":
+        return upstream
+    upstream = upstream.expand(target_lengths.shape)
+    if reduction == "mean_volume":
+        return upstream / target_lengths.sum().clamp(min=1)
+    if reduction in ("mean", "mean_batch"):
+        upstream = upstream / len(target_lengths)
+    return upstream / target_lengths.clamp(min=1) if reduction == "mean" else upstream
 
 
 def _numba_occupancies(
@@ -377,8 +260,7 @@ def rnnt_lattice_loss(
     that of the blanks is not, and the value as a whole is scaled by 1 + lambda. So for lambda > 0 the gradient is not
     the derivative of the value. Raises ValueError for a negative lambda.
     """
-    if not fastemit_lambda >= 0:
-        raise ValueError(f"fastemit_lambda must be 0 or more, got {fastemit_lambda}")
+    check_fastemit(fastemit_lambda)
     return RNNTLatticeFunction.apply(
         label_log_probs, blank_log_probs, encoded_lengths, target_lengths, fastemit_lambda
     )

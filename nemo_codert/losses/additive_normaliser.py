@@ -1,0 +1,164 @@
+"""The normaliser of an additive lattice, `Z[b,t,u] = sum_v exp(E[b,t,v]) exp(G[b,u,v])`, and what it is made of.
+
+The exponentials of both sides are float32, the columns of the utterance's own tokens and of the blank float64. Imports
+torch, numpy, `lattice`, `lattice_kernels`, `full_precision`.
+"""
+
+# B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
+# columns (the targets', some perhaps twice, and last the blank's)
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import hardshrink, pad
+
+from nemo_codert.losses.full_precision import full_precision
+from nemo_codert.losses.lattice import TransducerBatch
+from nemo_codert.losses.lattice_kernels import column_kernel
+
+UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
+TRUSTED_SHIFTED_Z = 1e-7  # of the maxima's product: where a row was shifted, terms below it are off by a millionth
+CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
+
+
+def compute_dtype(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> torch.dtype:
+    """float32, or float64 where one of them is."""
+    return torch.promote_types(torch.promote_types(encoder_logits.dtype, prediction_logits.dtype), torch.float32)
+
+
+class Exponentials(NamedTuple):
+    """Of one side's logits, [B, T, V+1] or [B, M, V+1], shifted."""
+
+    exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits)
+    maxima: torch.Tensor  # [B, T, 1], the largest logit of each row
+    shifts: torch.Tensor  # [B, T, 1], what was taken off each row
+    shifted: bool  # False where the host knows that this is 0
+
+
+class Side(NamedTuple):
+    """One side's exponentials, 0 beyond the lengths, and the columns of its tokens."""
+
+    all: Exponentials
+    columns: torch.Tensor  # [B, T, K] float64, logits of the tokens, shifted
+    exp_columns: torch.Tensor  # [B, T, K] float64
+
+
+def _exponentials(logits: torch.Tensor) -> Exponentials:
+    """Exponentiate [B, T, V+1], garbage beyond the lengths included."""
+    maxima = logits.amax(-1, keepdim=True)
+    shifts = hardshrink(maxima, UNSHIFTED)
+    shifted = logits.device.type != "cpu" or bool(shifts.any())  # if not, a pass is saved
+    return Exponentials((logits - shifts).exp_() if shifted else logits.exp(), maxima, shifts, shifted)
+
+
+def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | None) -> Side:
+    """Of logits [B, T, V+1]; classes: [B, K] of the token columns, padding: [B, T, 1] bool or None for none."""
+    exponentials = _exponentials(logits)
+    columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double() - exponentials.shifts
+    exp_columns = columns.exp()
+    if padding is not None:
+        exponentials.exp.masked_fill_(padding, 0.0)
+        exp_columns.masked_fill_(padding, 0.0)
+    return Side(exponentials, columns, exp_columns)
+
+
+def _count_tokens_once(prediction: Side, classes: torch.Tensor) -> torch.Tensor:
+    """Let one column stand for each class [B, K], in products of both sides: the first, which is returned, [B, K].
+
+    The prediction's side, as the shorter one, gets zeros: in `exp` for all of them, in `exp_columns` for the others.
+    """
+    first = (classes[:, :, None] == classes[:, None, :]).byte().argmax(2)
+    again = first != torch.arange(first.shape[1], device=first.device)
+    prediction.exp_columns.masked_fill_(again[:, None, :], 0.0)
+    zeros = prediction.all.exp.new_zeros(()).expand(prediction.columns.shape)  # up to five times faster than 0.0
+    prediction.all.exp.scatter_(2, classes[:, None, :].expand(zeros.shape), zeros)
+    return first
+
+
+def _sides(
+    logits: Sequence[torch.Tensor], batch: TransducerBatch, blank: int
+) -> tuple[Side, Side, torch.Tensor, torch.Tensor]:
+    """Of encoder and prediction, [B, T, V+1] and [B, M, V+1]; with the classes of the token columns and the first
+    column of each class, both [B, K] int64."""
+    padding = batch.padding()  # [B, T, M] or None
+    frames, states = (None, None) if padding is None else (padding[:, :, :1], padding[:, :1].transpose(1, 2))
+    classes = pad(batch.targets, (0, 1), value=blank)  # [B, K]
+    encoder, prediction = _side(logits[0], classes, frames), _side(logits[1], classes, states)
+    return encoder, prediction, classes, _count_tokens_once(prediction, classes)
+
+
+def _compiled_sides(
+    logits: Sequence[torch.Tensor], batch: TransducerBatch, blank: int
+) -> tuple[Side, Side, torch.Tensor, torch.Tensor]:
+    """The same on the CPU, where one kernel does what some thirty calls would; but columns that are not the first of
+    their class are -inf in the prediction's `columns` too."""
+    encoder_logits, prediction_logits = (each.contiguous() for each in logits)
+    encoder, prediction = _exponentials(encoder_logits), _exponentials(prediction_logits)
+    (num_utterances, num_tokens), num_frames = batch.targets.shape, encoder_logits.shape[1]
+    classes = batch.targets.new_empty(num_utterances, num_tokens + 1)  # [B, K]
+    first = torch.empty_like(classes)
+    frames = torch.empty(num_utterances, num_frames, num_tokens + 1, dtype=torch.float64)  # [B, T, K]
+    states = torch.empty(num_utterances, num_tokens + 1, num_tokens + 1, dtype=torch.float64)  # [B, M, K]
+    of_encoder = encoder_logits, encoder.shifts, encoder.exp, frames
+    of_prediction = prediction_logits, prediction.shifts, prediction.exp, states
+    arrays = [each.numpy() for each in (*of_encoder, *of_prediction, classes, first)]
+    column_kernel(batch.targets.contiguous().numpy(), blank, np.array(batch.sizes), *arrays)
+    return Side(encoder, frames, frames.exp()), Side(prediction, states, states.exp()), classes, first
+
+
+def _normaliser(encoder: Side, prediction: Side) -> torch.Tensor:
+    """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns."""
+    z = torch.bmm(encoder.exp_columns, prediction.exp_columns.transpose(1, 2))
+    sides = encoder.all.exp, prediction.all.exp
+    products = max(round(sides[0].shape[2] / CLASSES_PER_PRODUCT), 1)
+    for part in zip(*(exp.chunk(products, 2) for exp in sides), strict=True):
+        z += torch.bmm(part[0], part[1].transpose(1, 2))
+    return z
+
+
+def _distrusted(z: torch.Tensor, encoder: Exponentials, prediction: Exponentials) -> torch.Tensor:
+    """[B, T, M] bool, True where terms that were lost or rounded in the exponentials' type could matter.
+
+    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted. Rounded are those of
+    a shifted row far from its maximum: they must not be what is left of Z beside the largest that it could have been.
+    """
+    exp, limits = encoder.exp, torch.finfo(encoder.exp.dtype)
+    lost = exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
+    if not (encoder.shifted or prediction.shifted):
+        return z < lost
+    sides = encoder, prediction
+    frames, states = ((side.maxima.double() - side.shifts).clamp_(min=0.0).exp_() for side in sides)  # 1 if shifted
+    trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
+    unshifted = (encoder.shifts == 0) & (prediction.shifts == 0).transpose(1, 2)
+    return z < (trusted * frames * states.transpose(1, 2)).masked_fill_(unshifted, lost)
+
+
+class Normalised(NamedTuple):
+    """What the loss of a batch is made of: all that the vocabulary is needed for."""
+
+    encoder: Side
+    prediction: Side
+    classes: torch.Tensor  # [B, K] int64, of the token columns
+    first: torch.Tensor  # [B, K] int64, the column that stands for the class
+    z: torch.Tensor  # [B, T, M] float64, the normaliser without the shifts; nothing beyond the lengths
+    redo: list[int]  # the utterances that need float64
+
+
+def normalised(
+    encoder_logits: torch.Tensor, prediction_logits: torch.Tensor, batch: TransducerBatch, blank: int, compiled: bool
+) -> Normalised:
+    """Of logits [B, T, V+1] and [B, M, V+1], T and M those of the longest. compiled: by `_compiled_sides`."""
+    dtype = compute_dtype(encoder_logits, prediction_logits)
+    logits = encoder_logits.to(dtype), prediction_logits.to(dtype)
+    encoder, prediction, classes, first = (_compiled_sides if compiled else _sides)(logits, batch, blank)
+    with full_precision(encoder_logits.device.type):
+        z = _normaliser(encoder, prediction)
+    distrusted = _distrusted(z, encoder.all, prediction.all)
+    padding = batch.padding()
+    if padding is not None:
+        distrusted &= ~padding
+    redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
+    return Normalised(encoder, prediction, classes, first, z, [b for b, wanted in enumerate(redo) if wanted])

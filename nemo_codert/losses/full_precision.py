@@ -1,0 +1,57 @@
+"""Products that stay float32 whatever the user allowed for the rest of the model. Imports torch alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+
+import torch
+
+FULL = {"none", "ieee"}  # "none": nothing was set, which is float32 for products on both devices
+
+
+class FullPrecision:
+    """Keeps float32 products float32 whatever autocast, TF32 or bfloat16 products the user allowed elsewhere.
+
+    torch's switches are the process's: the first thread that comes in sets them, the last one out sets them back.
+    """
+
+    def __init__(self) -> None:
+        self.backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        self.lock, self.inside, self.allowed = Lock(), 0, []
+
+    @contextmanager
+    def __call__(self, device_type: str) -> Iterator[None]:
+        entered = self._enter()
+        try:
+            # Both are asked first, as setting them takes as long as a product of a small batch.
+            enabled = torch.is_autocast_enabled(device_type)
+            with torch.autocast(device_type, enabled=False) if enabled else nullcontext():
+                yield
+        finally:
+            if entered:
+                self._leave()
+
+    def _enter(self) -> bool:
+        """True where `_leave` has to follow: something was set, by this thread or by another that is inside."""
+        with self.lock:
+            if self.inside == 0:
+                self.allowed = [backend.fp32_precision for backend in self.backends]
+                if FULL.issuperset(self.allowed):
+                    return False
+                self._set(["ieee", "ieee"])
+            self.inside += 1
+            return True
+
+    def _leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self._set(self.allowed)
+
+    def _set(self, precisions: list[str]) -> None:
+        for backend, precision in zip(self.backends, precisions, strict=True):
+            backend.fp32_precision = precision
+
+
+full_precision = FullPrecision()
+"""The one of the process."""
