@@ -74,7 +74,7 @@ def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tu
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
-    with _moved_when_complete(path.parent) as folder:
+    with moved_when_complete(path.parent) as folder:
         model.save_to(str(folder / path.name))
         (folder / path.name).with_suffix(".md").write_text(card, encoding="utf-8")
     return path, path.with_suffix(".md")
