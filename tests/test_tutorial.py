@@ -1,0 +1,56 @@
+"""docs/tutorial.ipynb runs from its first cell to its last, and shows what it made when it was run in full."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+TUTORIAL = REPOSITORY / "docs" / "tutorial.ipynb"
+
+
+def outputs(notebook: dict) -> list[dict]:
+    return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+def text_of(cell: dict) -> str:
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("TUTORIAL_FOLDER", str(tmp_path / "run"))
+    monkeypatch.setenv("TUTORIAL_STEPS", "4")
+    monkeypatch.setenv("TUTORIAL_UTTERANCES", "40")
+    notebook = nbformat.read(TUTORIAL, as_version=4)
+    settings = {"metadata": {"path": str(TUTORIAL.parent)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=settings).execute()
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"corpus", "curves", "curves.png", "logits", "pair.nemo", "student.nemo", "teacher.nemo"} <= made
+    said = [text_of(cell).count("said: ") for cell in notebook.cells if cell.cell_type == "code"]
+    assert max(said) == 5  # stock NeMo transcribed five files
+    pictures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 3
+
+
+def test_the_tutorial_is_kept_with_its_pictures_and_names_no_folder_of_a_machine():
+    text = TUTORIAL.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 3
+    assert not any(output["output_type"] == "error" for output in outputs(notebook))
+    shown = "\n".join(text_of(cell) for cell in cells)
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", shown)
+
+
+def test_every_document_and_script_that_the_tutorial_names_is_there():
+    source = "".join("".join(cell["source"]) for cell in json.loads(TUTORIAL.read_text(encoding="utf-8"))["cells"])
+    for target in re.findall(r"\]\(([\w./]+)\)", source):
+        assert (TUTORIAL.parent / target).exists(), target
+    for script in re.findall(r'run\(\s*"(\w+\.py)"', source):
+        assert (REPOSITORY / "scripts" / script).is_file(), script
+    assert Path(REPOSITORY / "requirements-deploy.txt").is_file()
