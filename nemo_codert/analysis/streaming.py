@@ -147,14 +147,14 @@ def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str)
         manifest: what the result is called.
 
     Raises:
-        ValueError: an utterance that is a part of a file, which NeMo would play whole.
+        ValueError: an utterance that is a part of a file, which NeMo would play whole, or chunks too short for NeMo.
     """
     if parts := [entry["audio_filepath"] for entry in entries if entry.get("offset")]:
         raise ValueError(f"{parts[0]}: offset is set, but a pipeline plays whole files. Cut the audio first")
     files = [entry["audio_filepath"] for entry in entries]
-    pipeline.run(files[:1])
+    _played(pipeline, files[:1])
     start = time.perf_counter()
-    results = pipeline.run(files)
+    results = _played(pipeline, files)
     wall_seconds = time.perf_counter() - start
     texts = [" ".join(results[i]["text"].split()) for i in range(len(files))]
     return Evaluation(
@@ -164,3 +164,13 @@ def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str)
         audio_seconds=sum(entry["duration"] for entry in entries),
         wall_seconds=wall_seconds,
     )
+
+
+def _played(pipeline: BasePipeline, files: list[str]) -> dict[int, dict[str, Any]]:
+    try:
+        return pipeline.run(files)
+    except IndexError as error:  # its decoder reads past the few frames that are left of an utterance
+        raise ValueError(
+            f"NeMo's pipeline failed at these settings ({error}): make streaming.chunk_size and "
+            "streaming.right_padding_size longer"
+        ) from error

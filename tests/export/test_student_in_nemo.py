@@ -228,3 +228,14 @@ def test_parts_of_files_and_broken_audio_are_refused(stream, offline_student, co
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     status, _, errors = stream("--model", offline_student, "--audio", tmp_path / "broken.wav")
     assert status == 2 and "broken.wav: audio unreadable" in errors
+
+
+def test_chunks_that_nemo_trips_over_are_refused_with_a_remedy(corpus):
+    from nemo_codert.analysis.streaming import stream as play
+
+    class Tripping:
+        def run(self, files):
+            raise IndexError("index 5 is out of bounds for dimension 1 with size 5")  # seen at chunks of 0.2 s
+
+    with pytest.raises(ValueError, match=r"index 5 .*: make streaming.chunk_size and .* longer"):
+        play(Tripping(), entries(corpus), "tones.json")
