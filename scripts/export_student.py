@@ -24,8 +24,12 @@ A file is complete under its name or not there. Exit status 2: bad options or fi
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_codert.console import exit_status, quieten_libraries
+
+if TYPE_CHECKING:
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 SUFFIXES = {"nemo": ".nemo", "onnx": ".onnx"}
 
@@ -69,25 +73,37 @@ def export(options: argparse.Namespace) -> None:
     """Write the files that the options ask for and print what they are."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.export import export_onnx, load_model, save_model, stock_of
-    from nemo_codert.sherpa_onnx import export_sherpa_onnx
+    from nemo_codert.export import load_model
 
     model = load_model(options.model)
-    stock = stock_of(model, branch=options.branch, joint=options.joint)
-    if options.format == "sherpa-onnx":
-        choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
-        written = export_sherpa_onnx(model, options.output, **choice)
-    else:
-        written = (
-            [*export_onnx(stock, options.output)] if options.format == "onnx" else [save_model(stock, options.output)]
-        )
-    parameters = sum(parameter.numel() for parameter in stock.parameters())
-    print(
-        f"{type(stock).__name__}, {parameters:,} parameters, joint_hidden {stock.joint.joint_hidden}, "
-        f"{stock.joint.num_classes_with_blank - 1} word pieces"
-    )
+    about, written = export_sherpa(model, options) if options.format == "sherpa-onnx" else export_stock(model, options)
+    print(about)
     for path in written:
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def export_stock(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
+    """A stock `.nemo` or NeMo's ONNX: what it is, and the files."""
+    from nemo_codert.export import export_onnx, save_model, stock_of
+
+    stock = stock_of(model, branch=options.branch, joint=options.joint)
+    written = export_onnx(stock, options.output) if options.format == "onnx" else [save_model(stock, options.output)]
+    parameters = sum(parameter.numel() for parameter in stock.parameters())
+    pieces = stock.joint.num_classes_with_blank - 1
+    hidden = f"joint_hidden {stock.joint.joint_hidden}"
+    return f"{type(stock).__name__}, {parameters:,} parameters, {hidden}, {pieces} word pieces", list(written)
+
+
+def export_sherpa(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
+    """The folder for sherpa-onnx: which recognizer it is for, and the files."""
+    from nemo_codert.export import networks_of
+    from nemo_codert.sherpa_onnx import export_sherpa_onnx, is_cache_aware
+
+    choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
+    written = export_sherpa_onnx(model, options.output, **choice)
+    networks = networks_of(model, options.branch)
+    program = "OnlineRecognizer" if is_cache_aware(networks.encoder) else "OfflineRecognizer"
+    return f"sherpa-onnx {program}, {networks.joint.num_classes_with_blank - 1} word pieces", written
 
 
 def main() -> int:
