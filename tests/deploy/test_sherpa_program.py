@@ -117,11 +117,12 @@ def test_the_check_of_a_deployment_exports_all_and_finds_the_same_texts(
     for i, (text, signal) in enumerate(spoken.items()):
         soundfile.write(tmp_path / f"{i}.wav", signal.numpy(), SAMPLE_RATE)
         lines.append({"audio_filepath": f"{i}.wav", "duration": len(signal) / SAMPLE_RATE, "text": text})
+    lines.append({**lines[0], "text": "beyond the limit"})
     (tmp_path / "test.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pair, folder = save_model(trained_pair, tmp_path / "pair.nemo"), tmp_path / "out" / "deployment"
     monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)
     arguments = ["--model", str(pair), "--manifest", str(tmp_path / "test.json"), "--output-dir", str(folder)]
-    monkeypatch.setattr(sys, "argv", ["check_deployment.py", *arguments, "--show", "2"])
+    monkeypatch.setattr(sys, "argv", ["check_deployment.py", *arguments, "--limit", "3", "--show", "2"])
     assert load_script("check_deployment").main() == 0
     table = (folder / "deployment.md").read_text()
     assert table in capsys.readouterr().out
