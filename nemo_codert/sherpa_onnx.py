@@ -17,6 +17,7 @@ import onnx
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, RNNTDecoder
+from nemo.collections.asr.parts.submodules.multi_head_attention import RelPositionalEncoding
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -226,6 +227,7 @@ class StreamGraph(nn.Module):
         super().__init__()
         self.encoder, self.dropped = encoder, encoder.streaming_cfg.drop_extra_pre_encoded
         encoder.streaming_cfg.valid_out_len = 0  # the first window may make more frames than the others
+        _shorten_positions(encoder)
 
     def forward(
         self,
@@ -238,6 +240,17 @@ class StreamGraph(nn.Module):
         """[B, F, T_in], [B], two caches and how much of the first is filled, [B] -> [B, D, T], [B], new caches."""
         self.encoder.streaming_cfg.drop_extra_pre_encoded = self.dropped * (filled.max() > 0).long()
         return self.encoder.forward_for_export(signal, length, channels, time, filled)
+
+
+def _shorten_positions(encoder: nn.Module) -> None:
+    """Keep of the table of relative positions what a window and its cache can ask for; the rest is megabytes."""
+    if type(encoder.pos_enc) is RelPositionalEncoding:
+        stream = _stream_metadata(encoder)
+        reach = stream["cache_last_channel_dim2"] + stream["window_size"]  # in frames; a window makes fewer
+        table = encoder.pos_enc.pe  # [1, 2N - 1, D], the middle is position 0
+        middle = table.shape[1] // 2
+        if reach <= middle:
+            encoder.pos_enc.pe = table[:, middle - reach + 1 : middle + reach].clone()
 
 
 def export_stream(graph: StreamGraph, path: Path) -> None:
