@@ -17,6 +17,7 @@ import onnx
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, RNNTDecoder
+from nemo.collections.asr.parts.submodules.multi_head_attention import RelPositionalEncoding
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -31,7 +32,8 @@ NETWORKS = ("encoder", "decoder", "joiner")
 TOKENS = "tokens.txt"
 OPSET = 17  # that of NeMo's own ONNX files
 QUANTIZED = ("MatMul", "Gemm", "LSTM")  # convolutions stay in float: small, and slower as integers
-HIGHFREQ_BELOW_NYQUIST = 400  # Hz: where sherpa-onnx's mel filters end
+HIGHFREQ_BELOW_NYQUIST = 400  # Hz: where the mel filters of the offline recognizer end
+ONLINE_RATE = 16000  # Hz: the online recognizer's filters end at 8000 Hz whatever the rate
 FEATURE_SECONDS = {"win_length": 0.025, "hop_length": 0.01}  # fixed in sherpa-onnx
 FEATURE_KEYS = {"win_length": "window_size", "hop_length": "window_stride"}
 FEATURE_VALUES = {
@@ -76,7 +78,7 @@ def export_sherpa_onnx(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: sherpa-onnx takes a folder")
     networks = networks_of(model, branch)
-    if problems := [*front_end_problems(model), *network_problems(networks)]:
+    if problems := [*front_end_problems(model, is_cache_aware(networks.encoder)), *network_problems(networks)]:
         raise ValueError("sherpa-onnx cannot serve this model:\n  - " + "\n  - ".join(problems))
     if int8:
         _quantization()
@@ -93,33 +95,42 @@ def export_sherpa_onnx(
     return [folder / name for name in names]
 
 
-def front_end_problems(model: EncDecRNNTBPEModel) -> list[str]:
-    """What in the model's features sherpa-onnx cannot compute, each with key, value and remedy; empty if nothing."""
+def is_cache_aware(encoder: nn.Module) -> bool:
+    """True for an encoder that is served chunk by chunk, by sherpa-onnx's online recognizer."""
+    return getattr(encoder, "att_context_style", "regular") == "chunked_limited"
+
+
+def front_end_problems(model: EncDecRNNTBPEModel, online: bool = False) -> list[str]:
+    """What in the model's features sherpa-onnx cannot compute, each with key, value and remedy; empty if nothing.
+
+    online: for the online recognizer, whose features differ from the offline one's.
+    """
     if type(model.preprocessor) is not AudioToMelSpectrogramPreprocessor:
         name = type(model.preprocessor).__name__
         return [f"model.preprocessor is {name}, sherpa-onnx has AudioToMelSpectrogramPreprocessor's features only"]
     featurizer, given = model.preprocessor.featurizer, model.cfg.preprocessor
     rate, problems = featurizer.sample_rate, []
+    program = "sherpa-onnx's online recognizer" if online else "sherpa-onnx"
     for name, seconds in FEATURE_SECONDS.items():
         if getattr(featurizer, name) != round(seconds * rate):
             value = getattr(featurizer, name) / rate
-            problems.append(f"model.preprocessor.{FEATURE_KEYS[name]} is {value:g}, sherpa-onnx has {seconds:g} only")
+            problems.append(f"model.preprocessor.{FEATURE_KEYS[name]} is {value:g}, {program} has {seconds:g} only")
     if featurizer.n_fft != 1 << (featurizer.win_length - 1).bit_length():
         wanted = 1 << (featurizer.win_length - 1).bit_length()
-        problems.append(f"model.preprocessor.n_fft is {featurizer.n_fft}, sherpa-onnx has {wanted} at {rate} Hz")
+        problems.append(f"model.preprocessor.n_fft is {featurizer.n_fft}, {program} has {wanted} at {rate} Hz")
     for key, value in FEATURE_VALUES.items():
         if given.get(key, value) != value:
-            problems.append(f"model.preprocessor.{key} is {given[key]!r}, sherpa-onnx has {value!r} only")
-    if featurizer.normalize not in ("per_feature", "NA", None):
-        problems.append(
-            f"model.preprocessor.normalize is {featurizer.normalize!r}, sherpa-onnx has 'per_feature' and 'NA' only"
-        )
-    highest = rate / 2 - HIGHFREQ_BELOW_NYQUIST
-    if (given.get("highfreq") or rate / 2) not in (rate / 2, highest):
-        problems.append(
-            f"model.preprocessor.highfreq is {given.highfreq}, the mel filters of sherpa-onnx end at {highest:g} Hz "
-            f"(and null is close enough)"
-        )
+            problems.append(f"model.preprocessor.{key} is {given[key]!r}, {program} has {value!r} only")
+    highest = rate / 2 if online else rate / 2 - HIGHFREQ_BELOW_NYQUIST
+    allowed = {
+        "normalize": (featurizer.normalize or "NA", ("NA",) if online else ("per_feature", "NA")),
+        "highfreq": (given.get("highfreq") or rate / 2, (highest, rate / 2)),
+        "sample_rate": (rate, (ONLINE_RATE,) if online else (rate,)),
+    }
+    for key, (value, wanted) in allowed.items():
+        if value not in wanted:
+            listed = " or ".join(f"{choice!r}" for choice in sorted(set(wanted)))
+            problems.append(f"model.preprocessor.{key} is {value!r}, {program} has {listed} only")
     remedy = ". Train with that value, or use --format onnx and compute the features yourself"
     return [problem + remedy for problem in problems]
 
@@ -138,10 +149,10 @@ def network_problems(networks: Transducer) -> list[str]:
                 "model.decoder has a projected or normalised LSTM, sherpa-onnx runs a plain one. Train with "
                 "rnn_hidden_size and normalization_mode null"
             )
-    if getattr(networks.encoder, "att_context_style", "regular") == "chunked_limited":
+    if is_cache_aware(networks.encoder) and networks.encoder.att_context_size[0] < 0:
         problems.append(
-            "model.encoder.att_context_style is 'chunked_limited': cache-aware encoders are exported as --format onnx "
-            "or nemo only"
+            f"model.encoder.att_context_size is {list(networks.encoder.att_context_size)}: the cache of a stream has "
+            "a size. Limit the left context"
         )
     return problems
 
@@ -165,6 +176,20 @@ def _metadata(model: EncDecRNNTBPEModel, networks: Transducer) -> dict[str, str 
     }
 
 
+def _stream_metadata(encoder: nn.Module) -> dict[str, int]:
+    """How the online recognizer cuts features into windows, and the shapes of the caches it hands on."""
+    stream = encoder.streaming_cfg
+    last = [value[1] if isinstance(value, list) else value for value in (stream.chunk_size, stream.shift_size)]
+    before = stream.pre_encode_cache_size
+    caches = {
+        "cache_last_channel": (len(encoder.layers), stream.last_channel_cache_size, encoder.d_model),
+        "cache_last_time": (len(encoder.layers), encoder.d_model, encoder.conv_context_size[0]),
+    }
+    shapes = {f"{name}_dim{i}": size for name, shape in caches.items() for i, size in enumerate(shape, start=1)}
+    window = last[0] + (before[1] if isinstance(before, list) else before)
+    return {"window_size": window, "chunk_shift": last[1], **shapes}
+
+
 def _write_networks(networks: Transducer, folder: Path, metadata: dict[str, str | int]) -> None:
     """The three graphs. Copies are exported, because NeMo's `export` spoils the module it is called on."""
     paths = [folder / f"{network}.onnx" for network in NETWORKS]
@@ -172,7 +197,12 @@ def _write_networks(networks: Transducer, folder: Path, metadata: dict[str, str 
     for part in (encoder, decoder, joint, joint.pred):  # a student's joint holds a shared projection unregistered
         part.cpu().float().eval().requires_grad_(False)
     replace_projected_lstms(encoder)
-    encoder.export(str(paths[0]), onnx_opset_version=OPSET)
+    if is_cache_aware(encoder):
+        encoder.setup_streaming_params()
+        metadata = {**metadata, **_stream_metadata(encoder)}
+        export_stream(StreamGraph(encoder), paths[0])
+    else:
+        encoder.export(str(paths[0]), onnx_opset_version=OPSET)
     additive = isinstance(joint, AdditiveRNNTJoint)
     export_prediction(PredictionGraph(decoder, joint.pred if additive else nn.Identity()), paths[1])
     if additive:
@@ -183,6 +213,58 @@ def _write_networks(networks: Transducer, folder: Path, metadata: dict[str, str 
     encoder_graph = onnx.load(paths[0])
     helper.set_model_props(encoder_graph, {key: str(value) for key, value in metadata.items()})
     onnx.save(encoder_graph, paths[0])
+
+
+class StreamGraph(nn.Module):
+    """A cache-aware encoder on one window of features, as the online recognizer feeds it.
+
+    A window begins with features of the one before, and NeMo's export drops the frames that these make; the recognizer
+    does so with the first window too, which has none before. Here nothing is dropped while all caches are empty: the
+    frames of a stream are then those of the whole utterance, from the first on.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.dropped = encoder, encoder.streaming_cfg.drop_extra_pre_encoded
+        encoder.streaming_cfg.valid_out_len = 0  # the first window may make more frames than the others
+        _shorten_positions(encoder)
+
+    def forward(
+        self,
+        signal: torch.Tensor,
+        length: torch.Tensor,
+        channels: torch.Tensor,
+        time: torch.Tensor,
+        filled: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """[B, F, T_in], [B], two caches and how much of the first is filled, [B] -> [B, D, T], [B], new caches."""
+        self.encoder.streaming_cfg.drop_extra_pre_encoded = self.dropped * (filled.max() > 0).long()
+        return self.encoder.forward_for_export(signal, length, channels, time, filled)
+
+
+def _shorten_positions(encoder: nn.Module) -> None:
+    """Keep of the table of relative positions what a window and its cache can ask for; the rest is megabytes."""
+    if type(encoder.pos_enc) is RelPositionalEncoding:
+        stream = _stream_metadata(encoder)
+        reach = stream["cache_last_channel_dim2"] + stream["window_size"]  # in frames; a window makes fewer
+        table = encoder.pos_enc.pe  # [1, 2N - 1, D], the middle is position 0
+        middle = table.shape[1] // 2
+        if reach <= middle:
+            encoder.pos_enc.pe = table[:, middle - reach + 1 : middle + reach].clone()
+
+
+def export_stream(graph: StreamGraph, path: Path) -> None:
+    """Write the graph as ONNX."""
+    encoder = graph.encoder
+    channels, time, filled = encoder.get_initial_cache_state(batch_size=1)
+    caches = (channels.transpose(0, 1), time.transpose(0, 1), filled + 1)  # filled, so that the branch is traced
+    inputs = ["audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len"]
+    outputs = ["outputs", "encoded_lengths", *(f"{name}_next" for name in inputs[2:])]
+    window = _stream_metadata(encoder)["window_size"]
+    signal = torch.zeros(1, encoder._feat_in, window)
+    axes = {name: {0: "B"} for name in (*inputs, *outputs)}
+    axes["audio_signal"][2], axes["outputs"][2] = "T_in", "T"
+    _to_onnx(graph, (signal, torch.tensor([window]), *caches), path, inputs, outputs, axes)
 
 
 class PredictionGraph(nn.Module):
@@ -202,23 +284,36 @@ class PredictionGraph(nn.Module):
 
 def export_prediction(graph: PredictionGraph, path: Path) -> None:
     """Write it as ONNX; by torch, because the export of NeMo's `RNNTDecoder` has states for a batch of one only."""
-    inputs = ["targets", "target_length", "state_1", "state_2"]
-    outputs = ["outputs", "output_length", "new_state_1", "new_state_2"]
     states = graph.decoder.initialize_state(torch.zeros(1, 1))
-    torch.onnx.export(
-        graph,
-        (torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), *states),
-        str(path),
-        input_names=inputs,
-        output_names=outputs,
-        dynamic_axes={
-            **{"targets": {0: "B", 1: "U"}, "outputs": {0: "B", 2: "U"}},
-            **{name: {0: "B"} for name in (inputs[1], outputs[1])},
-            **{name: {1: "B"} for name in (*inputs[2:], *outputs[2:])},
-        },
-        opset_version=OPSET,
-        dynamo=False,  # NeMo's choice too
-    )
+    inputs = (torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), *states)
+    axes = {
+        **{"targets": {0: "B", 1: "U"}, "outputs": {0: "B", 2: "U"}},
+        **{name: {0: "B"} for name in ("target_length", "output_length")},
+        **{name: {1: "B"} for name in ("state_1", "state_2", "new_state_1", "new_state_2")},
+    }
+    outputs = ["outputs", "output_length", "new_state_1", "new_state_2"]
+    _to_onnx(graph, inputs, path, ["targets", "target_length", "state_1", "state_2"], outputs, axes)
+
+
+def _to_onnx(
+    graph: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
+) -> None:
+    with torch.inference_mode():
+        torch.onnx.export(
+            graph,
+            example,
+            str(path),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,  # NeMo's choice too
+        )
 
 
 def _project_output(path: Path, projection: nn.Linear) -> None:

@@ -9,7 +9,8 @@ a table of the formats (word error rate, utterances with NeMo's text, size), and
 utterances. Needs pip install -r requirements-deploy.txt.
 
 The four programs: NeMo's `transcribe`; onnxruntime with a greedy loop, on NeMo's features; sherpa-onnx, which computes
-its own features, with the float and with the int8 files. All get the same samples, at the model's sample rate, and
+its own features, with the float and with the int8 files (its online recognizer where the encoder is cache-aware, its
+offline one else). All get the same samples, at the model's sample rate, and
 decode greedily. --limit N takes the first N utterances only.
 
 Exit status 2: bad options, files or data, or a model that sherpa-onnx cannot serve; the message says what to change.
@@ -89,7 +90,7 @@ def transcribe(
     stock: "EncDecRNNTBPEModel", folder: Path, sherpa: list[Path], signals: list, references: list[str]
 ) -> list["Deployed"]:
     """The same signals through every program; the stock model's own files are written first."""
-    from nemo_codert.analysis.deployment import Deployed, OnnxGreedy, nemo_texts, sherpa_recognizer, sherpa_texts
+    from nemo_codert.analysis.deployment import Deployed, OnnxGreedy, SherpaOnnx, nemo_texts
     from nemo_codert.export import export_onnx, save_model
 
     rate = stock.preprocessor.featurizer.sample_rate
@@ -101,8 +102,8 @@ def transcribe(
         Deployed.of("onnxruntime", [greedy.text(signal) for signal in signals], onnx, references),
     ]
     for int8 in (False, True):
-        recognizer = sherpa_recognizer(sherpa[0].parent, rate, int8=int8)
-        texts = sherpa_texts(recognizer, signals, rate)
+        program = SherpaOnnx(sherpa[0].parent, rate, int8=int8)
+        texts = [program.text(signal) for signal in signals]
         files = [path for path in sherpa if path.name.endswith(".int8.onnx") == int8 and path.suffix == ".onnx"]
         deployed.append(Deployed.of("sherpa-onnx int8" if int8 else "sherpa-onnx", texts, files, references))
     return deployed

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from nemo_codert.console import exit_status, quieten_libraries
 
 if TYPE_CHECKING:
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
     from omegaconf import DictConfig
 
     from nemo_codert.training_record import TrainingRecord
@@ -90,26 +91,11 @@ def export(options: argparse.Namespace) -> None:
     """Write the files that the options ask for and print what they are."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.export import export_onnx, load_model, save_with_card, stock_of
-    from nemo_codert.sherpa_onnx import export_sherpa_onnx
-    from nemo_codert.training_record import recorded_training
+    from nemo_codert.export import load_model
 
     model = load_model(options.model)
-    stock = stock_of(model, branch=options.branch, joint=options.joint)
-    parameters = sum(parameter.numel() for parameter in stock.parameters())
-    if options.format == "sherpa-onnx":
-        choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
-        written = export_sherpa_onnx(model, options.output, **choice)
-    elif options.format == "onnx":
-        written = export_onnx(stock, options.output)
-    else:
-        written = save_with_card(
-            stock, options.output, card_of(stock.cfg, recorded_training(model.cfg), parameters, options)
-        )
-    print(
-        f"{type(stock).__name__}, {parameters:,} parameters, joint_hidden {stock.joint.joint_hidden}, "
-        f"{stock.joint.num_classes_with_blank - 1} word pieces"
-    )
+    about, written = export_sherpa(model, options) if options.format == "sherpa-onnx" else export_stock(model, options)
+    print(about)
     for path in written:
         print(f"{path}  model card" if path.suffix == ".md" else f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
@@ -131,6 +117,35 @@ def card_of(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int,
         options=CardOptions(options.license, tuple(options.language), tuple(options.dataset)),
         **about,
     )
+
+
+def export_stock(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
+    """A stock `.nemo` with its card, or NeMo's ONNX: what it is, and the files."""
+    from nemo_codert.export import export_onnx, save_with_card, stock_of
+    from nemo_codert.training_record import recorded_training
+
+    stock = stock_of(model, branch=options.branch, joint=options.joint)
+    parameters = sum(parameter.numel() for parameter in stock.parameters())
+    if options.format == "onnx":
+        written = export_onnx(stock, options.output)
+    else:
+        card = card_of(stock.cfg, recorded_training(model.cfg), parameters, options)
+        written = save_with_card(stock, options.output, card)
+    pieces = stock.joint.num_classes_with_blank - 1
+    hidden = f"joint_hidden {stock.joint.joint_hidden}"
+    return f"{type(stock).__name__}, {parameters:,} parameters, {hidden}, {pieces} word pieces", list(written)
+
+
+def export_sherpa(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
+    """The folder for sherpa-onnx: which recognizer it is for, and the files."""
+    from nemo_codert.export import networks_of
+    from nemo_codert.sherpa_onnx import export_sherpa_onnx, is_cache_aware
+
+    choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
+    written = export_sherpa_onnx(model, options.output, **choice)
+    networks = networks_of(model, options.branch)
+    program = "OnlineRecognizer" if is_cache_aware(networks.encoder) else "OfflineRecognizer"
+    return f"sherpa-onnx {program}, {networks.joint.num_classes_with_blank - 1} word pieces", written
 
 
 def main() -> int:

@@ -9,18 +9,16 @@ F mel bins, T_in feature frames, T encoder frames, D channels, V vocabulary with
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import soundfile
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
 from nemo_codert.data.corpus import resample
-
-if TYPE_CHECKING:
-    import sherpa_onnx
 
 MAX_SYMBOLS = 10  # tokens a frame at most, where a model's decoding says nothing; sherpa-onnx's is fixed at 10
 
@@ -118,43 +116,53 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def sherpa_recognizer(
-    folder: Path, sample_rate: int, *, int8: bool = False, threads: int = 1
-) -> "sherpa_onnx.OfflineRecognizer":
-    """sherpa-onnx's recognizer on the files that `nemo_codert.sherpa_onnx` wrote.
+class SherpaOnnx:
+    """sherpa-onnx on the files that `nemo_codert.sherpa_onnx` wrote, one utterance at a time.
+
+    A cache-aware encoder, whose metadata has a `window_size`, goes to the online recognizer, any other to the offline
+    one.
 
     Raises:
         ValueError: sherpa-onnx is not installed, or a file is missing: sherpa-onnx would end the process.
     """
-    try:
-        import sherpa_onnx
-    except ImportError as error:
-        raise ValueError("sherpa-onnx is not installed: pip install -r requirements-deploy.txt") from error
-    suffix = ".int8.onnx" if int8 else ".onnx"
-    files = {name: folder / f"{name}{suffix}" for name in ("encoder", "decoder", "joiner")}
-    files["tokens"] = folder / "tokens.txt"
-    if missing := [path.name for path in files.values() if not path.is_file()]:
-        raise ValueError(f"{folder} has no {', '.join(missing)}: export again with --format sherpa-onnx")
-    return sherpa_onnx.OfflineRecognizer.from_transducer(
-        **{name: str(path) for name, path in files.items()},
-        sample_rate=sample_rate,
-        num_threads=threads,
-        decoding_method="greedy_search",
-        model_type="nemo_transducer",
-    )
 
+    def __init__(self, folder: Path, sample_rate: int, *, int8: bool = False, threads: int = 1) -> None:
+        try:
+            import sherpa_onnx
+        except ImportError as error:
+            raise ValueError("sherpa-onnx is not installed: pip install -r requirements-deploy.txt") from error
+        suffix = ".int8.onnx" if int8 else ".onnx"
+        files = {name: folder / f"{name}{suffix}" for name in ("encoder", "decoder", "joiner")}
+        files["tokens"] = folder / "tokens.txt"
+        if missing := [path.name for path in files.values() if not path.is_file()]:
+            raise ValueError(f"{folder} has no {', '.join(missing)}: export again with --format sherpa-onnx")
+        metadata = {entry.key: entry.value for entry in onnx.load(files["encoder"]).metadata_props}
+        window = int(metadata.get("window_size", 0))  # frames of 10 ms
+        self.online, self.sample_rate = window > 0, sample_rate
+        # The recognizer takes whole windows only, and one more frame: what is left of an utterance needs company.
+        self.tail = np.zeros(sample_rate * (window + 1) // 100, dtype=np.float32)
+        program = sherpa_onnx.OnlineRecognizer if self.online else sherpa_onnx.OfflineRecognizer
+        self.recognizer = program.from_transducer(
+            **{name: str(path) for name, path in files.items()},
+            sample_rate=sample_rate,
+            feature_dim=int(metadata["feat_dim"]),
+            num_threads=threads,
+            decoding_method="greedy_search",
+            model_type="nemo_transducer",
+        )
 
-def sherpa_texts(
-    recognizer: "sherpa_onnx.OfflineRecognizer", signals: Sequence[np.ndarray], sample_rate: int
-) -> list[str]:
-    """One text a signal, one stream at a time."""
-    texts = []
-    for signal in signals:
-        stream = recognizer.create_stream()
-        stream.accept_waveform(sample_rate, signal)
-        recognizer.decode_stream(stream)
-        texts.append(stream.result.text)
-    return texts
+    def text(self, signal: np.ndarray) -> str:
+        """[S] float32 -> what is said."""
+        stream = self.recognizer.create_stream()
+        stream.accept_waveform(self.sample_rate, signal)
+        if not self.online:
+            self.recognizer.decode_stream(stream)
+            return stream.result.text
+        stream.accept_waveform(self.sample_rate, self.tail)
+        stream.input_finished()
+        while self.recognizer.is_ready(stream):
+            self.recognizer.decode_stream(stream)
+        return self.recognizer.get_result(stream).strip()
 
 
 def report(deployed: Sequence[Deployed], references: Sequence[str], show: int) -> str:

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from nemo_codert.analysis.deployment import Deployed, OnnxGreedy, read_signal, report, sherpa_recognizer
+from nemo_codert.analysis.deployment import Deployed, OnnxGreedy, SherpaOnnx, read_signal, report
 from nemo_codert.export import export_onnx, stock_of
 from tests.conftest import ADDITIVE, SAMPLE_RATE, STOCK, lstm, tone
 
@@ -70,7 +70,7 @@ def test_a_folder_that_lacks_a_file_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", object())
     (tmp_path / "encoder.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="has no decoder.onnx, joiner.onnx, tokens.txt: export again"):
-        sherpa_recognizer(tmp_path, SAMPLE_RATE)
+        SherpaOnnx(tmp_path, SAMPLE_RATE)
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", None)
     with pytest.raises(ValueError, match="sherpa-onnx is not installed: pip install -r requirements-deploy.txt"):
-        sherpa_recognizer(tmp_path, SAMPLE_RATE)
+        SherpaOnnx(tmp_path, SAMPLE_RATE)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from nemo_codert.analysis.deployment import OnnxGreedy, nemo_texts, sherpa_recognizer, sherpa_texts
+from nemo_codert.analysis.deployment import OnnxGreedy, SherpaOnnx, nemo_texts
 from nemo_codert.export import export_onnx, save_model
 from nemo_codert.sherpa_onnx import export_sherpa_onnx
 from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, load_script, tone
@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 STEPS, WARMUP, RATE, CHECK_EVERY = 600, 20, 5e-3, 50
 SHIFTS = 8  # of 2.5 ms: what is learned must not hang on where a frame begins, sherpa-onnx's begin 5 ms later
 UTTERANCES = 3
+CACHE_AWARE = {"att_context_style": "chunked_limited", "att_context_size": [8, 1], "conv_context_size": "causal"}
+CACHE_AWARE |= {"causal_downsampling": True}
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +30,7 @@ def spoken() -> dict[str, torch.Tensor]:
     In some noise, because the features of the very first and last frame are sherpa-onnx's own.
     """
     generator = np.random.default_rng(0)
-    signals = [np.pad(tone(0.8 + 0.2 * i, seed=i), 2400) for i in range(UTTERANCES)]
+    signals = [np.pad(tone(0.8 + 0.2 * i, seed=i), (2400, 4800)) for i in range(UTTERANCES)]
     noisy = [signal + 0.003 * generator.standard_normal(len(signal)) for signal in signals]
     return {SENTENCES[i]: torch.from_numpy(signal.astype(np.float32)) for i, signal in enumerate(noisy)}
 
@@ -36,13 +38,23 @@ def spoken() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def trained_pair(make_config, spoken):
     """A pair whose student says the sentences without an error."""
+    student, front_end = conformer(layers=1, channels=32), {"preprocessor": {"highfreq": 7600}}
+    return _learned(make_config, spoken, student=student, **front_end)
+
+
+@pytest.fixture(scope="session")
+def streaming_pair(make_config, spoken):
+    """The same with a cache-aware student."""
+    student = {**conformer(layers=1, channels=32), **CACHE_AWARE}
+    return _learned(make_config, spoken, student=student, preprocessor={"normalize": "NA"})
+
+
+def _learned(make_config, spoken, **changes):
     from nemo_codert.models import EncDecCoDERTBPEModel
 
     torch.manual_seed(0)
-    decoding = {"greedy": {"max_symbols": 10}}
-    networks = {"teacher": conformer(layers=1, channels=32), "student": conformer(layers=1, channels=32)}
-    front_end = {"preprocessor": {"highfreq": 7600}}
-    model = EncDecCoDERTBPEModel(make_config("shared_kd", ADDITIVE, decoding=decoding, **networks, **front_end))
+    changes |= {"teacher": conformer(layers=1, channels=32), "decoding": {"greedy": {"max_symbols": 10}}}
+    model = EncDecCoDERTBPEModel(make_config("shared_kd", ADDITIVE, **changes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
     for step in range(1, STEPS + 1):
@@ -83,8 +95,19 @@ def test_sherpa_onnx_and_onnxruntime_say_what_nemo_says(trained_pair, spoken, tm
         folder = tmp_path / form
         export_sherpa_onnx(trained_pair, folder, joint=form, int8=True)
         for int8 in (False, True):
-            recognizer = sherpa_recognizer(folder, SAMPLE_RATE, int8=int8)
-            assert sherpa_texts(recognizer, signals, SAMPLE_RATE) == sentences, (form, int8)
+            program = SherpaOnnx(folder, SAMPLE_RATE, int8=int8)
+            assert [program.text(signal) for signal in signals] == sentences, (form, int8)
+
+
+def test_the_online_recognizer_says_what_nemo_says_of_the_whole_utterance(streaming_pair, spoken, tmp_path):
+    signals, sentences = [signal.numpy() for signal in spoken.values()], list(spoken)
+    assert nemo_texts(streaming_pair.student_model(), signals) == sentences
+    export_sherpa_onnx(streaming_pair, tmp_path, int8=True)
+    lead = np.zeros(SAMPLE_RATE // 200, dtype=np.float32)  # 5 ms: then its frames are NeMo's
+    for int8 in (False, True):
+        program = SherpaOnnx(tmp_path, SAMPLE_RATE, int8=int8)
+        assert program.online
+        assert [program.text(np.concatenate([lead, signal])) for signal in signals] == sentences, int8
 
 
 def test_the_check_of_a_deployment_exports_all_and_finds_the_same_texts(
@@ -94,11 +117,12 @@ def test_the_check_of_a_deployment_exports_all_and_finds_the_same_texts(
     for i, (text, signal) in enumerate(spoken.items()):
         soundfile.write(tmp_path / f"{i}.wav", signal.numpy(), SAMPLE_RATE)
         lines.append({"audio_filepath": f"{i}.wav", "duration": len(signal) / SAMPLE_RATE, "text": text})
+    lines.append({**lines[0], "text": "beyond the limit"})
     (tmp_path / "test.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pair, folder = save_model(trained_pair, tmp_path / "pair.nemo"), tmp_path / "out" / "deployment"
     monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)
     arguments = ["--model", str(pair), "--manifest", str(tmp_path / "test.json"), "--output-dir", str(folder)]
-    monkeypatch.setattr(sys, "argv", ["check_deployment.py", *arguments, "--show", "2"])
+    monkeypatch.setattr(sys, "argv", ["check_deployment.py", *arguments, "--limit", "3", "--show", "2"])
     assert load_script("check_deployment").main() == 0
     table = (folder / "deployment.md").read_text()
     assert table in capsys.readouterr().out

@@ -10,7 +10,7 @@ from nemo_codert.export import networks_of, stock_of
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules.encoder_logits import encoder_logits, joint_logits, prediction_logits
 from nemo_codert.sherpa_onnx import NETWORKS, export_sherpa_onnx, front_end_problems, network_problems, sum_joiner
-from tests.conftest import ADDITIVE, STOCK, lstm
+from tests.conftest import ADDITIVE, STOCK, conformer, lstm
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -146,13 +146,13 @@ def test_a_failed_export_leaves_nothing(make_model, tmp_path, monkeypatch):
         ({"n_fft": 1024}, "n_fft is 1024, sherpa-onnx has 512 at 16000 Hz"),
         ({"window": "hamming"}, "window is 'hamming', sherpa-onnx has 'hann' only"),
         ({"lowfreq": 100}, "lowfreq is 100, sherpa-onnx has 0 only"),
-        ({"highfreq": 4000}, r"highfreq is 4000, the mel filters of sherpa-onnx end at 7600 Hz \(and null is"),
+        ({"highfreq": 4000}, r"highfreq is 4000, sherpa-onnx has 7600.0 or 8000.0 only"),
         ({"log": False}, "log is False, sherpa-onnx has True only"),
         ({"preemph": None}, "preemph is None, sherpa-onnx has 0.97 only"),
         ({"mag_power": 1.0}, "mag_power is 1.0, sherpa-onnx has 2.0 only"),
         ({"mel_norm": None}, "mel_norm is None, sherpa-onnx has 'slaney' only"),
         ({"exact_pad": True}, "exact_pad is True, sherpa-onnx has False only"),
-        ({"normalize": "all_features"}, "normalize is 'all_features', sherpa-onnx has 'per_feature' and 'NA' only"),
+        ({"normalize": "all_features"}, "normalize is 'all_features', sherpa-onnx has 'NA' or 'per_feature' only"),
         ({"log_zero_guard_type": "clamp"}, "log_zero_guard_type is 'clamp', sherpa-onnx has 'add' only"),
         ({"log_zero_guard_value": 1e-3}, "log_zero_guard_value is 0.001, sherpa-onnx has "),
     ],
@@ -169,21 +169,12 @@ def test_features_that_it_can_compute_are_not_refused(make_model):
         assert front_end_problems(make_model(preprocessor=changes)) == []
 
 
-def test_every_fault_of_the_networks_is_told_at_once(make_model, make_config, tmp_path):
-    causal = {"att_context_style": "chunked_limited", "att_context_size": [8, 1], "conv_context_size": "causal"}
-    student = {**make_config().student.encoder, **causal, "causal_downsampling": True}
+def test_every_fault_of_the_networks_is_told_at_once(make_model, tmp_path):
     with pytest.raises(ValueError) as caught:
         front_end = {"preemph": 0.9, "window": "none"}
-        export_sherpa_onnx(
-            make_model(student=student, decoder={"blank_as_pad": False}, preprocessor=front_end), tmp_path
-        )
-    assert str(caught.value).count("\n  - ") == 4
-    for part in (
-        "preprocessor.preemph is 0.9",
-        "window is 'none'",
-        "blank_as_pad is false",
-        "style is 'chunked_limited'",
-    ):
+        export_sherpa_onnx(make_model(decoder={"blank_as_pad": False}, preprocessor=front_end), tmp_path)
+    assert str(caught.value).count("\n  - ") == 3
+    for part in ("preprocessor.preemph is 0.9", "window is 'none'", "blank_as_pad is false"):
         assert part in str(caught.value)
     with pytest.raises(ValueError, match="projected or normalised LSTM"):
         export_sherpa_onnx(make_model(decoder={"prednet": {"rnn_hidden_size": 24}}), tmp_path)
@@ -191,6 +182,63 @@ def test_every_fault_of_the_networks_is_told_at_once(make_model, make_config, tm
     networks = networks_of(make_model())
     (problem,) = network_problems(Transducer(networks.encoder, stateless, networks.joint))
     assert problem == "model.decoder is StatelessTransducerDecoder, sherpa-onnx runs NeMo's RNNTDecoder only"
+
+
+def cache_aware(**changes) -> dict:
+    return {
+        **conformer(layers=2, channels=16),
+        "att_context_style": "chunked_limited",
+        "att_context_size": [8, 1],
+        "conv_context_size": "causal",
+        "causal_downsampling": True,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    "encoder, front_end, message",
+    [
+        ({}, {}, "normalize is 'per_feature', sherpa-onnx's online recognizer has 'NA' only"),
+        (
+            {},
+            {"normalize": "NA", "highfreq": 7600},
+            "highfreq is 7600, sherpa-onnx's online recognizer has 8000.0 only",
+        ),
+        ({"att_context_size": [-1, 1]}, {"normalize": "NA"}, r"att_context_size is \[-1, 1\]: the cache of a stream"),
+    ],
+)
+def test_streams_that_the_online_recognizer_cannot_serve_are_refused(
+    make_model, tmp_path, encoder, front_end, message
+):
+    with pytest.raises(ValueError, match=message):
+        export_sherpa_onnx(make_model(student=cache_aware(**encoder), preprocessor=front_end), tmp_path)
+    problems = front_end_problems(make_model(sample_rate=8000, preprocessor={"sample_rate": 8000, "n_fft": 256}), True)
+    assert any("sample_rate is 8000, sherpa-onnx's online recognizer has 16000 only" in line for line in problems)
+
+
+@torch.no_grad()
+def test_the_windows_of_a_stream_make_the_frames_of_the_whole_utterance(make_model, tmp_path):
+    pair = make_model(student=cache_aware(), preprocessor={"normalize": "NA"}).eval()
+    export_sherpa_onnx(pair, tmp_path)
+    found = {key: int(value) for key, value in metadata(tmp_path / "encoder.onnx").items() if value.isdigit()}
+    # two frames of 4 a chunk, after the 5 feature frames that their convolutions look back to
+    assert (found["chunk_shift"], found["window_size"]) == (8, 13)
+    features, window, shift = torch.randn(2, 32, 8 * 12 + 5), found["window_size"], found["chunk_shift"]
+    lengths = torch.full((2,), features.shape[2])
+    encoded = pair.student_encoder(audio_signal=features, length=lengths)[0]
+    expected = encoder_logits(pair.student_joint, encoded).transpose(1, 2)
+    shapes = [[found[f"{name}_dim{i}"] for i in (1, 2, 3)] for name in ("cache_last_channel", "cache_last_time")]
+    caches, frames = [*(torch.zeros(2, *shape) for shape in shapes), torch.zeros(2).long()], []
+    for start in range(0, features.shape[2] - window + 1, shift):
+        inputs = (features[:, :, start : start + window], torch.full((2,), window), *caches)
+        frame, _, *caches = map(torch.from_numpy, run(tmp_path / "encoder.onnx", *inputs))
+        frames.append(frame)
+    assert [frame.shape[2] for frame in frames] == [4] + [2] * 11  # the first window has nothing before it to drop
+    streamed = torch.cat(frames, dim=2)
+    assert streamed.shape == expected.shape
+    # of the table of positions, 640 kB here, only what a window can ask for is in the file
+    assert (tmp_path / "encoder.onnx").stat().st_size < 300_000 < pair.student_encoder.pos_enc.pe.nbytes
+    np.testing.assert_allclose(streamed.numpy(), expected.numpy(), **CLOSE)
 
 
 def test_int8_without_onnxruntime_is_refused_before_anything_is_written(make_model, tmp_path, monkeypatch):

@@ -105,7 +105,9 @@ def test_a_folder_for_sherpa_onnx_is_exported(run, models, tmp_path, source, hid
     kinds = ("onnx", "int8.onnx") if source == "pair" else ("onnx",)
     names = [f"{network}.{kind}" for network in ("encoder", "decoder", "joiner") for kind in kinds]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "tokens.txt"])
-    assert all(f"{folder / name}  " in text for name in names) and "32 word pieces" in text
+    assert (
+        all(f"{folder / name}  " in text for name in names) and "sherpa-onnx OfflineRecognizer, 32 word pieces" in text
+    )
     operations = {node.op_type for node in onnx.load(folder / "joiner.onnx").graph.node}
     assert ("Relu" in operations) == (hidden is not None)  # an additive joint stays a sum
 

@@ -1,0 +1,50 @@
+"""The command line of scripts/check_deployment.py where it refuses; that it works is in tests/deploy."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from tests.conftest import load_script
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs main in this process: exit status and standard error. Both programs count as installed."""
+    find_spec = importlib.util.find_spec
+    known = ("onnxruntime", "sherpa_onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: name in known or find_spec(name, *a))
+    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)
+
+    def call(*arguments) -> tuple[int, str]:
+        module = load_script("check_deployment")
+        monkeypatch.setattr(sys, "argv", ["check_deployment.py", *map(str, arguments)])
+        capsys.readouterr()
+        return module.main(), capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "absent.nemo"], "--model is absent.nemo: no such file"),
+        (["--limit", "0"], "--limit is 0, wanted 1 or more"),
+        (["--show", "-1"], "--show is -1, wanted 0 or more"),
+        (["--manifest", "absent.json"], "absent.json is not a file"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_status_two(run, manifest, tmp_path, arguments, message):
+    (tmp_path / "model.nemo").write_text("no model")
+    start = ["--model", tmp_path / "model.nemo", "--manifest", manifest, "--output-dir", tmp_path / "out"]
+    status, errors = run(*start, *arguments)
+    assert status == 2 and message in errors and errors.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest, tmp_path):
+    module = load_script("check_deployment")
+    arguments = ["--model", "model.nemo", "--manifest", str(manifest), "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sherpa_onnx" else name)
+    with pytest.raises(ValueError, match="sherpa_onnx is not installed: pip install -r requirements-deploy.txt"):
+        module.check_options(module.parse_arguments(arguments))
