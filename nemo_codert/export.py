@@ -10,21 +10,21 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.pretrained import restore_rnnt
+from nemo_codert.models.pretrained import HYBRID, restore_rnnt
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
 
 
 def load_model(path: str | Path) -> EncDecRNNTBPEModel:
-    """Restore a `.nemo` file on the CPU, in eval mode: a pair, or an RNN-T with a stock or an additive joint.
+    """Restore a `.nemo` file on the CPU, in eval mode: a pair, or an RNN-T (also a hybrid) of any joint.
 
     Raises:
-        ValueError: no such file, a broken file, or a model that is no standard RNN-T.
+        ValueError: no such file, a broken file, or a model of another kind.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file. Give the path of a .nemo file")
-    return restore_rnnt(path, str(path))
+    return restore_rnnt(path, str(path), kinds=(HYBRID,))
 
 
 def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str = "auto") -> EncDecRNNTBPEModel:
@@ -43,7 +43,8 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
         return model.student_model(joint) if branch == "student" else model.teacher_model(joint)
     if branch == "teacher":
         raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
-    return stock_model(model, Transducer(model.encoder, model.decoder, model.joint), model.cfg, joint)
+    networks = Transducer(model.encoder, model.decoder, model.joint)
+    return stock_model(model, networks, model.cfg, joint, getattr(model, "ctc_decoder", None))
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
