@@ -57,8 +57,10 @@ def test_a_static_run_with_a_hybrid_teacher_leaves_all_its_files(
     assert [line["pred_text"] for line in lines] == texts
 
 
-def test_a_hybrid_student_alone_is_nemos_own_class(script, run_config):
-    cfg = run_config("strategy=student", *SMALL)
+def test_a_hybrid_student_alone_is_nemos_own_class(script, run_config, manifest, tmp_path):
+    dev = tmp_path / "dev.json"
+    dev.write_text(manifest.read_text())
+    cfg = run_config("strategy=student", f"model.validation_ds.manifest_filepath={dev}", *SMALL)
     cfg.model.student.aux_ctc = KINDS["hybrid"]["aux_ctc"]
     script.check_run(cfg)
     model = script.build_model(cfg, script.make_trainer(cfg))
