@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert import __version__
-from nemo_codert.config_values import is_count, sub_block
+from nemo_codert.config_values import is_count, is_number, sub_block
 from nemo_codert.stock_options import ADDITIVE_JOINT as ADDITIVE_JOINT
 from nemo_codert.stock_options import STOCK_JOINT as STOCK_JOINT
 from nemo_codert.stock_options import is_tdt, optimisation_problems, unsupported_options
@@ -59,8 +59,10 @@ class StudentConfig:
     decoder: Any = None  # own prediction network when not shared; null: same shape as model.decoder
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
     init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and what else fits
+    aux_ctc: Any = None  # a hybrid RNN-T/CTC student: NeMo's block of that name; null: a standard RNN-T
 
 
+CTC_REDUCTIONS = ("mean_batch", "mean_volume", "mean", "sum")
 OPTIONAL_BLOCKS = ("loss", "aux_ctc", "optim_param_groups", "variational_noise", "freeze_updates")
 CHOICES = {
     "teacher": ("co_trained", "frozen"),
@@ -186,6 +188,7 @@ def _student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str
         yield "model.student.encoder has no _target_: name the encoder class, as in model.encoder"
     else:
         yield from _missing_values("model.student.encoder", student.encoder)
+    yield from _student_ctc_problems(student)
     if student.decoder is None:
         return
     yield from _decoder_problems("model.student.decoder", student.decoder)
@@ -194,6 +197,22 @@ def _student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str
             "model.student.decoder is set but model.codert.share_decoder is true: the student would never use its "
             "own prediction network. Set model.student.decoder to null or share_decoder to false"
         )
+
+
+def _student_ctc_problems(student: DictConfig) -> Iterator[str]:
+    path, block = "model.student.aux_ctc", student.aux_ctc
+    if block is None:
+        return
+    if not OmegaConf.is_dict(block):
+        yield f"{path} is {block!r}, wanted a block of keys or null"
+        return
+    weight, head = block.get("ctc_loss_weight"), sub_block(block, "decoder").get("_target_")
+    if not (is_number(weight) and 0 < weight < 1):
+        yield f"{path}.ctc_loss_weight is {weight!r}, wanted the CTC loss's share, a number between 0 and 1"
+    if not str(head).endswith(".ConvASRDecoder"):
+        yield f"{path}.decoder._target_ is {head!r}, wanted nemo.collections.asr.modules.ConvASRDecoder"
+    if block.get("ctc_reduction", "mean_batch") not in CTC_REDUCTIONS:
+        yield f"{path}.ctc_reduction is {block.get('ctc_reduction')!r}, wanted one of {', '.join(CTC_REDUCTIONS)}"
 
 
 def _codert_problems(codert: DictConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.pretrained import restore_rnnt
+from nemo_codert.models.pretrained import HYBRID, restore_rnnt
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
@@ -20,14 +20,14 @@ CARD_KEY = "model_card"  # of a model's config
 
 
 def load_model(path: str | Path) -> EncDecRNNTBPEModel:
-    """Restore a `.nemo` file on the CPU, in eval mode: a pair, or an RNN-T with a stock or an additive joint.
+    """Restore a `.nemo` file on the CPU, in eval mode: a pair, or an RNN-T (also a hybrid) of any joint.
 
     Raises:
-        ValueError: no such file, a broken file, or a model that is no standard RNN-T.
+        ValueError: no such file, a broken file, or a model of another kind.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file. Give the path of a .nemo file")
-    return restore_rnnt(path, str(path))
+    return restore_rnnt(path, str(path), kinds=(HYBRID,))
 
 
 def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str = "auto") -> EncDecRNNTBPEModel:
@@ -43,7 +43,7 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
     _check_branch(model, branch)
     if isinstance(model, EncDecCoDERTBPEModel):
         return model.student_model(joint) if branch == "student" else model.teacher_model(joint)
-    return stock_model(model, networks_of(model), model.cfg, joint)
+    return stock_model(model, networks_of(model), model.cfg, joint, getattr(model, "ctc_decoder", None))
 
 
 def networks_of(model: EncDecRNNTBPEModel, branch: str = "student") -> Transducer:

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 LOGGED = ("global_step", "train_loss", "val_loss", "val_wer", "val_wer_num", "val_wer_denom")
 LOGGED_ALONE = ("learning_rate", "training_batch_wer")
 LOGGED_OF_PAIRS = (
-    *("train_rnnt_loss_student", "train_rnnt_loss_teacher", "train_distillation_loss", "train_distillation_weight"),
+    *("train_rnnt_loss_student", "train_rnnt_loss_teacher", "train_ctc_loss_student"),
+    *("train_distillation_loss", "train_distillation_weight"),
     *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
 )
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default

@@ -49,6 +49,7 @@ from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E40
 from nemo_codert.model_card import model_card, read_results  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
+from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, lone_branch, manifest_paths, test_manifests  # noqa: E402
@@ -184,7 +185,7 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     if OmegaConf.select(cfg, "model.codert.activation_checkpointing"):
         logger.warning("model.codert.activation_checkpointing has no effect: train is %s, not pair.", cfg.train)
     pl.seed_everything(cfg.seed, verbose=False)
-    model = EncDecRNNTBPEModel(stock_cfg, trainer=trainer)
+    model = stock_class(stock_cfg)(stock_cfg, trainer=trainer)
     key = "model.student.init_from" if cfg.train == "student" else "model.codert.teacher_checkpoint"
     if name := OmegaConf.select(cfg, key):
         log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))

@@ -14,7 +14,8 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import OmegaConf
 
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.pretrained import refuse_other_models, restore_rnnt
+from nemo_codert.models.pretrained import HYBRID, refuse_other_models, restore_rnnt
+from nemo_codert.models.stock_models import stock_class
 from nemo_codert.nemo_compat import forget_failed_restore
 
 SUFFIXES = (".nemo", ".ckpt")
@@ -31,27 +32,27 @@ class Trained:
 
 
 def load_trained(path: str | Path) -> Trained:
-    """Restore a pair, or an RNN-T with a stock or an additive joint, from a `.nemo` or `.ckpt` file.
+    """Restore a pair, or an RNN-T (also a hybrid) of any joint, from a `.nemo` or `.ckpt` file.
 
     Raises:
-        ValueError: no such file, a broken file, a tokenizer that is gone, or a model that is no standard RNN-T.
+        ValueError: no such file, a broken file, a tokenizer that is gone, or a model of another kind.
     """
     path = Path(path)
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no .nemo or .ckpt file. Give the path of a trained model")
     if path.suffix == ".nemo":
-        return Trained(path, None, restore_rnnt(path, str(path)))
+        return Trained(path, None, restore_rnnt(path, str(path), (HYBRID,)))
     checkpoint = _opened(path)
     cfg = checkpoint["hyper_parameters"].get("cfg")
     cfg = OmegaConf.create(cfg if isinstance(cfg, Mapping) else {})
-    refuse_other_models(cfg, str(path))
+    refuse_other_models(cfg, str(path), (HYBRID,))
     folder = OmegaConf.select(cfg, "tokenizer.dir")
     if folder and not Path(folder).is_dir():
         raise ValueError(
             f"{path}: model.tokenizer.dir is {folder!r}, which is gone, and a .ckpt does not hold the tokenizer. "
             "Put the folder back or give .nemo files, which do"
         )
-    model_class = EncDecCoDERTBPEModel if "codert" in cfg else EncDecRNNTBPEModel
+    model_class = EncDecCoDERTBPEModel if "codert" in cfg else stock_class(cfg)
     try:
         model = model_class.load_from_checkpoint(str(path), map_location="cpu")
     except Exception as error:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.asr.metrics.wer import WER
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
 from nemo.utils.model_utils import convert_model_config_to_dict_config
 from omegaconf import DictConfig, open_dict
@@ -21,7 +21,7 @@ from torch import nn
 
 from nemo_codert.config import checked_config, distillation_weight, rate_problem
 from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_frames
-from nemo_codert.models.ctc_head import build_ctc_head
+from nemo_codert.models.ctc_head import build_ctc_head, ctc_loss, mixed_loss
 from nemo_codert.models.pretrained import load_pair_checkpoints
 from nemo_codert.models.stock_config import stock_branch_config, without_durations
 from nemo_codert.models.stock_models import stock_model
@@ -36,6 +36,7 @@ from nemo_codert.models.transducer import (
     predict,
     project,
     project_prediction,
+    refuse_non_finite,
 )
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
@@ -120,6 +121,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         # strategy.
         decoder = self.from_config_dict(decoder_cfg)
         self.student_joint = self.from_config_dict(joint_cfg)
+        block = self.cfg.student.aux_ctc
+        self.student_ctc_decoder = build_ctc_head(block.decoder, self.student_joint) if block else None
         if not self.cfg.codert.share_decoder:
             self.student_decoder = decoder
             return
@@ -217,7 +220,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         student = encode(self.student_transducer, features, features_len)
         teacher = self._encode_teacher(features, features_len, step)
         losses = self.codert_losses(student, teacher, transcript, transcript_len, step)
-        self._refuse_non_finite(losses, step)
+        if not self._skip_nan_grad:
+            refuse_non_finite(losses, step)
         if self._trainer is not None:
             self._log_training(losses, step)
         return {"loss": losses["train_loss"]}
@@ -258,7 +262,11 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         prediction = project_prediction(self.student_joint, predict(self.student_transducer, *rnnt))
         student_projected = project(self.student_joint, student, prediction)
         losses = {"train_rnnt_loss_student": self.transducer_loss(self.student_joint, student_projected, *rnnt)}
-        total = codert.student_loss_weight * losses["train_rnnt_loss_student"]
+        total = losses["train_rnnt_loss_student"]
+        if block := self.cfg.student.aux_ctc:
+            losses["train_ctc_loss_student"] = ctc_loss(self.student_ctc_decoder, block, student, *rnnt)
+            total = mixed_loss(block, total, losses["train_ctc_loss_student"])
+        total = codert.student_loss_weight * total
         if teacher is not None:
             if not codert.share_decoder and not self.teacher_is_frozen:
                 prediction = project_prediction(self.joint, predict(self.teacher_transducer, *rnnt))
@@ -289,15 +297,6 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         )
         return self.distillation_loss(student_logits=student_logits, teacher_logits=teacher_logits, lengths=lengths)
 
-    def _refuse_non_finite(self, losses: dict[str, torch.Tensor], step: int) -> None:
-        if self._skip_nan_grad or torch.isfinite(losses["train_loss"]):
-            return
-        parts = {name: float(value) for name, value in losses.items()}
-        raise FloatingPointError(
-            f"step {step}: the training loss is not finite ({parts}). Lower the learning rate, look for broken audio, "
-            "or set model.skip_nan_grad to true to skip such steps"
-        )
-
     def _log_training(self, losses: dict[str, torch.Tensor], step: int) -> None:
         self.log("train_loss", losses["train_loss"], prog_bar=True)
         self.log_dict(
@@ -325,6 +324,7 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         teacher = self.teacher_transducer.parameters()
         taken = {id(parameter) for parameter in teacher}
         student = [p for p in self.student_transducer.parameters() if id(p) not in taken]
+        student += self.student_ctc_decoder.parameters() if self.student_ctc_decoder else []
         for branch in (teacher, student):
             nn.utils.clip_grad_norm_(branch, gradient_clip_val)
 
@@ -373,14 +373,16 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
 
     # ---- what leaves the pair --------------------------------------------------------------------------------------
 
-    def student_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
+    def student_model(self, joint: str = "auto") -> EncDecRNNTModel:
         """The student as a stock NeMo model with copied weights, in eval mode, without any trace of the teacher.
+
+        An `EncDecRNNTBPEModel`; an `EncDecHybridRNNTCTCBPEModel` where `student.aux_ctc` makes it one.
 
         Args:
             joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
         """
         cfg = stock_branch_config(self.cfg, "student", self.student_geometry.width)
-        return stock_model(self, self.student_transducer, cfg, joint)
+        return stock_model(self, self.student_transducer, cfg, joint, self.student_ctc_decoder)
 
     def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
         """The teacher as a stock NeMo model with copied weights, in eval mode."""
@@ -433,6 +435,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
             self._build_student_output()
         self.student_joint.to(self.joint.enc.weight)
         self.student_decoder.to(self.joint.enc.weight)
+        if self.student_ctc_decoder:
+            self.student_ctc_decoder.to(self.joint.enc.weight)
         self._setup_losses()
         self._setup_student_decoding()
 

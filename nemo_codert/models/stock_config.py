@@ -54,7 +54,7 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
         width: output channels of its encoder.
     """
     stock = without_durations(cfg) if branch == "student" else copy.deepcopy(cfg)
-    with open_dict(stock):
+    with open_dict(stock), open_dict(stock.joint):  # a block that change_vocabulary wrote is closed for itself
         if branch == "student":
             stock.encoder = copy.deepcopy(cfg.student.encoder)
             stock.decoder = copy.deepcopy(cfg.student.decoder or cfg.decoder)
@@ -68,6 +68,9 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
             stock.optim_param_groups = _own_groups(stock.optim_param_groups, branch)
         for key in ("student", "codert", "target", "aux_ctc"):
             stock.pop(key, None)
+        if branch == "student" and cfg.student.aux_ctc:
+            stock.aux_ctc = copy.deepcopy(cfg.student.aux_ctc)
+            stock.aux_ctc.decoder.update(feat_in=width, num_classes=-1, vocabulary=[])  # NeMo fills in the classes
     return stock
 
 

@@ -1,10 +1,10 @@
-"""Stock `EncDecRNNTBPEModel`s that leave a pair: plain NeMo class, plain joint, own tokenizer files, no paths."""
+"""Stock models that leave a pair: plain NeMo class, plain joint, own tokenizer files, no paths."""
 
 import tempfile
 from pathlib import Path
 
 import torch
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
@@ -16,7 +16,14 @@ from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
 from nemo_codert.modules.output_range import output_range
 
 
-def stock_model(model: EncDecRNNTBPEModel, branch: Transducer, cfg: DictConfig, joint: str) -> EncDecRNNTBPEModel:
+def stock_class(cfg: DictConfig) -> type[EncDecRNNTModel]:
+    """NeMo's class for a stock config: a hybrid where it has an auxiliary CTC head."""
+    return EncDecRNNTBPEModel if cfg.get("aux_ctc") is None else EncDecHybridRNNTCTCBPEModel
+
+
+def stock_model(
+    model: EncDecRNNTModel, branch: Transducer, cfg: DictConfig, joint: str, ctc_head: nn.Module | None = None
+) -> EncDecRNNTModel:
     """A new stock model with copies of one branch's weights, in eval mode on the CPU or device of the branch.
 
     Args:
@@ -24,6 +31,7 @@ def stock_model(model: EncDecRNNTBPEModel, branch: Transducer, cfg: DictConfig, 
         branch: the networks to copy.
         cfg: stock config that describes them.
         joint: `auto`, `exact`, `compact` or `narrow`, see `to_stock_joint`.
+        ctc_head: of a hybrid branch, whose config has `aux_ctc`.
     """
     ranges = {"encoder_range": output_range(branch.encoder), "prediction_range": output_range(branch.decoder)}
     stock_joint = to_stock_joint(branch.joint, joint, **ranges)
@@ -36,11 +44,11 @@ def stock_model(model: EncDecRNNTBPEModel, branch: Transducer, cfg: DictConfig, 
             cfg.joint.fuse_loss_wer, cfg.joint.fused_batch_size = False, None
             cfg.joint.jointnet = {"joint_hidden": stock_joint.joint_hidden, "activation": "relu", "dropout": 0.0}
     with torch.random.fork_rng(devices=[]):
-        stock = EncDecRNNTBPEModel(cfg=cfg)
+        stock = stock_class(cfg)(cfg=cfg)
     # Timestamps need it; NeMo's RNNEncoder does not keep it, nor would a file: docs/deployment.md.
     stock.encoder.subsampling_factor = getattr(stock.encoder, "subsampling_factor", encoder_stride(cfg.encoder))
     stock._tokenizer_folder = folder  # the files are packed by save_to, so they live as long as the model
-    stock.load_state_dict(_stock_state(model, branch, stock_joint))
+    stock.load_state_dict(_stock_state(model, branch, stock_joint, ctc_head))
     return stock.to(next(branch.joint.parameters()).device).eval()
 
 
@@ -86,11 +94,15 @@ def _without_paths(node: object) -> object:
     return None if isinstance(node, str) and Path(node).is_absolute() else node
 
 
-def _stock_state(model: EncDecRNNTBPEModel, branch: Transducer, joint: nn.Module) -> dict[str, torch.Tensor]:
+def _stock_state(
+    model: EncDecRNNTModel, branch: Transducer, joint: nn.Module, ctc_head: nn.Module | None
+) -> dict[str, torch.Tensor]:
     parts = {
         "preprocessor": model.preprocessor,
         "encoder": branch.encoder,
         "decoder": branch.decoder,
         "joint": joint,
     }
+    if ctc_head is not None:
+        parts["ctc_decoder"] = ctc_head
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}

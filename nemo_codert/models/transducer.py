@@ -157,6 +157,17 @@ def recursion(nemo_loss: RNNTLoss, device: torch.device) -> LatticeLoss:
     return three_column_loss(numba_cuda_kernel(nemo_loss)) if device.type == "cuda" else rnnt_lattice_loss
 
 
+def refuse_non_finite(losses: dict[str, torch.Tensor], step: int) -> None:
+    """Raise a FloatingPointError that names every part of a `train_loss` that is not finite."""
+    if torch.isfinite(losses["train_loss"]):
+        return
+    parts = {name: float(value) for name, value in losses.items()}
+    raise FloatingPointError(
+        f"step {step}: the training loss is not finite ({parts}). Lower the learning rate, look for broken audio, "
+        "or set model.skip_nan_grad to true to skip such steps"
+    )
+
+
 def _sub_batches(joint: RNNTJoint, batch_size: int) -> list[slice]:
     """Rows that share one lattice: all of them, or `fused_batch_size` where the joint asks for a fused step."""
     step = joint.fused_batch_size if joint.fuse_loss_wer else batch_size

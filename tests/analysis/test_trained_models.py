@@ -5,11 +5,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
 
 from nemo_codert.analysis.trained_models import checkpoint_files, load_trained
 from nemo_codert.export import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
+from tests.models.teacher_files import CTC
 
 
 def save_checkpoint(model: pl.LightningModule, path: Path, step: int) -> Path:
@@ -30,7 +31,11 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 def test_pairs_and_lone_models_are_restored_from_both_kinds_of_file(make_model, make_config, tmp_path):
     pair, lone = make_model("shared_kd"), EncDecRNNTBPEModel(student_config(make_config("tandem_kd")))
-    for model, kind in ((pair, EncDecCoDERTBPEModel), (lone, EncDecRNNTBPEModel)):
+    cfg = make_config("tandem_kd")
+    cfg.student.aux_ctc = CTC["aux_ctc"]
+    hybrid = EncDecHybridRNNTCTCBPEModel(student_config(cfg))
+    kinds = EncDecCoDERTBPEModel, EncDecRNNTBPEModel, EncDecHybridRNNTCTCBPEModel
+    for model, kind in zip((pair, lone, hybrid), kinds, strict=True):
         saved = save_checkpoint(model, tmp_path / f"{kind.__name__}.ckpt", step=40)
         for path, step in ((saved, 40), (save_model(model, tmp_path / f"{kind.__name__}.nemo"), None)):
             trained = load_trained(path)

@@ -39,6 +39,9 @@ DECODER = {
 }
 
 
+HEAD = {"ctc_loss_weight": 0.3, "decoder": {"_target_": "nemo.collections.asr.modules.ConvASRDecoder"}}
+
+
 def model_config(**overrides) -> DictConfig:
     """A valid model section; nothing is built from it."""
     cfg = {
@@ -108,6 +111,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
         "decoder": None,
         "init_from": None,
         "init_from_teacher": False,
+        "aux_ctc": None,
     }
 
 
@@ -223,6 +227,11 @@ REFUSED = [
         {"encoder": CONFORMER, "init_from_teacher": True, "init_from": "small.nemo"},
         "init_from and init_from_teacher are both set",
     ),
+    ("student", {"encoder": CONFORMER, "aux_ctc": "yes"}, "model.student.aux_ctc is 'yes', wanted a block of keys"),
+    ("student", {"encoder": CONFORMER, "aux_ctc": {}}, "aux_ctc.ctc_loss_weight is None, wanted the CTC loss's share"),
+    ("student", {"encoder": CONFORMER, "aux_ctc": {**HEAD, "ctc_loss_weight": 1}}, "ctc_loss_weight is 1, wanted"),
+    ("student", {"encoder": CONFORMER, "aux_ctc": {**HEAD, "decoder": {}}}, "aux_ctc.decoder._target_ is None"),
+    ("student", {"encoder": CONFORMER, "aux_ctc": {**HEAD, "ctc_reduction": "none"}}, "ctc_reduction is 'none'"),
     ("student", {"encoder": CONFORMER, "init_from_teacher": "all"}, "init_from_teacher is 'all', wanted bool"),
     ("adapters", {"adapter": {}}, "adapters act on the joint's sum"),
     ("normalize_joint_txu", True, "model.normalize_joint_txu is true: it would act on the teacher alone"),
@@ -294,6 +303,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(key, value, message):
         ("adapters", {}),
         ("aux_ctc", None),
         ("aux_ctc", {"decoder": {}}),  # a hybrid's YAML; its RNN-T is the teacher
+        ("student", {"encoder": CONFORMER, "aux_ctc": HEAD}),
         ("student", {"encoder": CONFORMER, "init_from_teacher": False, "init_from": "small.nemo"}),
         ("variational_noise", {"std": 0.0, "start_step": 0}),
         ("freeze_updates", {"enabled": False}),

@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused(make_model, tmp_path):
         ({"target": STOCK_TARGET, "joint": {"num_extra_outputs": 5}}, "a multi-blank model"),
         ({"target": STOCK_TARGET, "decoding": {"durations": [0, 1]}}, "a TDT model"),
         ({"target": STOCK_TARGET, "loss": {"loss_name": "tdt"}}, "a TDT model"),
-        ({"target": "nemo.collections.asr.models.EncDecHybridRNNTCTCBPEModel"}, "a hybrid RNN-T/CTC model"),
+        ({"target": "nemo.collections.asr.models.EncDecHybridRNNTCTCModel"}, "EncDecHybridRNNTCTCModel"),
         ({"target": "nemo.collections.asr.models.EncDecCTCModelBPE"}, "EncDecCTCModelBPE"),
         ({"sample_rate": 16000}, "of unknown class"),
     ],

@@ -87,6 +87,13 @@ def test_a_student_with_the_teachers_layers_and_joint_distils_nothing_at_the_sta
     torch.testing.assert_close(step, model.training_step(batch, 0)["loss"])
 
 
+def test_a_streaming_student_may_start_from_a_full_context_teacher(make_pair):
+    streaming = {"att_context_style": "chunked_limited", "att_context_size": [4, 1], "conv_context_size": "causal"}
+    model = make_pair(student={**conformer(2), **streaming})
+    assert equal_states(model.student_encoder.layers[1].state_dict(), model.encoder.layers[4].state_dict())
+    assert model.loaded["student"]["left"] == []
+
+
 def test_what_is_shared_is_left_alone_and_what_does_not_fit_begins_anew(make_pair):
     student = {**conformer(layers=2, channels=16), "subsampling_conv_channels": 4}
     new = make_pair(student=student, strategy="static_shared", init=False)

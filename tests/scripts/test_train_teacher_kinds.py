@@ -55,3 +55,13 @@ def test_a_static_run_with_a_hybrid_teacher_leaves_all_its_files(
     lines = [json.loads(line) for line in (folder / "predictions" / "teacher" / "dev.json").read_text().splitlines()]
     texts = [hypothesis.text for hypothesis in original.transcribe([line["audio_filepath"] for line in lines])]
     assert [line["pred_text"] for line in lines] == texts
+
+
+def test_a_hybrid_student_alone_is_nemos_own_class(script, run_config, manifest, tmp_path):
+    dev = tmp_path / "dev.json"
+    dev.write_text(manifest.read_text())
+    cfg = run_config("strategy=student", f"model.validation_ds.manifest_filepath={dev}", *SMALL)
+    cfg.model.student.aux_ctc = KINDS["hybrid"]["aux_ctc"]
+    script.check_run(cfg)
+    model = script.build_model(cfg, script.make_trainer(cfg))
+    assert type(model) is EncDecHybridRNNTCTCBPEModel and model.ctc_loss_weight == 0.3
