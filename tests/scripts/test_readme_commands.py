@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,8 @@ def script(command: list[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_written(workplace):
-    commands = [words for words in shell_commands(README) if words[0] == "python" and "..." not in words]
+    commands = [words for words in shell_commands(README) if words[0] == "python"]
+    commands = [words for words in commands if not {"...", "PAIR.nemo"} & {*words}]
     names = [Path(words[1]).name for words in commands]
     evidence = ["compare_strategies.py", "analyze_logits.py"]
     others = ["evaluate.py", *["export_student.py"] * 2, "benchmark.py"]
@@ -214,6 +216,22 @@ def test_the_commands_of_the_readme_run_as_written(workplace):
         "encoder-student.onnx",
         "decoder_joint-student.onnx",
     }
+
+
+@pytest.mark.slow
+def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_compute(workplace, digits):
+    export, check = (words for words in shell_commands(README) if "PAIR.nemo" in words)
+    front_end = ["model.preprocessor.window_stride=0.01", "model.preprocessor.highfreq=null"]
+    common = [*SHORT, *front_end, f"exp_manager.exp_dir={workplace / 'sherpa_runs'}"]
+    train = script(["python", "scripts/train.py", "--config-name=fsdd", "strategy=shared_kd"])
+    run([*train, *common, *(f"{key}={value}" for key, value in digits.items())], workplace)
+    (pair,) = workplace.glob("sherpa_runs/fsdd/*/pair.nemo")
+    given = {"PAIR.nemo": str(pair), "TEST.json": str(workplace / "digits" / "test_seen.json")}
+    run(script([given.get(word, word) for word in export]), workplace)
+    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(workplace / "sherpa")
+    if find_spec("sherpa_onnx"):
+        out = run(script([given.get(word, word) for word in check]), workplace)
+        assert "| sherpa-onnx int8 |" in out
 
 
 @pytest.fixture(scope="module")
