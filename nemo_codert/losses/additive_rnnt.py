@@ -139,7 +139,7 @@ class _AdditiveLoss(torch.autograd.Function):
             for side, other in ((0, 1), (1, 0)):
                 if ctx.needs_input_grad[side]:
                     gradient = torch.bmm(weights[side][0], exps[other]).mul_(exps[side])  # 0 for the tokens
-                    tokens = torch.bmm(weights[side][1], columns[other])  # [B, T, K], the normaliser's part
+                    tokens = weights[side][1].bmm(columns[other])  # [B, T, K], the normaliser's part
                     shared = upstream.numpy(), first, classes
                     token_kernel(*shared, tokens.numpy(), *arrays[side], gradient.numpy())
                     gradients[side] = gradient

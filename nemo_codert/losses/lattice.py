@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from nemo_codert.losses.frames import valid_cells, valid_frames
 from nemo_codert.losses.lattice_kernels import lattice_kernel as _numba_kernel
+from nemo_codert.losses.lattice_kernels import target_kernel
 
 LatticeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """The signature of `rnnt_lattice_loss`: who runs the recursion."""
@@ -49,6 +50,21 @@ def _check_lengths(name: str, lengths: list[int], low: int, high: int) -> None:
         raise ValueError(f"{name} must lie between {low} and {high}, got {lengths}")
 
 
+def _refused(targets: torch.Tensor, target_lengths: torch.Tensor, blank: int, num_classes: int) -> torch.Tensor:
+    """[B, U] bool, True where a target within the lengths is the blank or no class."""
+    given = valid_frames(target_lengths, targets.shape[1])
+    return given & ((targets == blank) | (targets < 0) | (targets >= num_classes))
+
+
+def _given_targets_on_cpu(
+    targets: torch.Tensor, target_lengths: torch.Tensor, blank: int, num_classes: int
+) -> tuple[torch.Tensor, bool]:
+    """Targets with 0 in the padding, and whether any is `_refused`; one call in place of a dozen."""
+    given = torch.zeros(targets.shape, dtype=torch.int64)
+    arrays = (each.contiguous().numpy() for each in (targets, target_lengths, given))
+    return given, target_kernel(blank, num_classes, *arrays) > 0
+
+
 def check_transducer_batch(
     targets: torch.Tensor,
     encoded_lengths: torch.Tensor,
@@ -75,18 +91,24 @@ def check_transducer_batch(
             raise ValueError(f"{name} must have shape ({batch},) with at least one utterance, got {shape}")
     encoded_lengths, target_lengths = encoded_lengths.to(device).long(), target_lengths.to(device).long()
     targets = targets.to(device).long()
-    given = valid_frames(target_lengths, targets.shape[1])
-    refused = given & ((targets == blank) | (targets < 0) | (targets >= num_classes))
-    frames, tokens, faults = torch.stack([encoded_lengths, target_lengths, refused.sum(1)]).tolist()
+    if device.type == "cpu":
+        frames, tokens = encoded_lengths.tolist(), target_lengths.tolist()
+        given, fault = _given_targets_on_cpu(targets, target_lengths, blank, num_classes)
+    else:
+        refused = _refused(targets, target_lengths, blank, num_classes)
+        frames, tokens, faults = torch.stack([encoded_lengths, target_lengths, refused.sum(1)]).tolist()
+        given, fault = targets * valid_frames(target_lengths, targets.shape[1]), any(faults)
     _check_lengths("encoded_lengths", frames, 1, num_frames)
     _check_lengths("target_lengths", tokens, 0, min(num_states - 1, targets.shape[1]))
-    if any(faults):
+    if fault:
+        refused = _refused(targets, target_lengths, blank, num_classes)
         raise ValueError(
             f"targets must lie between 0 and V = {num_classes - 1} and differ from blank = {blank}, "
             f"got {sorted(set(targets[refused].tolist()))}"
         )
-    targets = targets.masked_fill(~given, 0)[:, : max(tokens)]
-    return TransducerBatch(targets, encoded_lengths, target_lengths, list(zip(frames, tokens, strict=True)))
+    return TransducerBatch(
+        given[:, : max(tokens)], encoded_lengths, target_lengths, list(zip(frames, tokens, strict=True))
+    )
 
 
 def check_reduction(reduction: str) -> None:

@@ -158,6 +158,21 @@ def lattice_kernel(
 
 
 @compiled
+def target_kernel(
+    blank: int, num_classes: int, targets: np.ndarray, target_lengths: np.ndarray, given: np.ndarray
+) -> int:
+    """Copy the targets within the lengths to given, both [B, U] int64; how many of them are the blank or no class."""
+    faults = 0
+    for b in range(len(targets)):
+        for u in range(min(target_lengths[b], targets.shape[1])):
+            target = targets[b, u]
+            given[b, u] = target
+            if target == blank or target < 0 or target >= num_classes:
+                faults += 1
+    return faults
+
+
+@compiled
 def column_kernel(
     targets: np.ndarray,
     blank: int,

@@ -1,5 +1,8 @@
 """Runs that must be equal step for step: no distillation and weight 0, the `tandem` student and the lone student."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -141,6 +144,18 @@ def test_shared_parameters_are_clipped_once_with_the_teacher(make_model, batch):
     for branch in (teacher, student):
         norm = torch.nn.utils.get_total_norm([p.grad for p in branch]).item()
         assert norm == pytest.approx(CLIP, rel=1e-4)  # float32 rounding
+
+
+@pytest.mark.parametrize("scaler, fused, refused", [(True, True, True), (True, False, False), (None, True, False)])
+def test_an_optimizer_that_takes_the_scale_off_after_the_clipping_is_refused(
+    make_model, batch, scaler, fused, refused
+):
+    model = make_model(strategy="tandem", joint=ADDITIVE)
+    model.training_step(batch, 0)["loss"].backward()
+    model._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    with pytest.raises(ValueError, match=r"model\.optim\.fused.*16-mixed") if refused else nullcontext():
+        model.configure_gradient_clipping(optimizer, CLIP, "norm")
 
 
 def test_the_students_initial_weights_depend_on_the_seed_alone(make_config):
