@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import nemo
 import torch
+from lightning.pytorch import Trainer
 from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.asr.parts.numba.rnnt_loss import RNNTLossNumba
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
@@ -91,3 +92,19 @@ def forget_failed_restore() -> None:
     """A failed restore leaves NeMo believing that one is under way, and later models get no dataloaders."""
     AppState().is_model_being_restored = False
     AppState().nemo_file_folder = None
+
+
+def refuse_scaled_clipping(trainer: Trainer | None, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse to clip the gradients of an optimizer that takes float16's loss scale off only in its own step.
+
+    Lightning's own clipping refuses it too, but a pair clips its branches by itself.
+
+    Raises:
+        ValueError: a fused optimizer under `16-mixed`.
+    """
+    plugin = trainer.precision_plugin if trainer is not None else None
+    if getattr(plugin, "scaler", None) and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            "model.optim.fused is true, trainer.precision is 16-mixed and trainer.gradient_clip_val is set: scaled "
+            "gradients would be clipped. Leave model.optim.fused out, or use bf16-mixed"
+        )

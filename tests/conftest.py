@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import importlib.util
 import json
+import logging
 import random
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,16 @@ def restored_random_state():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     yield
     random.setstate(states[0]), np.random.set_state(states[1]), torch.random.set_rng_state(states[2])
+
+
+@pytest.fixture(autouse=True)
+def package_log_as_a_library_has_it():
+    """Scripts send the package's log to their own output; whatever ran before, a test can read it with caplog."""
+    log = logging.getLogger("nemo_codert")
+    state = log.level, log.propagate, list(log.handlers)
+    log.level, log.propagate, log.handlers[:] = logging.NOTSET, True, []
+    yield
+    log.level, log.propagate, log.handlers[:] = state
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ from nemo_codert.models.transducer import (
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
 from nemo_codert.modules.encoder_logits import projected_logits
-from nemo_codert.nemo_compat import is_being_restored, switch_cuda_graphs
+from nemo_codert.nemo_compat import is_being_restored, refuse_scaled_clipping, switch_cuda_graphs
 
 PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
 
@@ -321,12 +321,7 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         if gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        plugin = self._trainer.precision_plugin if self._trainer is not None else None
-        if getattr(plugin, "scaler", None) and getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise ValueError(  # as Lightning does: such an optimizer takes the scale off after the clipping
-                "model.optim.fused is true, trainer.precision is 16-mixed and trainer.gradient_clip_val is set: "
-                "scaled gradients would be clipped. Leave model.optim.fused out, or use bf16-mixed."
-            )
+        refuse_scaled_clipping(self._trainer, optimizer)
         teacher = self.teacher_transducer.parameters()
         taken = {id(parameter) for parameter in teacher}
         student = [p for p in self.student_transducer.parameters() if id(p) not in taken]
