@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.analysis.comparison_folds import Fold
+from nemo_codert.config import CoDERTConfig, StudentConfig
 from nemo_codert.console import hydra_value
 from nemo_codert.data.manifest import whole_or_not
 
@@ -311,7 +312,8 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
         ValueError: anything else differs; every difference is named.
     """
     pairs = {"threads": (stored.threads, wanted.threads), "config_name": (stored.config_name, wanted.config_name)}
-    pairs |= {key: (stored.config.get(key), wanted.config.get(key)) for key in {**stored.config, **wanted.config}}
+    before = {**_defaults_of_our_keys(wanted.config), **stored.config}
+    pairs |= {key: (before.get(key), wanted.config.get(key)) for key in {**before, **wanted.config}}
     for strategy in stored.changes.keys() & wanted.changes.keys():
         old, new = stored.changes[strategy], wanted.changes[strategy]
         pairs |= {f"{key} (of {strategy})": (old.get(key), new.get(key)) for key in {**old, **new}}
@@ -341,6 +343,13 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
             "folds": {**stored.folds, **wanted.folds},
         }
     )
+
+
+def _defaults_of_our_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a comparison had of the keys in `config` that came into the package after it: their defaults."""
+    blocks = {"student": StudentConfig, "codert": CoDERTConfig}
+    plain = {name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in blocks.items()}
+    return {key: value for key, value in _flat({"model": plain}) if key in config}
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------------

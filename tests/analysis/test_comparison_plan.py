@@ -251,6 +251,15 @@ def test_a_teacher_alone_may_have_a_learning_rate_of_its_own(make):
     assert settings.changes["teacher"]["model.optim.lr"] == 0.5 and "model.optim.lr" not in settings.changes["static"]
 
 
+def test_a_key_that_came_into_the_package_later_is_taken_for_its_default(make, tmp_path):
+    key, stored = "model.codert.distillation.frame_shift", make()
+    assert stored.config[key] == 0
+    before = Settings(**{**stored.__dict__, "config": {k: v for k, v in stored.config.items() if k != key}})
+    assert extended(before, make(), tmp_path).config == before.config
+    with pytest.raises(ValueError, match=f"{key} is 2, the folder has 0"):
+        extended(before, make(overrides=["model.optim.lr=0.25", f"{key}=2"]), tmp_path)
+
+
 @pytest.mark.parametrize("place", [0, 39])
 def test_other_audio_under_the_same_manifests_is_refused(make, corpus, tmp_path, place):
     audio = corpus / "audio" / "train" / f"{place:03d}.wav"
