@@ -23,7 +23,7 @@ OURS, NEMO, FLOOR = "additive_rnnt_loss", "NeMo warprnnt_numba", "three-matmul f
 OURS_ON_GPU = "additive_rnnt_loss, NeMo's recursion"
 # Those that the targets are stated for.
 SPEED_SHAPE, MEMORY_SHAPE, GPU_SHAPE = (8, 150, 40, 1024), (8, 150, 40, 4096), (32, 400, 100, 1024)
-FLOOR_VOCABULARY = 1024  # and above: there the products outweigh what calling some hundred functions takes
+FLOOR_VOCABULARY = 1024  # and above: there the products outweigh what the calls themselves take
 GPU_LATTICES = 4  # that fit into a GPU: the joint's, NeMo's gradient, a copy, and one for all else
 LOSSES_AGREE = 1e-4  # relative; float32 recursions over T + U = 190 steps differ by some 1e-6
 

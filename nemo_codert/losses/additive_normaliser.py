@@ -79,11 +79,10 @@ def _count_tokens_once(prediction: Side, classes: torch.Tensor) -> torch.Tensor:
 
 
 def _sides(
-    logits: Sequence[torch.Tensor], batch: TransducerBatch, blank: int
+    logits: Sequence[torch.Tensor], batch: TransducerBatch, blank: int, padding: torch.Tensor | None
 ) -> tuple[Side, Side, torch.Tensor, torch.Tensor]:
     """Of encoder and prediction, [B, T, V+1] and [B, M, V+1]; with the classes of the token columns and the first
-    column of each class, both [B, K] int64."""
-    padding = batch.padding()  # [B, T, M] or None
+    column of each class, both [B, K] int64. padding: [B, T, M] bool or None."""
     frames, states = (None, None) if padding is None else (padding[:, :, :1], padding[:, :1].transpose(1, 2))
     classes = pad(batch.targets, (0, 1), value=blank)  # [B, K]
     encoder, prediction = _side(logits[0], classes, frames), _side(logits[1], classes, states)
@@ -100,6 +99,7 @@ def _compiled_sides(
     (num_utterances, num_tokens), num_frames = batch.targets.shape, encoder_logits.shape[1]
     classes = batch.targets.new_empty(num_utterances, num_tokens + 1)  # [B, K]
     first = torch.empty_like(classes)
+    # Neither is zeroed: the kernel writes all of both.
     frames = torch.empty(num_utterances, num_frames, num_tokens + 1, dtype=torch.float64)  # [B, T, K]
     states = torch.empty(num_utterances, num_tokens + 1, num_tokens + 1, dtype=torch.float64)  # [B, M, K]
     of_encoder = encoder_logits, encoder.shifts, encoder.exp, frames
@@ -145,6 +145,7 @@ class Normalised(NamedTuple):
     first: torch.Tensor  # [B, K] int64, the column that stands for the class
     z: torch.Tensor  # [B, T, M] float64, the normaliser without the shifts; nothing beyond the lengths
     redo: list[int]  # the utterances that need float64
+    padding: torch.Tensor | None  # [B, T, M] bool, see `TransducerBatch.padding`
 
 
 def normalised(
@@ -153,12 +154,14 @@ def normalised(
     """Of logits [B, T, V+1] and [B, M, V+1], T and M those of the longest. compiled: by `_compiled_sides`."""
     dtype = compute_dtype(encoder_logits, prediction_logits)
     logits = encoder_logits.to(dtype), prediction_logits.to(dtype)
-    encoder, prediction, classes, first = (_compiled_sides if compiled else _sides)(logits, batch, blank)
+    padding = batch.padding()
+    sides = _compiled_sides(logits, batch, blank) if compiled else _sides(logits, batch, blank, padding)
+    encoder, prediction, classes, first = sides
     with full_precision(encoder_logits.device.type):
         z = _normaliser(encoder, prediction)
     distrusted = _distrusted(z, encoder.all, prediction.all)
-    padding = batch.padding()
     if padding is not None:
         distrusted &= ~padding
     redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
-    return Normalised(encoder, prediction, classes, first, z, [b for b, wanted in enumerate(redo) if wanted])
+    redo = [b for b, wanted in enumerate(redo) if wanted]
+    return Normalised(encoder, prediction, classes, first, z, redo, padding)

@@ -5,7 +5,7 @@ The normaliser of every lattice cell is one batched matrix product of exponentia
 `dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. These are float32. The columns of the utterance's
 own tokens and of the blank are float64 throughout, for two reasons: only there is an occupancy taken off, and what is
 left of it in a confident lattice may be a millionth; and they are nearly all of such a lattice's Z. An utterance on
-which float32 could go wrong is computed in float64 altogether. Imports torch and `lattice`.
+which float32 could go wrong is computed in float64 altogether. Imports torch, numpy, `additive_normaliser`, `lattice`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -99,8 +99,8 @@ class _AdditiveLoss(torch.autograd.Function):
         ctx.inputs = [(each.shape[1], each.dtype) for each in (encoder_logits, prediction_logits)]
         encoder_logits = encoder_logits[:, : batch.num_frames]
         prediction_logits = prediction_logits[:, : batch.targets.shape[1] + 1]
-        encoder, prediction, classes, first, z, redo = normalised(
-            encoder_logits, prediction_logits, batch, blank, True
+        encoder, prediction, classes, first, z, redo, _ = normalised(
+            encoder_logits, prediction_logits, batch, blank, compiled=True
         )
         sizes, scale = np.array(batch.sizes), 1 + fastemit_lambda
         if redo:
@@ -110,7 +110,8 @@ class _AdditiveLoss(torch.autograd.Function):
         losses = z.new_empty(len(z))
         arrays = [each.numpy() for each in (*columns, first, z, losses, *taken)]
         additive_kernel(sizes, scale, *arrays)
-        ctx.arrays = (arrays[4], classes.numpy()), (arrays[2::5], arrays[3::5])  # shared, of each side
+        ctx.classes = arrays[4], classes.numpy()
+        ctx.columns = arrays[2::5], arrays[3::5]  # exponentials and what is taken off, of each side
         ctx.batch, ctx.blank, ctx.reduction, ctx.occupancies = batch, blank, reduction, {}
         for b in redo:
             (t, u), targets = batch.sizes[b], batch.targets[b]
@@ -133,15 +134,13 @@ class _AdditiveLoss(torch.autograd.Function):
         weight = weight * upstream[:, None, None]  # [B, T, M]
         rounded = weight.to(exps[0].dtype)
         weights = (rounded, weight), (rounded.transpose(1, 2), weight.transpose(1, 2))
-        (first, classes), arrays = ctx.arrays
         gradients: list[torch.Tensor | None] = [None, None]
         with _full_precision("cpu"):
             for side, other in ((0, 1), (1, 0)):
                 if ctx.needs_input_grad[side]:
                     gradient = torch.bmm(weights[side][0], exps[other]).mul_(exps[side])  # 0 for the tokens
                     tokens = weights[side][1].bmm(columns[other])  # [B, T, K], the normaliser's part
-                    shared = upstream.numpy(), first, classes
-                    token_kernel(*shared, tokens.numpy(), *arrays[side], gradient.numpy())
+                    token_kernel(upstream.numpy(), *ctx.classes, tokens.numpy(), *ctx.columns[side], gradient.numpy())
                     gradients[side] = gradient
         for b, occupancies in ctx.occupancies.items():
             upstreams = [-upstream[b] * each for each in occupancies]
@@ -172,13 +171,13 @@ class _AdditiveLogProbs(torch.autograd.Function):
         blank: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.dtypes = encoder_logits.dtype, prediction_logits.dtype
-        padding = batch.padding()  # [B, T, M] or None
-        encoder, prediction, classes, first, z, redo = normalised(
-            encoder_logits, prediction_logits, batch, blank, False
+        encoder, prediction, classes, first, z, redo, padding = normalised(
+            encoder_logits, prediction_logits, batch, blank, compiled=False
         )
         if padding is not None:
             z.masked_fill_(padding, 1.0)  # something to divide 0 by, as below
-        z[redo] = 1.0
+        for b in redo:
+            z[b] = 1.0
         log_z = z.log()  # without the shifts, which the columns lack too
         next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u asks for target u + 1
         label = (encoder.columns[:, :, :-1] + next_label).sub_(log_z[:, :, :-1])
