@@ -99,6 +99,15 @@ def test_the_entropies_shown_are_those_that_were_measured():
         assert f"{values[0] / values[1]:.2f}" == ratio, name
 
 
+def test_the_agreement_shown_over_the_training_is_what_was_measured():
+    rows = kept_rows(KEPT / "entropy" / "agreement_over_training.csv")
+    formatted = [
+        [row["step"], f"{float(row['top1_agreement']):.1%}", f"{float(row['kl_nats_per_frame']):.3f}"] for row in rows
+    ]
+    assert len(rows) == 6 and cells_of("agreement") == formatted
+    assert {row["frames"] for row in rows} == {"1480"} and "(1480 frames)" in RESULTS
+
+
 def test_the_numbers_between_the_tables_are_kept_too():
     (agreement,) = kept_rows(KEPT / "entropy" / "agreement.csv")
     nodes = kept_rows(KEPT / "entropy" / "measures.csv")[4]["rows"]
