@@ -51,13 +51,23 @@ def restored_random_state():
 
 
 @pytest.fixture(autouse=True)
-def package_log_as_a_library_has_it():
-    """Scripts send the package's log to their own output; whatever ran before, a test can read it with caplog."""
+def package_log_as_a_library_has_it(monkeypatch):
+    """Whatever ran before, a test can read the package's warnings with caplog.
+
+    Scripts send the package's log to their own output; libraries raise the root's level, disable loggers or all of
+    logging.
+    """
     log = logging.getLogger("nemo_codert")
     state = log.level, log.propagate, list(log.handlers)
-    log.level, log.propagate, log.handlers[:] = logging.NOTSET, True, []
+    log.propagate, log.handlers[:] = True, []
+    log.setLevel(logging.WARNING)  # also clears what other loggers remember of the root's
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    for name, other in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "nemo_codert" and isinstance(other, logging.Logger):
+            other.disabled = False
     yield
-    log.level, log.propagate, log.handlers[:] = state
+    log.propagate, log.handlers[:] = state[1:]
+    log.setLevel(state[0])
 
 
 @pytest.fixture(scope="session")

@@ -263,7 +263,7 @@ def test_a_teacher_trained_alone_teaches_a_static_student_on_two_devices(workpla
     assert {"pair.nemo", "student.nemo"} <= names_in(folder)
     (dropped,) = [json.loads(line) for line in (folder / "train_ds_dropped.json").read_text().splitlines()]
     assert dropped["reason"] == "empty transcript"
-    lists = {path.parent for path in workplace.rglob("*_dropped.json")}
+    lists = {path.parent for path in (workplace / "static").rglob("*_dropped.json")}
     assert lists == {teacher.parent, folder}
 
 
