@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -21,7 +23,6 @@ def text_of(cell: dict) -> str:
 
 @pytest.mark.slow
 def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("TUTORIAL_FOLDER", str(tmp_path / "run"))
     monkeypatch.setenv("TUTORIAL_STEPS", "4")
     monkeypatch.setenv("TUTORIAL_UTTERANCES", "40")
