@@ -62,6 +62,8 @@ def package_log_as_a_library_has_it(monkeypatch):
     log.propagate, log.handlers[:] = True, []
     log.setLevel(logging.WARNING)  # also clears what other loggers remember of the root's
     monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    for handler in logging.root.handlers:  # pytest's own, one for all tests, which NeMo's log level reaches
+        handler.setLevel(logging.NOTSET)
     for name, other in logging.root.manager.loggerDict.items():
         if name.split(".")[0] == "nemo_codert" and isinstance(other, logging.Logger):
             other.disabled = False
