@@ -105,6 +105,11 @@ def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = No
     return cfg
 
 
+def lone_branch(cfg: DictConfig) -> str | None:
+    """`student` or `teacher` where a run, of this root config, trains only that: `alone` of `checked_config`."""
+    return cfg.get("train") if cfg.get("train") in ("student", "teacher") else None
+
+
 def distillation_weight(distillation: DistillationConfig | DictConfig, step: int) -> float:
     """Lambda at an optimizer step: 0 before `start_step`, a linear ramp of `ramp_steps`, then `weight`."""
     if step < distillation.start_step:

@@ -14,7 +14,7 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.analysis.evaluation import usable_entries
-from nemo_codert.config import STOCK_JOINT, checked_config
+from nemo_codert.config import STOCK_JOINT, checked_config, lone_branch
 from nemo_codert.config_values import is_count, is_number
 from nemo_codert.data.manifest import read_manifest
 
@@ -64,11 +64,6 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         checked_config(cfg.model, warn=False, alone=lone_branch(cfg))
     except ValueError as error:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
-
-
-def lone_branch(cfg: DictConfig) -> str | None:
-    """`student` or `teacher` where a run trains only that."""
-    return cfg.get("train") if cfg.get("train") in ("student", "teacher") else None
 
 
 def _run_problems(cfg: DictConfig) -> Iterator[str]:

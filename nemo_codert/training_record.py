@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
-from nemo_codert.config import checked_config
+from nemo_codert.config import checked_config, lone_branch
 from nemo_codert.data.manifest import read_manifest
 
 RECORD_KEY = "nemo_codert_training"
@@ -73,7 +73,7 @@ def _teacher(codert: DictConfig) -> str:
 
 def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
     """Of a run about to start. cfg: the root config. data: `train` and `validation`."""
-    codert = checked_config(cfg.model, warn=False, alone=cfg.train != "pair").codert
+    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
     started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
     if cfg.train == "teacher" or codert.teacher == "co_trained":
         started["teacher"] = codert.teacher_checkpoint

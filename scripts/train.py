@@ -43,7 +43,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
-from nemo_codert.config import checked_config, encoder_stride  # noqa: E402
+from nemo_codert.config import checked_config, encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
 from nemo_codert.model_card import model_card, read_results  # noqa: E402
@@ -52,7 +52,7 @@ from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
-from nemo_codert.run_checks import check_run, is_tarred, lone_branch, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
