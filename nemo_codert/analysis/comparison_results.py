@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +110,23 @@ def finish_cell(
     for branch, about in found.items():
         if about["updates"] != settings.max_steps:
             raise ValueError(f"{cell}: {branch} had {about['updates']} updates, not {settings.max_steps}")
-    result = {
-        "updates": settings.max_steps,
-        "wall_seconds": round(wall_seconds, 1),
-        "parameters": {branch: about["trained_parameters"] for branch, about in found.items()},
-        CODE: code,
-        "test_sets": [asdict(transcripts) for transcripts in sets.values()],
-    }
+    parameters = {branch: about["trained_parameters"] for branch, about in found.items()}
+    result = _result(Run(cell, settings.max_steps, round(wall_seconds, 1), parameters, code), sets.values())
     for key in ("device", "decoding"):  # older runs do not tell
         if told := {branch: about[key] for branch, about in found.items() if key in about}:
             result[key] = told
     write_whole(folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def _result(run: Run, sets: Iterable[Transcripts]) -> dict[str, Any]:
+    """What `result.json` holds and `_read_cell` reads."""
+    return {
+        "updates": run.updates,
+        "wall_seconds": run.wall_seconds,
+        "parameters": run.parameters,
+        CODE: run.code,
+        "test_sets": [asdict(part) for part in sets],
+    }
 
 
 def _transcripts(cell: Cell, branch: str, name: str, lines: list[dict[str, Any]], fold_dir: Path) -> Transcripts:
@@ -331,20 +337,15 @@ def restore_cells(settings: Settings, folder: Path) -> int:
     results = read_results(settings, folder)
     for run in results.runs:
         own = {system_name(run.cell, branch) for branch in run.parameters}
-        result = {
-            "updates": run.updates,
-            "wall_seconds": run.wall_seconds,
-            "parameters": run.parameters,
-            CODE: run.code,
-            "test_sets": [_of_systems(part, own) for part in results.transcripts if part.fold == run.cell.fold],
-        }
+        sets = [_of_systems(part, own) for part in results.transcripts if part.fold == run.cell.fold]
+        result = _result(run, sets)
         (folder / run.cell.folder).mkdir(parents=True)
         write_whole(folder / run.cell.folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
     return len(results.runs)
 
 
-def _of_systems(part: Transcripts, systems: set[str]) -> dict[str, Any]:
-    return {**asdict(part), "hypotheses": {name: part.hypotheses[name] for name in part.hypotheses if name in systems}}
+def _of_systems(part: Transcripts, systems: set[str]) -> Transcripts:
+    return replace(part, hypotheses={name: texts for name, texts in part.hypotheses.items() if name in systems})
 
 
 def check_kept(folder: Path) -> None:

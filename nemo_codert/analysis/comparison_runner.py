@@ -120,8 +120,7 @@ class Runner:
             return "its teacher failed"
         if teacher is None or not is_finished(teacher, self.folder):
             return None
-        weights = self.folder / teacher.folder / TEACHER_WEIGHTS
-        result = weights.parent.parent / RESULT_FILE
+        weights, result = (self.folder / teacher.folder / name for name in (TEACHER_WEIGHTS, RESULT_FILE))
         return None if weights.is_file() else f"{weights} is gone: delete {result}, and the teacher is trained again"
 
     def _start(self, cell: Cell) -> None:

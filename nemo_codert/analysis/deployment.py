@@ -72,6 +72,9 @@ class OnnxGreedy:
         self.model, self.blank = model, model.decoder.blank_idx
         self.max_symbols = (model.cfg.decoding.get("greedy") or {}).get("max_symbols") or MAX_SYMBOLS
         self.encoder, self.decoder_joint = _session(encoder), _session(decoder_joint)
+        self.encoder_inputs, self.step_inputs = (
+            [port.name for port in session.get_inputs()] for session in (self.encoder, self.decoder_joint)
+        )
 
     def text(self, signal: np.ndarray) -> str:
         """Features by NeMo, the rest by onnxruntime."""
@@ -82,10 +85,8 @@ class OnnxGreedy:
         """[S] float32 -> ids of word pieces."""
         samples = torch.from_numpy(signal)[None]
         features, length = self.model.preprocessor(input_signal=samples, length=torch.tensor([samples.shape[1]]))
-        names = [port.name for port in self.encoder.get_inputs()]
-        encoded, encoded_len = self.encoder.run(
-            None, dict(zip(names, (features.numpy(), length.numpy()), strict=True))
-        )
+        inputs = dict(zip(self.encoder_inputs, (features.numpy(), length.numpy()), strict=True))
+        encoded, encoded_len = self.encoder.run(None, inputs)
         return self._greedy(encoded[:, :, : int(encoded_len[0])])
 
     def _greedy(self, encoded: np.ndarray) -> list[int]:
@@ -103,8 +104,7 @@ class OnnxGreedy:
 
     def _step(self, frame: np.ndarray, last: int, states: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
         inputs = (frame, np.array([[last]], dtype=np.int32), np.array([1], dtype=np.int32), *states)
-        names = [port.name for port in self.decoder_joint.get_inputs()]
-        logits, _, *new_states = self.decoder_joint.run(None, dict(zip(names, inputs, strict=True)))
+        logits, _, *new_states = self.decoder_joint.run(None, dict(zip(self.step_inputs, inputs, strict=True)))
         return logits, new_states
 
 

@@ -109,8 +109,8 @@ def _setting_problems(cfg: DictConfig, model_cfg: DictConfig) -> list[str]:
 
 def _cache_problems(model_cfg: DictConfig) -> list[str]:
     encoder, normalize = model_cfg.encoder, model_cfg.preprocessor.get("normalize", "per_feature")
-    wrong = [f"{key} {encoder.get(key)!r}, not {value!r}" for key, value in CACHE_AWARE.items()]
-    wrong = [text for text, (key, value) in zip(wrong, CACHE_AWARE.items(), strict=True) if encoder.get(key) != value]
+    differing = [(key, value) for key, value in CACHE_AWARE.items() if encoder.get(key) != value]
+    wrong = [f"{key} {encoder.get(key)!r}, not {value!r}" for key, value in differing]
     problems = []
     if wrong:
         problems.append(
