@@ -224,6 +224,13 @@ def make_model(make_config):
     return make
 
 
+def padded_batch(signals: list[torch.Tensor], tokens: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Signal [B, S], signal_len, transcript [B, U], transcript_len."""
+    lengths = [torch.tensor([len(row) for row in rows]) for rows in (signals, tokens)]
+    signal, transcript = (torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (signals, tokens))
+    return signal, lengths[0], transcript, lengths[1]
+
+
 @pytest.fixture(scope="session")
 def batch(manifest, tokenizer_dir):
     """One training batch of four ragged utterances: signal [B, S], signal_len, transcript [B, U], transcript_len."""
@@ -232,10 +239,4 @@ def batch(manifest, tokenizer_dir):
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
     signals = [torch.from_numpy(tone(0.8 + 0.2 * i, seed=i)) for i in range(4)]
     tokens = [torch.tensor(processor.encode(text)) for text in SENTENCES[:4]]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return (
-        pad(signals, batch_first=True),
-        torch.tensor([len(signal) for signal in signals]),
-        pad(tokens, batch_first=True),
-        torch.tensor([len(token) for token in tokens]),
-    )
+    return padded_batch(signals, tokens)

@@ -11,7 +11,7 @@ import torch
 from nemo_codert.analysis.deployment import OnnxGreedy, SherpaOnnx, nemo_texts
 from nemo_codert.export import export_onnx, save_model
 from nemo_codert.sherpa_onnx import export_sherpa_onnx
-from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, load_script, tone
+from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, load_script, padded_batch, tone
 
 pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-deploy.txt")
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
@@ -76,13 +76,7 @@ def _errors(model, spoken) -> float:
 def _batch(model, spoken, shift: int):
     signals = [torch.nn.functional.pad(signal, (40 * shift, 0)) for signal in spoken.values()]
     tokens = [torch.tensor(model.tokenizer.text_to_ids(text)) for text in spoken]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return (
-        pad(signals, batch_first=True),
-        torch.tensor([len(signal) for signal in signals]),
-        pad(tokens, batch_first=True),
-        torch.tensor([len(token) for token in tokens]),
-    )
+    return padded_batch(signals, tokens)
 
 
 def test_sherpa_onnx_and_onnxruntime_say_what_nemo_says(trained_pair, spoken, tmp_path):

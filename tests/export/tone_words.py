@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.conftest import SAMPLE_RATE, conformer
+from tests.conftest import SAMPLE_RATE, conformer, padded_batch
 
 WORDS = {"turn": 300, "light": 500, "on": 1000, "off": 1600, "now": 2500, "red": 4000}  # Hz
 STEPS, WARMUP, RATE, BATCH = 400, 20, 1e-2, 8
@@ -47,11 +47,9 @@ def tokenizer(folder: Path) -> Path:
 
 def batch_of(model, pairs: list[tuple[str, np.ndarray]]) -> tuple[torch.Tensor, ...]:
     """Signal [B, S], signal_len, transcript [B, U], transcript_len."""
-    pad = torch.nn.utils.rnn.pad_sequence
     signals = [torch.from_numpy(audio) for _, audio in pairs]
     tokens = [torch.tensor(model.tokenizer.text_to_ids(text)) for text, _ in pairs]
-    lengths = [torch.tensor([len(row) for row in rows]) for rows in (signals, tokens)]
-    return pad(signals, batch_first=True), lengths[0], pad(tokens, batch_first=True), lengths[1]
+    return padded_batch(signals, tokens)
 
 
 def trained_student(make_config, folder: Path, encoder: dict, **overrides):

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -55,6 +56,23 @@ def run_config(tmp_path, manifest, tokenizer_dir):
             return compose("fsdd", [*given, *overrides])
 
     return make
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs a script's main in this process: exit status, standard output, standard error."""
+    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
+
+    def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            status = load_script(name).main()
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 # ---- scripts/compare_strategies.py ----------------------------------------------------------------------------------

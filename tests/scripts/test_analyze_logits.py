@@ -3,34 +3,20 @@
 import csv
 import json
 import math
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-
-from tests.conftest import load_script
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 CLASSES = 33  # 32 word pieces and the blank
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script's main in this process: exit status, standard output, standard error."""
-    script = load_script("analyze_logits")
-    monkeypatch.setattr(script, "quieten_libraries", lambda: None)  # would change the whole process
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["analyze_logits.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            status = script.main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
+def run(run_script):
+    """The script on a command line without its name."""
+    return partial(run_script, "analyze_logits")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The command line of scripts/benchmark.py, at tiny sizes; what it measures is tested in tests/analysis."""
 
 import csv
-import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from nemo_codert.analysis.loss_costs import LossShape
-from tests.conftest import load_script
 
 LOSS = "--only loss --shapes 2x6x2x8 --vocabularies 8 16 32 --lattice 1x6x2 --lattices 1x4x2 1x6x2 1x8x2".split()
 LOSS += ["--lattices-vocabulary", "8"]
@@ -19,23 +18,11 @@ DECODING = ["--decoding-batch-size", "2", "--decoding-frames", "8"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the script's main in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
-    script = load_script("benchmark")
+def run(run_script, monkeypatch, tmp_path):
+    """The script in a folder of the test's, writing to `out` there."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--output-dir", "out", *arguments])
-        capsys.readouterr()
-        try:
-            status = script.main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
     threads = torch.get_num_threads()
-    yield call
+    yield partial(run_script, "benchmark", "--output-dir", "out")
     torch.set_num_threads(threads)
 
 

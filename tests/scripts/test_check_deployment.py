@@ -1,7 +1,6 @@
 """The command line of scripts/check_deployment.py where it refuses; that it works is in tests/deploy."""
 
 import importlib.util
-import sys
 
 import pytest
 
@@ -9,18 +8,15 @@ from tests.conftest import load_script
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs main in this process: exit status and standard error. Both programs count as installed."""
+def run(run_script, monkeypatch):
+    """Exit status and standard error. Both programs count as installed."""
     find_spec = importlib.util.find_spec
     known = ("onnxruntime", "sherpa_onnx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: name in known or find_spec(name, *a))
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)
 
     def call(*arguments) -> tuple[int, str]:
-        module = load_script("check_deployment")
-        monkeypatch.setattr(sys, "argv", ["check_deployment.py", *map(str, arguments)])
-        capsys.readouterr()
-        return module.main(), capsys.readouterr().err
+        status, _, err = run_script("check_deployment", *arguments)
+        return status, err
 
     return call
 

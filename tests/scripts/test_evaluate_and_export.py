@@ -1,33 +1,19 @@
 """The command lines of scripts/export_student.py and scripts/evaluate.py, and what evaluation counts."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 
-from tests.conftest import load_script
-
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a script's main in this process: exit status, standard output, standard error."""
-
-    def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            status = load_script(name).main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
-    return call
+def run(run_script):
+    """A script by its name, and its arguments."""
+    return run_script
 
 
 @pytest.fixture(scope="module")

@@ -2,31 +2,16 @@
 
 import json
 import re
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
-from tests.conftest import load_script
-
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script's main in this process: exit status, standard output, standard error."""
-    script = load_script("measure_latency")
-    monkeypatch.setattr(script, "quieten_libraries", lambda: None)  # would change the whole process
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["measure_latency.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            status = script.main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
+def run(run_script):
+    """The script on a command line without its name."""
+    return partial(run_script, "measure_latency")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """scripts/evaluate.py with several models: side by side, each one's memory measured in a process of its own."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from nemo_codert.model_sizes import distinct_names, peak_memory_of
-from tests.conftest import conformer, load_script
+from tests.conftest import conformer
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,9 @@ def models(make_config, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys, manifest):
-    """Runs the script on the fixture's manifest: exit status, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--manifest", str(manifest), *map(str, arguments)])
-        capsys.readouterr()
-        return load_script("evaluate").main(), *capsys.readouterr()
-
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
-    return call
+def evaluate(run_script, manifest):
+    """The script on the fixture's manifest."""
+    return partial(run_script, "evaluate", "--manifest", manifest)
 
 
 def parameters_of(path: Path) -> int:
