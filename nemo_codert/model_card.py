@@ -140,7 +140,7 @@ def model_card(
     text = "\n".join(
         [
             f"---\n{front}---\n\n# {name}\n",
-            f"A transducer (RNN-T) for NVIDIA NeMo, class `EncDecRNNTBPEModel`: {parameters:,} parameters, "
+            f"A transducer (RNN-T) for NVIDIA NeMo, class `{_class_name(cfg)}`: {parameters:,} parameters, "
             f"{len(cfg.joint.vocabulary)} word pieces, audio at {cfg.preprocessor.sample_rate} Hz. "
             f"It is {_origin(branch, record)}.\n",
             *_usage(name),
@@ -153,6 +153,11 @@ def model_card(
         ]
     )
     return text.replace("${", "$ {") + "\n"  # it is kept in a config, where that would be a reference
+
+
+def _class_name(cfg: DictConfig) -> str:
+    """Of a stock model, which may be a hybrid RNN-T/CTC."""
+    return cfg.target.rsplit(".", 1)[-1]
 
 
 def _front_matter(

@@ -94,7 +94,7 @@ def test_a_hub_reads_what_the_front_matter_says(cfg):
 def test_the_text_tells_data_strategy_teacher_rates_and_versions(cfg):
     text = card_of(with_record(cfg), RESULTS, CardOptions("cc-by-4.0"))
     for line in (
-        "12,345 parameters, 32 word pieces, audio at 16000 Hz",
+        "class `EncDecRNNTBPEModel`: 12,345 parameters, 32 word pieces, audio at 16000 Hz",
         "- Strategy: `shared_kd` (beside a teacher, with one prediction network",
         "- Teacher: trained in the same run",
         "- Training data: `train.json` (3,000 utterances, 2.50 hours), `more.json` (hours unknown)",
@@ -108,6 +108,11 @@ def test_the_text_tells_data_strategy_teacher_rates_and_versions(cfg):
         "nemo_toolkit 3.",
     ):
         assert line in text, line
+
+
+def test_a_hybrid_model_is_called_what_it_is(cfg):
+    cfg.target = cfg.target.replace("EncDecRNNTBPEModel", "EncDecHybridRNNTCTCBPEModel")
+    assert "class `EncDecHybridRNNTCTCBPEModel`: 12,345" in card_of(cfg)
 
 
 def test_what_is_not_known_is_called_unknown_and_nothing_is_invented(cfg):
