@@ -92,14 +92,12 @@ def relative_reduction(
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, wanted 1 or more; confidence {confidence}, wanted 0 to 1")
     totals = _resampled_totals(folds, np.random.default_rng(seed), resamples)
-    tail = (1 - confidence) / 2
-    # Ends that were really drawn: interpolation would spoil an infinite one.
-    low, high = np.quantile(_reductions(*totals.T), [tail, 1 - tail], method="inverted_cdf")
+    low, high = _percentiles(_reductions(*totals.T), confidence)
     sums = np.array([[np.sum(fold.system), np.sum(fold.baseline)] for fold in folds], dtype=float).sum(axis=0)
     return Reduction(
         value=float(_reductions(*sums[:, None])[0]),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         words=int(sum(np.sum(fold.words) for fold in folds)),
         recordings=sum(len(fold.words) for fold in folds),
         seeds=len(folds[0].system),
@@ -132,8 +130,13 @@ def error_rate_interval(
         drawn.append(_draw(generator, np.full(rows, len(counts)), len(counts)) @ counts)  # [rows, 2]
     totals = np.concatenate(drawn)
     totals = totals[totals[:, 1] > 0]  # a resample without a word has no rate
+    return _percentiles(totals[:, 0] / totals[:, 1], confidence)
+
+
+def _percentiles(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Lower and upper end of what was drawn, [R]: values of it, as interpolation would spoil an infinite one."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(totals[:, 0] / totals[:, 1], [tail, 1 - tail], method="inverted_cdf")
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 

@@ -17,10 +17,9 @@ import soundfile
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
+from nemo_codert.analysis.evaluation import max_symbols
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
 from nemo_codert.data.corpus import resample
-
-MAX_SYMBOLS = 10  # tokens a frame at most, where a model's decoding says nothing; sherpa-onnx's is fixed at 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class OnnxGreedy:
 
     def __init__(self, model: EncDecRNNTBPEModel, encoder: Path, decoder_joint: Path) -> None:
         self.model, self.blank = model, model.decoder.blank_idx
-        self.max_symbols = (model.cfg.decoding.get("greedy") or {}).get("max_symbols") or MAX_SYMBOLS
+        self.max_symbols = max_symbols(model.cfg.decoding)
         self.encoder, self.decoder_joint = _session(encoder), _session(decoder_joint)
         self.encoder_inputs, self.step_inputs = (
             [port.name for port in session.get_inputs()] for session in (self.encoder, self.decoder_joint)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from nemo.collections.asr.models import EncDecRNNTBPEModel
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
 from nemo_codert.data.audio_files import decodes
 from nemo_codert.data.manifest import Reason, read_manifest, screen_manifest, write_manifest
 
 DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batch", "malsd_batch")
+MAX_SYMBOLS = 10  # NeMo's default
 MAES_STEPS = 4  # expansions a frame; NeMo's default of 2 cuts words off
 REPORTED_UTTERANCES = 10
 
@@ -77,6 +78,11 @@ def set_decoding(model: EncDecRNNTBPEModel, strategy: str) -> None:
         beam["return_best_hypothesis"] = True
         beam["maes_num_steps"] = max(beam.get("maes_num_steps", MAES_STEPS), MAES_STEPS)
     model.change_decoding_strategy(OmegaConf.create(settings), verbose=False)
+
+
+def max_symbols(decoding: DictConfig) -> int:
+    """Word pieces a frame at most in greedy decoding: what a model's decoding block says, or NeMo's default."""
+    return (decoding.get("greedy") or {}).get("max_symbols") or MAX_SYMBOLS
 
 
 def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int = 16) -> Evaluation:

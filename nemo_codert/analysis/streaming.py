@@ -14,11 +14,10 @@ from nemo.collections.asr.inference.pipelines.base_pipeline import BasePipeline
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.analysis.evaluation import Evaluation
+from nemo_codert.analysis.evaluation import Evaluation, max_symbols
 from nemo_codert.analysis.word_errors import total_word_errors
 
 DECODING = "greedy_batch"  # NeMo's other strategies keep no state between chunks
-MAX_SYMBOLS = 10  # NeMo's default for word pieces a frame
 # Of the encoder of a cache-aware model.
 CACHE_AWARE = {"att_context_style": "chunked_limited", "causal_downsampling": True, "conv_context_size": "causal"}
 UNNORMALISED = (None, "NA", "None")
@@ -44,9 +43,8 @@ def pipeline_config(
     OmegaConf.set_struct(cfg, True)
     cfg.asr.model_name, cfg.streaming.sample_rate = str(model), model_cfg.preprocessor.sample_rate
     if own is None:
-        greedy = model_cfg.decoding.get("greedy") or {}
         cfg.asr.device = device
-        cfg.asr.decoding.greedy.max_symbols = greedy.get("max_symbols") or MAX_SYMBOLS
+        cfg.asr.decoding.greedy.max_symbols = max_symbols(model_cfg.decoding)
     try:
         return OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(changes)))
     except OmegaConfBaseException as error:
