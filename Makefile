@@ -1,21 +1,28 @@
 # Two commands from a fresh clone: `make quickstart` and `make test`. Each makes its own .venv first.
 # `make test-deploy` adds the programs that serve an exported student and runs the tests that need them.
+# `make test-reliability` injects faults for up to 40 minutes and prints one table of what came of them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-deploy lint install clean
+.PHONY: quickstart test test-deploy test-reliability lint install clean
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py --output-dir quickstart_run
 
 test: install
 	@echo "== Testing (two workers, one thread each)"
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-deploy: $(VENV)/.installed-deploy
 	@echo "== Testing the exported student in the programs that serve it"
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy -rs
+
+test-reliability: install
+	@echo "== Injecting faults (two workers, one thread each; up to 40 minutes), table in reliability_run/table.md"
+	rm -rf reliability_run
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m reliability -n 2 --dist loadfile --no-loadscope-reorder; status=$$?; \
+	$(BIN)/python -m tests.reliability.fault_table reliability_run && exit $$status
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -26,7 +33,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	@echo "== Installing into $(VENV) (PyTorch and NeMo, 2.4 GB on disk with a CPU build of PyTorch, more with a CUDA one; a few minutes)"
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 needed, $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -35,4 +42,4 @@ $(VENV)/.installed-deploy: $(VENV)/.installed requirements-deploy.txt
 	@touch $@
 
 clean:
-	rm -rf quickstart_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf quickstart_run reliability_run .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,10 @@ import importlib.util
 import json
 import logging
 import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +20,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
+from tests import preloaded_python as preloaded
 
 torch.set_num_threads(1)
 
@@ -39,6 +45,12 @@ def load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two workers none is then left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +82,22 @@ def package_log_as_a_library_has_it(monkeypatch):
     yield
     log.propagate, log.handlers[:] = state[1:]
     log.setLevel(state[0])
+
+
+@pytest.fixture(scope="session")
+def preloaded_python() -> Iterator[str]:
+    """A program to start in place of `sys.executable` where a new process needs NeMo: it has been imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = str(Path(folder) / "socket")
+        command = [sys.executable, preloaded.__file__, "--serve", address]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        server = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, **pipes)
+        assert any(line == b"ready\n" for line in server.stdout), "the server ended"  # libraries may print before
+        os.environ.update({preloaded.SOCKET: address, preloaded.INTERPRETER: sys.executable})
+        yield preloaded.__file__
+        del os.environ[preloaded.SOCKET], os.environ[preloaded.INTERPRETER]
+        server.stdin.close()
+        server.wait()
 
 
 @pytest.fixture(scope="session")

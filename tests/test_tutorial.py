@@ -22,11 +22,12 @@ def text_of(cell: dict) -> str:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatch):
+def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatch, preloaded_python):
     monkeypatch.setenv("TUTORIAL_FOLDER", str(tmp_path / "run"))
     monkeypatch.setenv("TUTORIAL_STEPS", "4")
     monkeypatch.setenv("TUTORIAL_UTTERANCES", "40")
     notebook = nbformat.read(TUTORIAL, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import sys; sys.executable = {preloaded_python!r}"))
     settings = {"metadata": {"path": str(TUTORIAL.parent)}}
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=settings).execute()
     made = {path.name for path in (tmp_path / "run").iterdir()}

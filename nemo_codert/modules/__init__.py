@@ -5,6 +5,9 @@ from nemo_codert.nemo_compat import register_targets
 register_targets()
 
 from nemo_codert.modules.additive_joint import AdditiveRNNTJoint, to_stock_joint  # noqa: E402
+from nemo_codert.modules.bfloat16_lstm import let_lstms_run_under_bfloat16  # noqa: E402
 from nemo_codert.modules.encoder_logits import encoder_logits, prediction_logits  # noqa: E402
+
+let_lstms_run_under_bfloat16()
 
 __all__ = ["AdditiveRNNTJoint", "encoder_logits", "prediction_logits", "to_stock_joint"]

@@ -19,6 +19,12 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 FILES = sorted([f"{network}.onnx" for network in NETWORKS] + ["tokens.txt"])
 
 
+def int8_weights(path) -> list[np.ndarray]:
+    """Matrices of eight bits, signed or not."""
+    arrays = [onnx.numpy_helper.to_array(entry) for entry in onnx.load(path).graph.initializer]
+    return [array for array in arrays if array.dtype in (np.int8, np.uint8) and array.ndim > 1]
+
+
 def run(path, *inputs):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -101,15 +107,20 @@ def test_int8_files_hold_8_bit_weights_and_say_nearly_the_same(make_model, tmp_p
     pair = make_model("shared_kd", ADDITIVE)
     names = [path.name for path in export_sherpa_onnx(pair, tmp_path, int8=True)]
     assert sorted(names) == sorted([*FILES, *(f"{network}.int8.onnx" for network in NETWORKS)])
-    for network in ("encoder", "decoder"):
-        types = {entry.data_type for entry in onnx.load(tmp_path / f"{network}.int8.onnx").graph.initializer}
-        assert onnx.TensorProto.INT8 in types
+    # Signed weights of eight bits overflow on processors without VNNI, which a machine with it would not see below.
+    weights = {network: int8_weights(tmp_path / f"{network}.int8.onnx") for network in ("encoder", "decoder")}
+    assert weights["encoder"] and not any(weight.dtype == np.int8 for weight in weights["encoder"])
+    signed = [weight for weight in weights["decoder"] if weight.dtype == np.int8]  # of the LSTM
+    assert signed and all(np.abs(weight.astype(int)).max() <= 64 for weight in signed)
     assert metadata(tmp_path / "encoder.int8.onnx").items() >= metadata(tmp_path / "encoder.onnx").items()
     assert (tmp_path / "joiner.int8.onnx").read_bytes() == (tmp_path / "joiner.onnx").read_bytes()
     features, lengths = torch.randn(1, 32, 83), torch.tensor([83])
-    exact, rough = (run(tmp_path / f"encoder{kind}.onnx", features, lengths)[0] for kind in ("", ".int8"))
-    difference = np.abs(exact - rough).max()
-    assert 0 < difference < 0.1 * np.abs(exact).max()  # 8 bits of each tensor's range, one layer; 0.02 seen
+    states = torch.randn(1, 1, 20), torch.randn(1, 1, 20)
+    tokens = torch.tensor([[3, 5, 7]], dtype=torch.int32), torch.tensor([3], dtype=torch.int32)
+    for network, given in (("encoder", (features, lengths)), ("decoder", (*tokens, *states))):
+        exact, rough = (run(tmp_path / f"{network}{kind}.onnx", *given)[0] for kind in ("", ".int8"))
+        difference = np.abs(exact - rough).max()
+        assert 0 < difference < 0.05 * np.abs(exact).max(), network  # 0.01 seen in both
     export_sherpa_onnx(pair, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES  # none of an earlier export stays
 

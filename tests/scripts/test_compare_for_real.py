@@ -3,7 +3,6 @@
 import csv
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -52,10 +51,12 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_lone_student_and_a_static_one_are_really_trained_tested_and_compared(spoken_corpus, tmp_path):
+def test_a_lone_student_and_a_static_one_are_really_trained_tested_and_compared(
+    spoken_corpus, tmp_path, preloaded_python
+):
     folder = tmp_path / "a comparison"
     arguments = ["--data-dir", str(spoken_corpus), "--output-dir", str(folder), "--strategies", "student", "static"]
-    command = [sys.executable, str(REPOSITORY / "scripts" / "compare_strategies.py"), *arguments]
+    command = [preloaded_python, str(REPOSITORY / "scripts" / "compare_strategies.py"), *arguments]
     command += ["--seeds", "7", "--max-steps", "2", "--jobs", "2", "--", *TINY]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

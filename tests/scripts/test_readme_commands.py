@@ -163,6 +163,11 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.fixture(autouse=True)
+def quickly(preloaded_python, monkeypatch):
+    monkeypatch.setattr(sys, "executable", preloaded_python)
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A folder with `FSDD` in the layout of the Free Spoken Digit Dataset, its digits being tones."""

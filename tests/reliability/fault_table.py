@@ -1,0 +1,65 @@
+"""The table of the reliability campaign: fault, times injected, survived, data lost.
+
+    python tests/reliability/fault_table.py reliability_run
+
+prints what the tests of that folder have recorded and keeps it there as `table.md`.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+COLUMNS = ("fault", "injected", "survived", "data lost")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of fault. injected, survived: times. lost: data lost with it, in words."""
+
+    fault: str
+    injected: int
+    survived: int
+    lost: str
+
+
+class Campaign:
+    """Keeps one file a row, so that processes of one campaign never write to the same one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._records = folder / "records"
+
+    def record(self, fault: str, *, injected: int, survived: int, lost: str) -> None:
+        self._records.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() else "_" for letter in fault)
+        (self._records / f"{name}.json").write_text(json.dumps(asdict(Row(fault, injected, survived, lost))) + "\n")
+
+    def rows(self) -> list[Row]:
+        """All rows of the folder by name of the fault."""
+        return sorted(
+            (Row(**json.loads(path.read_text())) for path in self._records.glob("*.json")), key=lambda row: row.fault
+        )
+
+
+def table(rows: list[Row]) -> str:
+    """The rows and their sum as a table in Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "| --- | ---: | ---: | --- |"]
+    lines += [f"| {row.fault} | {row.injected} | {row.survived} | {row.lost} |" for row in rows]
+    lines.append(f"| all | {sum(row.injected for row in rows)} | {sum(row.survived for row in rows)} | |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    folder = Path(sys.argv[1])
+    rows = Campaign(folder).rows()
+    if not rows:
+        print(f"{folder}: no test has recorded anything.")
+        return 1
+    text = table(rows)
+    (folder / "table.md").write_text(text)
+    print(text)
+    return int(any(row.survived < row.injected for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""The table of the reliability campaign holds what its tests recorded."""
+
+import sys
+
+from tests.reliability import fault_table
+from tests.reliability.fault_table import Campaign, Row
+
+
+def test_rows_are_kept_apart_and_printed_with_their_sum(tmp_path, capsys, monkeypatch):
+    Campaign(tmp_path).record("kill, random step", injected=3, survived=3, lost="nothing")
+    Campaign(tmp_path).record("kill while writing", injected=2, survived=1, lost="one step")
+    assert Campaign(tmp_path).rows() == [
+        Row("kill while writing", 2, 1, "one step"),
+        Row("kill, random step", 3, 3, "nothing"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["fault_table.py", str(tmp_path)])
+    assert fault_table.main() == 1  # one was not survived
+    printed = capsys.readouterr().out
+    assert "| kill while writing | 2 | 1 | one step |" in printed and "| all | 5 | 4 | |" in printed
+    assert (tmp_path / "table.md").read_text().strip() == printed.strip()
+
+
+def test_an_empty_campaign_is_no_success(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fault_table.py", str(tmp_path)])
+    assert fault_table.main() == 1
+    assert "no test has recorded anything" in capsys.readouterr().out
