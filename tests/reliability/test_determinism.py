@@ -8,10 +8,11 @@ from tests.reliability.small_runs import small_run, train
 
 pytestmark = pytest.mark.reliability
 
+BY_EPOCHS = ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0"]
 LOADERS = {
     "lhotse": [],
     "lhotse, two workers": ["model.train_ds.num_workers=2"],
-    "classic": ["model.train_ds.use_lhotse=false", "trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0"],
+    "classic": ["model.train_ds.use_lhotse=false", *BY_EPOCHS],
 }
 
 
