@@ -20,7 +20,7 @@ from nemo_codert.losses.lattice import TransducerBatch
 from nemo_codert.losses.lattice_kernels import column_kernel
 
 UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
-TRUSTED_SHIFTED_Z = 1e-7  # of the maxima's product: where a row was shifted, terms below it are off by a millionth
+TRUSTED_Z = 1e-6  # of the maxima's product: terms below it may be off by more than a millionth
 CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
 
 
@@ -122,18 +122,18 @@ def _normaliser(encoder: Side, prediction: Side) -> torch.Tensor:
 def _distrusted(z: torch.Tensor, encoder: Exponentials, prediction: Exponentials) -> torch.Tensor:
     """[B, T, M] bool, True where terms that were lost or rounded in the exponentials' type could matter.
 
-    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted. Rounded are those of
-    a shifted row far from its maximum: they must not be what is left of Z beside the largest that it could have been.
+    Lost are terms below the smallest normal number, times e^20 at most where no row was shifted. Rounded are those far
+    from the largest that Z could have been: a shifted row's by the shift, and where no row was shifted the many small
+    ones by the sum, which has them beside a few large ones. They must not be what is left of Z. The tokens' terms are
+    not among those of the sum, and often the largest of all.
     """
     exp, limits = encoder.exp, torch.finfo(encoder.exp.dtype)
     lost = exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
-    if not (encoder.shifted or prediction.shifted):
-        return z < lost
-    sides = encoder, prediction
-    frames, states = ((side.maxima.double() - side.shifts).clamp_(min=0.0).exp_() for side in sides)  # 1 if shifted
-    trusted = TRUSTED_SHIFTED_Z if exp.dtype == torch.float32 else lost
-    unshifted = (encoder.shifts == 0) & (prediction.shifts == 0).transpose(1, 2)
-    return z < (trusted * frames * states.transpose(1, 2)).masked_fill_(unshifted, lost)
+    frames = (encoder.maxima.double() - encoder.shifts).clamp_(min=0.0).exp_()  # [B, T, 1], 1 if shifted
+    others = prediction.exp.amax(2, keepdim=True)  # [B, M, 1], 0 for the tokens
+    states = others.masked_fill_(prediction.shifts != 0, 1.0).double()
+    trusted = TRUSTED_Z if exp.dtype == torch.float32 else 0.0
+    return z < (trusted * frames * states.transpose(1, 2)).clamp_(min=lost)
 
 
 class Normalised(NamedTuple):

@@ -89,6 +89,15 @@ def test_maxima_that_disagree_do_not_underflow_unseen(B, T, U, V, disagreement):
     assert_exact((losses, *gradients), (expected_losses, *expected))
 
 
+@pytest.mark.parametrize("margin", [0.0, 10.0])
+@pytest.mark.parametrize("disagreement", [12.0, 14.0, 16.0, 17.0, 18.0, 19.0])
+def test_many_small_terms_are_not_lost_beside_two_large_ones(disagreement, margin):
+    """Float32 sums of 1024 terms drop those that are below the last bit of e^17; every frame then errs alike."""
+    batch = random_batch(2, 40, 10, 1024, scale=0.3, disagreement=disagreement)
+    batch = dominated_by_blank(batch, margin)
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_row_that_is_shifted_beside_one_that_is_not_is_exact_too(seed, swapped):
