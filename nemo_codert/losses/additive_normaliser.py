@@ -35,7 +35,6 @@ class Exponentials(NamedTuple):
     exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits)
     maxima: torch.Tensor  # [B, T, 1], the largest logit of each row
     shifts: torch.Tensor  # [B, T, 1], what was taken off each row
-    shifted: bool  # False where the host knows that this is 0
 
 
 class Side(NamedTuple):
@@ -51,7 +50,7 @@ def _exponentials(logits: torch.Tensor) -> Exponentials:
     maxima = logits.amax(-1, keepdim=True)
     shifts = hardshrink(maxima, UNSHIFTED)
     shifted = logits.device.type != "cpu" or bool(shifts.any())  # if not, a pass is saved
-    return Exponentials((logits - shifts).exp_() if shifted else logits.exp(), maxima, shifts, shifted)
+    return Exponentials((logits - shifts).exp_() if shifted else logits.exp(), maxima, shifts)
 
 
 def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | None) -> Side:
