@@ -100,6 +100,11 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
         yield "exp_manager.exp_dir is missing: give the folder for this run"
     else:
         yield from _folder_problems(Path(str(manager.exp_dir)))
+    if _value(cfg, "model.skip_nan_grad"):
+        yield (
+            "model.skip_nan_grad is true: NeMo would set a gradient that is not finite to zero and let the optimizer "
+            "step all the same. Leave it out and set model.codert.non_finite.action to skip"
+        )
     for key in cfg:
         if str(key).startswith("init_from_"):
             yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"

@@ -53,6 +53,7 @@ from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.training.finite_guard import FiniteGuard  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
@@ -74,9 +75,11 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"error: {fault(error)}")
     try:
         trainer.fit(model)
-    except BaseException:
+    except BaseException as error:
         if trainer.global_step == 0:
             forget_run(cfg)
+        if isinstance(error, FloatingPointError):
+            sys.exit(f"error: {error}")
         raise
     if trainer.is_global_zero:
         finish(cfg, trainer, folder)
@@ -132,6 +135,7 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
     settings = dict(cfg.trainer)
     callbacks = [StepProgress()] if settings.pop("enable_progress_bar", True) else []
+    callbacks.append(FiniteGuard(**checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert.non_finite))
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
 
 
