@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_codert.analysis.evaluation import usable_entries
 from nemo_codert.config import STOCK_JOINT, checked_config, lone_branch
 from nemo_codert.config_values import is_count, is_number
-from nemo_codert.data.manifest import read_manifest
+from nemo_codert.data.manifest import parse_manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,9 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     else:
         for path in manifest_paths(block[name]):
             try:
-                read_manifest(path)
+                # Lines that cannot be read are dropped or refused by the screening, unless there are no others.
+                if _value(cfg, "model.codert.bad_utterances", "drop") != "drop" or not parse_manifest(path)[0]:
+                    read_manifest(path)
             except ValueError as error:
                 yield f"{key}: {error}"
 

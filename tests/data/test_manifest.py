@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data.manifest import Reason, read_manifest, screen_dataset, screen_manifest, write_manifest
+from nemo_codert.data import Reason, read_manifest, screen_dataset, screen_manifest, write_manifest
 
 
 def write_tone(path: Path, seconds: float = 1.0, rate: int = 16000) -> Path:

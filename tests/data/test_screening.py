@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data.manifest import Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
+from nemo_codert.data import Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
 from tests.data.test_manifest import entry, write_tone
 
 LIMITS = {"min_duration": 0.5, "max_duration": 1.6}
