@@ -141,6 +141,9 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested without end
         detail = f"not JSON ({error}). A manifest has one JSON object a line."
         raise _LineError(LineFault.NOT_JSON, detail) from error
+    if b"\\ud" in line.lower() and not _is_unicode(json.dumps(entry, ensure_ascii=False)):
+        detail = "half of a surrogate pair, which no file can hold. Write the character itself."
+        raise _LineError(LineFault.NOT_UTF8, detail)
     if not isinstance(entry, dict):
         detail = f"got a JSON {type(entry).__name__}, want an object with audio_filepath, ... ."
         raise _LineError(LineFault.NO_OBJECT, detail)
@@ -158,7 +161,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 
 
 def _check_field(key: str, value: object, kind: str) -> None:
-    if kind == "text" and not (isinstance(value, str) and _is_unicode(value)):
+    if kind == "text" and not isinstance(value, str):
         raise _LineError(LineFault.WRONG_TYPE, f"{key} is {value!r:.{QUOTED}}, want a string in quotes.")
     if kind == "number" and not _is_quantity(value):
         unit = "seconds" if key in ("duration", "offset") else "Hz"

@@ -123,9 +123,9 @@ def spell(text: str) -> list[int]:
 
 
 def test_transcripts_that_cannot_be_spelled_are_kept_counted_and_listed(tmp_path, caplog):
-    write_tone(tmp_path / "a.wav")
     texts = ["turn on", "TURN off", "play 2", "stop"]
-    path = write_manifest(tmp_path / "a.json", [entry("a.wav", text) for text in texts])
+    files = [write_tone(tmp_path / f"{i}.wav") for i in range(len(texts))]
+    path = write_manifest(tmp_path / "a.json", [entry(*pair) for pair in zip(files, texts, strict=True)])
     where = {"output_dir": tmp_path / "out", "name": "train_ds", "progress": False}
     for policy in ("drop", "refuse"):
         caplog.clear()
@@ -140,8 +140,8 @@ def test_transcripts_that_cannot_be_spelled_are_kept_counted_and_listed(tmp_path
 
 @pytest.mark.parametrize("policy", ["drop", "refuse"])
 def test_a_manifest_that_the_tokenizer_cannot_spell_at_all_is_refused(tmp_path, policy):
-    write_tone(tmp_path / "a.wav")
-    path = write_manifest(tmp_path / "a.json", [entry("a.wav", "TURN ON"), entry("a.wav", "STOP")])
+    first, second = (write_tone(tmp_path / f"{name}.wav") for name in "ab")
+    path = write_manifest(tmp_path / "a.json", [entry(first, "TURN ON"), entry(second, "STOP")])
     with pytest.raises(ValueError) as caught:
         screen_dataset(
             path, policy=policy, output_dir=tmp_path / "out", name="train", tokenize=spell, unk_id=0, progress=False
