@@ -125,8 +125,9 @@ def _suspects(model: LightningModule, seen: SeenBatch, step: int) -> dict[str, s
             rows = _faulty_rows(model, seen.batch, step)
     except Exception:  # noqa: BLE001  whatever goes wrong here, the fault itself has to be reported
         return {}
-    names = seen.utterances
-    return {(names[row] if row < len(names) else f"row {row} of batch {seen.index}"): why for row, why in rows.items()}
+    # Names are of what was asked for; where some of it could not be read, rows are others.
+    names = seen.utterances if len(seen.utterances) == len(seen.batch[0]) else []
+    return {(names[row] if names else f"row {row} of batch {seen.index}"): why for row, why in rows.items()}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ json_values = st.recursive(
 fields = st.fixed_dictionaries(
     {},
     optional={
-        "audio_filepath": st.just("good.wav") | st.just("~nobody/a.wav") | st.text() | json_values,
+        "audio_filepath": st.just("other.wav") | st.just("~nobody/a.wav") | st.text() | json_values,
         "duration": st.just(1.0) | st.just(10**400) | json_values,
         "text": st.just("stop") | st.text() | json_values,
         "offset": st.none() | json_values,
@@ -69,7 +69,7 @@ def test_every_line_is_an_entry_or_a_named_fault(tmp_path, content, crlf):
 @given(values=st.lists(fields, max_size=6))
 def test_any_line_beside_a_good_one_is_dropped_or_can_be_written(tmp_path, values):
     if not (tmp_path / "good.wav").is_file():
-        write_tone(tmp_path / "good.wav")
+        write_tone(tmp_path / "good.wav"), write_tone(tmp_path / "other.wav")
     path = tmp_path / "m.json"
     path.write_text("".join(json.dumps(value) + "\n" for value in [entry("good.wav"), *values]))
     found = screen_dataset(path, policy="drop", output_dir=tmp_path / "run", name="train_ds", progress=False)

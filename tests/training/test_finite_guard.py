@@ -1,138 +1,37 @@
 """A loss or gradient that is not finite, injected: the run stops or the step is dropped, and nothing has moved."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.models import student_config
 from nemo_codert.training.finite_guard import SKIPPED_STEPS, FiniteGuard
 from tests.conftest import conformer
 from tests.models.training_runs import equal_states
-
-NAN, INF = float("nan"), float("inf")
-BAD_STEP = 1
-PRECISIONS = ("32-true", "bf16-mixed")
-
-
-class NamedBatches:
-    """A loader that says which utterances are in the batch it gave last."""
-
-    def __init__(self, batches: list, named: bool = True) -> None:
-        self.batches = batches
-        if named:
-            self.current_utterances: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self):
-        for number, batch in enumerate(self.batches):
-            if hasattr(self, "current_utterances"):
-                self.current_utterances = [f"u{number}{letter}" for letter in "abcd"]
-            yield batch
-
-
-class Watch(Callback):
-    """State of weights and optimizer when a batch begins and when it has ended, and what was logged."""
-
-    def __init__(self) -> None:
-        self.before: list = []
-        self.after: list = []
-        self.logged: list[dict] = []
-
-    def on_train_batch_start(self, trainer, model, batch, batch_idx) -> None:
-        self.before.append(state_of(trainer, model))
-
-    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx) -> None:
-        self.after.append(state_of(trainer, model))
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
-def state_of(trainer, model) -> dict[str, torch.Tensor]:
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter, values in trainer.optimizers[0].state.items():
-        for key, value in values.items():
-            state[f"{names[id(parameter)]}.{key}"] = value.clone()
-    return state
-
-
-def nan_signal(model, batches: list) -> list:
-    """One utterance of the bad step holds a sample that is not a number."""
-    signal = batches[BAD_STEP][0].clone()
-    signal[2, 1000] = NAN
-    return [(signal, *batch[1:]) if number == BAD_STEP else batch for number, batch in enumerate(batches)]
-
-
-def infinite_gradient(model, batches: list) -> list:
-    """The gradient of one of the student's weights is infinite in the bad step's backward pass."""
-    weight, calls = dict(model.named_parameters())["student_encoder.pre_encode.out.weight"], iter(range(99))
-    weight.register_hook(lambda gradient: gradient * INF if next(calls) == BAD_STEP else gradient)
-    return batches
-
-
-def nan_loss_part(model, batches: list) -> list:
-    """The teacher's part of the loss is not a number at the bad step, whatever the utterances."""
-    original = model.codert_losses
-
-    def broken(*args):
-        losses = original(*args)
-        if args[-1] == BAD_STEP:
-            losses["train_rnnt_loss_teacher"] = losses["train_rnnt_loss_teacher"] * NAN
-            losses["train_loss"] = losses["train_loss"] + losses["train_rnnt_loss_teacher"]
-        return losses
-
-    model.codert_losses = broken
-    return batches
-
-
-FAULTS = {
-    nan_signal: [
-        "the training loss is not finite: train_rnnt_loss_student = nan (student), train_rnnt_loss_teacher = nan "
-        "(teacher), train_distillation_loss = nan (student), train_loss = nan",
-        "at fault in batch 1: u1c (its signal is not finite); with u1a, u1b, u1d",
-    ],
-    infinite_gradient: [
-        "the gradient is not finite: student_encoder (student) 1 of",
-        "first student_encoder.pre_encode.out.weight",
-        "utterances of batch 1: u1a, u1b, u1c, u1d",
-    ],
-    nan_loss_part: [
-        "the training loss is not finite: train_rnnt_loss_teacher = nan (teacher), train_loss = nan",
-        "the gradient is not finite: encoder (teacher)",
-        "at fault in batch 1: u1a (its train_rnnt_loss_teacher is not finite)",
-    ],
-}
+from tests.training.guarded_runs import (
+    BAD_STEP,
+    FAULTS,
+    INF,
+    NAN,
+    always_broken,
+    check_skip,
+    check_stop,
+    infinite_gradient,
+    nan_loss_part,
+    nan_signal,
+    run,
+    state_of,
+)
 
 
 @pytest.fixture
 def fit(tmp_path, batch):
-    """Trains a model under the guard with a fault: the model, the trainer and what was seen of every batch."""
-
-    def run(
-        model, action="stop", fault=None, steps=4, max_skips=10, named=True, guard=None, ckpt_path=None, **settings
-    ):
-        watch, batches = Watch(), [batch] * (steps * settings.get("accumulate_grad_batches", 1))
-        batches = fault(model, batches) if fault else batches
-        quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
-        trainer = Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            default_root_dir=tmp_path,
-            callbacks=[guard or FiniteGuard(action, max_skips), watch],
-            **quiet | settings,
-        )
-        model.set_trainer(trainer)
-        try:
-            trainer.fit(model, NamedBatches(batches, named), ckpt_path=ckpt_path)
-        except FloatingPointError as error:
-            watch.error = str(error)
-        return trainer, watch
-
-    return run
+    """Trains a model under the guard with a fault: the trainer and what was seen of every batch."""
+    return partial(run, tmp_path, batch)
 
 
 @pytest.fixture
@@ -141,37 +40,22 @@ def guarded_pair(make_model):
     return lambda action="stop", **overrides: make_model(codert={"non_finite": {"action": action}}, **overrides)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+# All faults in both precisions: tests/reliability/test_injected_numbers.py.
+CASES = pytest.mark.parametrize(
+    "fault, precision",
+    [*((fault, "32-true") for fault in FAULTS), (infinite_gradient, "bf16-mixed")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+
+
+@CASES
 def test_the_run_stops_before_the_optimizer_moves(guarded_pair, fit, fault, precision):
-    model = guarded_pair()
-    trainer, watch = fit(model, "stop", fault, precision=precision)
-    assert watch.error.startswith(f"step {BAD_STEP}: ")
-    for words in FAULTS[fault]:
-        assert words in watch.error
-    assert "set model.codert.non_finite.action to skip" in watch.error
-    assert trainer.global_step == BAD_STEP and len(watch.after) == BAD_STEP
-    assert equal_states(state_of(trainer, model), watch.before[BAD_STEP])
-    assert not equal_states(watch.before[0], watch.before[BAD_STEP])
+    check_stop(guarded_pair(), fit, fault, precision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@CASES
 def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(guarded_pair, fit, fault, precision, tmp_path):
-    trainer, watch = fit(guarded_pair("skip"), "skip", fault, precision=precision)
-    assert trainer.global_step == 4 and not hasattr(watch, "error")
-    assert equal_states(watch.before[BAD_STEP], watch.after[BAD_STEP])
-    for step in (0, 2, 3):
-        assert not equal_states(watch.before[step], watch.after[step])
-    assert all(torch.isfinite(value).all() for value in watch.after[-1].values())
-    assert [logged["train_skipped_steps"] for logged in watch.logged] == [0.0, 1.0, 1.0, 1.0]
-    (line,) = (tmp_path / SKIPPED_STEPS).read_text().splitlines()
-    found = json.loads(line)
-    assert (found["step"], found["batches"], found["in_a_row"]) == (BAD_STEP, [BAD_STEP], 1)
-    assert found["utterances"] == ["u1a", "u1b", "u1c", "u1d"]
-    assert bool(found["losses"]) is (fault is not infinite_gradient)
-    if fault is nan_signal:
-        assert found["suspects"] == {"u1c": "its signal is not finite"}
+    check_skip(guarded_pair("skip"), fit, fault, precision, tmp_path)
 
 
 def test_gradients_set_to_zero_as_nemo_does_would_still_move_the_weights(make_model, fit):
@@ -196,10 +80,6 @@ def test_a_run_without_faults_is_the_same_to_the_bit_with_and_without_the_guard(
         _, watch = fit(model, guard=guard, gradient_clip_val=1.0)
         ends.append(watch.after[-1])
     assert equal_states(ends[0], ends[1]) and equal_states(ends[0], ends[2])
-
-
-def always_broken(model, batches: list) -> list:
-    return [(batch[0] * NAN, *batch[1:]) for batch in batches]
 
 
 def test_one_more_than_the_limit_stops_with_the_counts(guarded_pair, fit, tmp_path):

@@ -1,0 +1,95 @@
+"""Every fault that data can have, at once, in real trainings: each counted and named, none crashing the run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nemo_codert.export import load_model
+from tests.conftest import REPOSITORY
+from tests.reliability.dirty_corpus import GOOD, dirty_corpus
+from tests.reliability.small_runs import small_run
+
+pytestmark = pytest.mark.reliability
+STEPS = 6
+LOADERS = ("lhotse", "classic")
+
+
+def start(folder, corpus, manifest, tokenizer_dir, *overrides: str) -> subprocess.CompletedProcess:
+    """A run of scripts/train.py on the dirty corpus that validates on a clean one."""
+    lhotse = str(corpus.lhotse).lower()
+    given = small_run(folder, manifest, tokenizer_dir, steps=STEPS)
+    given = [each for each in given if not each.startswith("model.train_ds.manifest")]
+    sampler = str(not corpus.lhotse).lower()
+    loader = [f"model.train_ds.use_lhotse={lhotse}", f"trainer.use_distributed_sampler={sampler}"]
+    return subprocess.run(
+        [
+            *(sys.executable, "scripts/train.py", "--config-name=fsdd", *given, *loader),
+            *(f"model.train_ds.manifest_filepath={corpus.write()}", *overrides),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def counts(groups: list[dict]) -> dict[str, int]:
+    return {group["reason"]: group["count"] for group in groups}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_drop_counts_and_names_every_fault_and_trains_on_the_rest(loader, manifest, tokenizer_dir, campaign, tmp_path):
+    corpus = dirty_corpus(tmp_path, lhotse=loader == "lhotse")
+    done = start(tmp_path / "runs", corpus, manifest, tokenizer_dir)
+    folder = tmp_path / "runs" / "run" / "v"
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((folder / "data_report.json").read_text())
+    found = report["manifests"][0]
+    outcome = {kind: counts(found[kind]) for kind in ("dropped", "left_out", "noticed")}
+    expected = {kind: dict(getattr(corpus, kind)) for kind in outcome}
+    trained = load_model(folder / "pair.nemo")
+    finite = all(torch.isfinite(value).all() for value in trained.state_dict().values())
+    survived = outcome == expected and finite
+    campaign.record(
+        f"dirty data, {loader} loader, drop",
+        injected=corpus.faults,
+        survived=corpus.faults * survived,
+        lost=f"{corpus.dropped.total()} faulty utterances, each named; {corpus.left_out.total()} beyond the limits",
+    )
+    assert outcome == expected and finite
+    assert found["usable"] == len(corpus.lines) - corpus.dropped.total() - corpus.left_out.total() > GOOD
+    assert report["loading"]["lost"] == 0 and report["loading"]["arrived"] >= 3 * STEPS
+    for reason in expected["dropped"]:
+        assert f"dropped: {reason}" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_refuse_stops_with_the_count_before_anything_is_trained(loader, manifest, tokenizer_dir, campaign, tmp_path):
+    corpus = dirty_corpus(tmp_path, lhotse=loader == "lhotse")
+    done = start(tmp_path / "runs", corpus, manifest, tokenizer_dir, "model.codert.bad_utterances=refuse")
+    # Bad lines are refused first of all, by number; then the rest.
+    assert done.returncode == 1 and "train.json:" in done.stderr and "not JSON" in done.stderr
+    corpus.lines = [line for line in corpus.lines if line.startswith(b'{"audio_filepath": "') and is_sound(line)]
+    done = start(tmp_path / "runs", corpus, manifest, tokenizer_dir, "model.codert.bad_utterances=refuse")
+    of_lines = sum(count for reason, count in corpus.dropped.items() if reason.startswith("manifest line"))
+    wanted = corpus.dropped.total() - of_lines
+    survived = done.returncode == 1 and f"{wanted} of {len(corpus.lines)} utterances cannot be used" in done.stderr
+    campaign.record(
+        f"dirty data, {loader} loader, refuse", injected=2, survived=1 + survived, lost="nothing: it does not start"
+    )
+    assert survived, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr and not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+def is_sound(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    number = isinstance(entry.get("duration"), float) and entry["duration"] == entry["duration"]
+    return number and isinstance(entry.get("text"), str)
