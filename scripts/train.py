@@ -35,6 +35,7 @@ import lightning.pytorch as pl  # noqa: E402
 import sentencepiece  # noqa: E402
 import torch  # noqa: E402
 from hydra.errors import InstantiationException  # noqa: E402
+from lhotse.audio.utils import AudioLoadingError  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from nemo.collections.asr.models import EncDecRNNTBPEModel  # noqa: E402
 from nemo.core.config import hydra_runner  # noqa: E402
@@ -80,7 +81,7 @@ def main(cfg: DictConfig) -> None:
     except BaseException as error:
         if trainer.global_step == 0:
             forget_run(cfg)
-        if isinstance(error, FloatingPointError):
+        if isinstance(error, FloatingPointError | AudioLoadingError):
             sys.exit(f"error: {error}")
         raise
     if trainer.is_global_zero:
