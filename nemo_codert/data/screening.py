@@ -45,7 +45,7 @@ class Reason(AudioFault):
     CONTRADICTION = "other transcripts for the same audio"
     BELOW_MINIMUM = "shorter than min_duration"
     ABOVE_MAXIMUM = "longer than max_duration"
-    SKIPPED = "left out by _skipme"
+    SKIPPED = "_skipme is set"
 
 
 class Notice:

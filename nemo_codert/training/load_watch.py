@@ -98,7 +98,7 @@ class LoadWatch(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: LightningModule, stage: str) -> None:
         # Overrides Callback.setup: before any loader has made its workers.
-        validation = getattr(pl_module, "_validation_dl", None) or []
+        validation = getattr(pl_module, "_validation_dl", None)  # one or a list; without a length, so not for a bool
         validation = validation if isinstance(validation, list) else [validation]
         for loader in (getattr(pl_module, "_train_dl", None), *validation):
             dataset = _reading_dataset(loader)

@@ -162,7 +162,7 @@ def test_lines_marked_to_be_skipped_are_left_out_for_lhotse(tmp_path):
     found = screened(tmp_path, *lines)
     assert len(found.usable) == 1 and [line["reason"] for line in found.outside] == [Reason.SKIPPED] * 2
     path = write_manifest(tmp_path / "all.json", lines[1:])
-    with pytest.raises(ValueError, match="2 of 2 utterances cannot be used .left out by _skipme: 2"):
+    with pytest.raises(ValueError, match="2 of 2 utterances cannot be used ._skipme is set: 2"):
         screen_dataset(path, policy="drop", output_dir=tmp_path, name="train_ds", progress=False)
 
 
