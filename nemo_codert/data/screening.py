@@ -61,13 +61,16 @@ class Loader:
     """What NeMo's loader of a block such as model.train_ds takes.
 
     min_duration, max_duration: seconds, both included. mono_only: files of several channels stop it. lhotse: an
-    utterance without an offset is the whole file, whatever duration the manifest says.
+    utterance without an offset is the whole file, whatever duration the manifest says. resizing: settings by which
+    lhotse changes durations before it compares them with the limits, which then are `resized_limits` here.
     """
 
     min_duration: float = -math.inf
     max_duration: float = math.inf
     mono_only: bool = False
     lhotse: bool = True
+    resizing: Mapping[str, Any] = field(default_factory=dict)
+    resized_limits: tuple[float, float] = (-math.inf, math.inf)
 
     @classmethod
     def of(cls, block: Mapping[str, Any], key: str) -> "Loader":
@@ -80,9 +83,21 @@ class Loader:
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
                 raise ValueError(f"{key}.{name} is {value!r}: give seconds, or null for no limit.")
-        if lhotse and any(block.get(name) for name in RESIZING):
-            limits = {}
-        return cls(**limits, mono_only=not lhotse and block.get("channel_selector") is None, lhotse=lhotse)
+        settings = {"mono_only": not lhotse and block.get("channel_selector") is None, "lhotse": lhotse}
+        resizing = {name: block.get(name) for name in RESIZING if block.get(name)} if lhotse else {}
+        if not resizing:
+            return cls(**limits, **settings)
+        lowest, highest = limits.get("min_duration", -math.inf), limits.get("max_duration", math.inf)
+        return cls(**settings, resizing=resizing, resized_limits=(lowest, highest))
+
+    def may_pass(self, seconds: float) -> bool:
+        """Whether any of the durations that lhotse may make of one lies within the limits."""
+        lengths = [seconds, *((seconds / 0.9, seconds / 1.1) if self.resizing.get("perturb_speed") else ())]
+        lengths = [min(length, self.resizing.get("truncate_duration", math.inf)) for length in lengths]
+        if window := self.resizing.get("cut_into_windows_duration"):
+            lengths = [part for length in lengths for part in (min(length, window), length % window)]
+        lengths = [max(length, self.resizing.get("pad_min_duration", 0.0)) for length in lengths]
+        return any(self.resized_limits[0] <= length <= self.resized_limits[1] for length in lengths)
 
     def seconds(self, entry: dict[str, Any], header: AudioHeader) -> float:
         """Duration of an utterance, as this loader compares it with its limits."""
@@ -217,6 +232,12 @@ def screen_dataset(
     unusable, folder = screening.dropped + screening.outside, Path(output_dir)
     if not screening.usable or (screening.dropped and policy == "refuse"):
         raise ValueError(_refusal(manifest_path, screening))
+    loader = how.get("loader", Loader())
+    if not any(loader.may_pass(entry["duration"]) for entry in screening.usable):
+        raise ValueError(
+            f"{manifest_path}: after {', '.join(loader.resizing)} no utterance is within min_duration and "
+            "max_duration, and lhotse would look for one for ever. Change the limits: none is usable."
+        )
     if screening.unspelled:
         _report_unspelled(manifest_path, screening, tokenize, unk_id, folder / f"{name}_unspelled.json")
     if screening.noticed:

@@ -103,8 +103,32 @@ def test_a_limit_that_is_no_number_is_refused_by_key(value):
 
 @pytest.mark.parametrize("key", ["perturb_speed", "truncate_duration", "pad_min_duration"])
 def test_limits_are_left_to_lhotse_where_it_changes_durations_first(key):
-    assert Loader.of({**LIMITS, key: 1.0, "use_lhotse": True}, "model.train_ds") == Loader()
+    loader = Loader.of({**LIMITS, key: 1.0, "use_lhotse": True}, "model.train_ds")
+    assert (loader.min_duration, loader.max_duration) == (Loader().min_duration, Loader().max_duration)
     assert Loader.of({**LIMITS, key: 1.0}, "model.train_ds").max_duration == 1.6  # no key of the classic loader
+
+
+@pytest.mark.parametrize(
+    "settings, is_left",
+    [
+        ({"truncate_duration": 1.0}, True),
+        ({"truncate_duration": 0.4}, False),
+        ({"perturb_speed": True}, False),
+        ({"perturb_speed": True, "max_duration": 1.85}, True),  # 2.0 s at 1.1 times the speed are 1.82 s
+        ({"cut_into_windows_duration": 1.5}, True),
+        ({"cut_into_windows_duration": 1.8, "min_duration": 0.3}, False),  # 1.8 s and 0.2 s
+        ({"pad_min_duration": 3.0}, False),
+    ],
+)
+def test_limits_that_leave_nothing_of_changed_durations_are_refused(tmp_path, settings, is_left):
+    path = write_manifest(tmp_path / "a.json", [entry(write_tone(tmp_path / "a.wav", 2.0), duration=2.0)])
+    loader = Loader.of({**LIMITS, **settings, "use_lhotse": True}, "model.train_ds")
+    how = {"policy": "drop", "output_dir": tmp_path, "name": "train_ds", "progress": False, "loader": loader}
+    if is_left:
+        assert screen_dataset(path, **how) == path
+    else:
+        with pytest.raises(ValueError, match=f"a.json: after {next(iter(loader.resizing))} no utterance is within"):
+            screen_dataset(path, **how)
 
 
 @pytest.mark.parametrize("block, usable", [({}, 1), ({"channel_selector": "average"}, 2), ({"use_lhotse": True}, 2)])
