@@ -1,7 +1,7 @@
 """What an audio file is before it is listened to: its header, its end and, where asked for, all of its samples.
 
 Imports numpy and soundfile only, neither torch nor NeMo. libsndfile runs without the interpreter's lock, so that
-threads help.
+threads help where storage is slow to answer.
 """
 
 import os

@@ -14,7 +14,6 @@ from tests.conftest import conformer
 from tests.models.training_runs import equal_states
 from tests.training.guarded_runs import (
     BAD_STEP,
-    FAULTS,
     INF,
     NAN,
     always_broken,
@@ -43,7 +42,7 @@ def guarded_pair(make_model):
 # All faults in both precisions: tests/reliability/test_injected_numbers.py.
 CASES = pytest.mark.parametrize(
     "fault, precision",
-    [*((fault, "32-true") for fault in FAULTS), (infinite_gradient, "bf16-mixed")],
+    [(nan_signal, "32-true"), (infinite_gradient, "32-true"), (nan_loss_part, "bf16-mixed")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 
@@ -77,13 +76,13 @@ def test_a_run_without_faults_is_the_same_to_the_bit_with_and_without_the_guard(
         (guarded_pair(), None),
         (guarded_pair("skip"), FiniteGuard("skip")),
     ):
-        _, watch = fit(model, guard=guard, gradient_clip_val=1.0)
+        _, watch = fit(model, guard=guard, gradient_clip_val=1.0, steps=2)
         ends.append(watch.after[-1])
     assert equal_states(ends[0], ends[1]) and equal_states(ends[0], ends[2])
 
 
 def test_one_more_than_the_limit_stops_with_the_counts(guarded_pair, fit, tmp_path):
-    trainer, watch = fit(guarded_pair("skip"), "skip", always_broken, steps=6, max_skips=3)
+    trainer, watch = fit(guarded_pair("skip"), "skip", always_broken, steps=4, max_skips=3)
     assert "step 3: the training loss is not finite" in watch.error
     assert "3 steps were skipped before it, 3 of them just before" in watch.error
     assert "model.codert.non_finite.max_skips is 3" in watch.error
@@ -133,7 +132,7 @@ def test_a_student_trained_alone_is_guarded_too(make_config, fit, action):
         assert "u1c (its signal is not finite)" in watch.error and "(teacher)" not in watch.error
         assert equal_states(watch.before[BAD_STEP], state_of(trainer, model))
     else:
-        assert trainer.global_step == 4 and equal_states(watch.before[BAD_STEP], watch.after[BAD_STEP])
+        assert trainer.global_step == 3 and equal_states(watch.before[BAD_STEP], watch.after[BAD_STEP])
         assert not equal_states(watch.before[2], watch.after[2])
 
 
@@ -157,7 +156,7 @@ def test_looking_for_the_utterances_changes_neither_generators_nor_modes(guarded
     ends = []
     for fault in (nan_signal, nan_loss_part):
         model = guarded_pair("skip", student={**conformer(), "dropout": 0.1}, preprocessor={"dither": 1e-5})
-        fit(model, "skip", fault)
+        fit(model, "skip", fault, steps=2)
         assert model.student_encoder.training and model.preprocessor.training
         ends.append(torch.rand(1).item())
     assert ends[0] == ends[1]
