@@ -44,6 +44,10 @@ def test_a_run_that_can_start_passes(strategy, script, run_config, tmp_path):
             ["model.train_ds.manifest_filepath='a.json, b.json'"],
             [f"model.train_ds.manifest_filepath: {name}.json is not a file" for name in "ab"],
         ),
+        (
+            ["+model.skip_nan_grad=true"],
+            ["model.skip_nan_grad is true", "set model.codert.non_finite.action to skip"],
+        ),
         (["~model.validation_ds"], ["model.validation_ds is missing: give it a manifest_filepath"]),
         (
             ["model.tokenizer.dir=absent"],
