@@ -212,9 +212,7 @@ def test_no_file_names_a_folder_of_one_machine():
 
 
 def test_test_files_have_unique_names_and_no_init():
-    names = [
-        path.name for path in (ROOT / "tests").rglob("*.py") if path != ROOT / "tests" / "scripts" / "conftest.py"
-    ]
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert len(names) == len(set(names))
     assert "__init__.py" not in names
 
