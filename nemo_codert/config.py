@@ -36,6 +36,14 @@ class DistillationConfig:
 
 
 @dataclass
+class NonFiniteConfig:
+    """`model.codert.non_finite`: an optimizer step whose loss or gradient is not finite."""
+
+    action: str = "stop"  # stop: the run ends | skip: the step is dropped, counted and listed
+    max_skips: int = 10  # steps of the whole run that may be skipped, >= 1; one more stops it
+
+
+@dataclass
 class CoDERTConfig:
     """`model.codert`."""
 
@@ -48,6 +56,8 @@ class CoDERTConfig:
     rnnt_loss: str = "auto"  # auto | exact | nemo
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     bad_utterances: str = "drop"  # drop: counted and listed | refuse
+    audio_check: str = "auto"  # headers | samples: all audio is decoded first | auto: samples where it is quick
+    non_finite: NonFiniteConfig = field(default_factory=NonFiniteConfig)
     activation_checkpointing: bool = False  # trained ConformerEncoders: layers are computed again in the backward pass
 
 
@@ -69,6 +79,7 @@ CHOICES = {
     "teacher_logits": ("joint", "ctc"),
     "rnnt_loss": ("auto", "exact", "nemo"),
     "bad_utterances": ("drop", "refuse"),
+    "audio_check": ("auto", "headers", "samples"),
 }
 
 
@@ -240,6 +251,10 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
     for key, value in at_least_zero.items():
         if not 0 <= value < math.inf:
             yield f"model.codert.{key} is {value}, wanted a number that is 0 or above"
+    if codert.non_finite.action not in ("stop", "skip"):
+        yield f"model.codert.non_finite.action is {codert.non_finite.action!r}, wanted one of stop, skip"
+    if codert.non_finite.max_skips < 1:
+        yield f"model.codert.non_finite.max_skips is {codert.non_finite.max_skips}, wanted 1 step or more"
     if codert.teacher == "co_trained" and codert.teacher_loss_weight == 0:
         yield (
             "model.codert.teacher_loss_weight is 0 but model.codert.teacher is co_trained: the teacher would never "
@@ -395,6 +410,8 @@ def _keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None)
         yield f"model.student.init_from_teacher has no effect: the {alone} is trained alone."
     if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
         yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
+    if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
+        yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
     for key, default in vars(DistillationConfig()).items() if codert.distillation.weight == 0 else ():
         if key != "weight" and codert.distillation[key] != default:
             yield f"model.codert.distillation.{key} has no effect: distillation.weight is 0."

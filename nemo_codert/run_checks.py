@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_codert.analysis.evaluation import usable_entries
 from nemo_codert.config import STOCK_JOINT, checked_config, lone_branch
 from nemo_codert.config_values import is_count, is_number
-from nemo_codert.data.manifest import read_manifest
+from nemo_codert.data.manifest import parse_manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,11 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
         yield "exp_manager.exp_dir is missing: give the folder for this run"
     else:
         yield from _folder_problems(Path(str(manager.exp_dir)))
+    if _value(cfg, "model.skip_nan_grad"):
+        yield (
+            "model.skip_nan_grad is true: NeMo would set a gradient that is not finite to zero and let the optimizer "
+            "step all the same. Leave it out and set model.codert.non_finite.action to skip"
+        )
     for key in cfg:
         if str(key).startswith("init_from_"):
             yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"
@@ -240,7 +245,9 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     else:
         for path in manifest_paths(block[name]):
             try:
-                read_manifest(path)
+                # Lines that cannot be read are dropped or refused by the screening, unless there are no others.
+                if _value(cfg, "model.codert.bad_utterances", "drop") != "drop" or not parse_manifest(path)[0]:
+                    read_manifest(path)
             except ValueError as error:
                 yield f"{key}: {error}"
 

@@ -23,6 +23,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import lightning.pytorch as pl  # noqa: E402
 import sentencepiece  # noqa: E402
 import torch  # noqa: E402
 from hydra.errors import InstantiationException  # noqa: E402
+from lhotse.audio.utils import AudioLoadingError  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from nemo.collections.asr.models import EncDecRNNTBPEModel  # noqa: E402
 from nemo.core.config import hydra_runner  # noqa: E402
@@ -44,7 +46,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
 from nemo_codert.config import checked_config, encoder_stride, lone_branch  # noqa: E402
-from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
+from nemo_codert.data import DataReport, Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
 from nemo_codert.model_card import model_card, read_results  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
@@ -53,6 +55,8 @@ from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.training.finite_guard import FiniteGuard  # noqa: E402
+from nemo_codert.training.load_watch import LoadWatch  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
@@ -74,9 +78,11 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"error: {fault(error)}")
     try:
         trainer.fit(model)
-    except BaseException:
+    except BaseException as error:
         if trainer.global_step == 0:
             forget_run(cfg)
+        if isinstance(error, FloatingPointError | AudioLoadingError):
+            sys.exit(f"error: {error}")
         raise
     if trainer.is_global_zero:
         finish(cfg, trainer, folder)
@@ -132,6 +138,8 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
     settings = dict(cfg.trainer)
     callbacks = [StepProgress()] if settings.pop("enable_progress_bar", True) else []
+    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
 
 
@@ -141,7 +149,7 @@ def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
     Returns what there is to train on and to validate with, under `train` and `validation`.
     """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
-    policy = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert.bad_utterances
+    codert, report = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert, DataReport()
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
     records: dict[str, list[DataRecord]] = {}
@@ -151,12 +159,13 @@ def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
         records[name.removesuffix("_ds")] = data_records(names, None)
         if block.get("manifest_filepath") is None or is_tarred(block):
             logger.warning("model.%s is not a plain manifest: its utterances are not checked.", name)
+            report.add_unchecked(name)
             continue
         usable = [
             str(
                 screen_dataset(
                     path,
-                    policy=policy,
+                    policy=codert.bad_utterances,
                     output_dir=folder,
                     name=f"{name}_{i}" if i else name,
                     sample_rate=cfg.model.sample_rate,
@@ -164,12 +173,15 @@ def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
                     seconds_per_frame=stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
                     unk_id=processor.unk_id(),
                     loader=Loader.of(block, f"model.{name}"),
+                    audio_check=codert.audio_check,
+                    report=partial(report.add, name, path),
                 )
             )
             for i, path in enumerate(manifest_paths(block.manifest_filepath))
         ]
         block.manifest_filepath = usable[0] if len(usable) == 1 else usable
         records[name.removesuffix("_ds")] = data_records(names, usable)
+    logger.info("Data (%s):\n%s", report.write(folder), report.table())
     return records
 
 

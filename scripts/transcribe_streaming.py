@@ -70,14 +70,13 @@ def utterances(options: argparse.Namespace, sample_rate: int) -> list[dict[str, 
     import soundfile
 
     from nemo_codert.analysis.evaluation import usable_entries
-    from nemo_codert.data.audio_files import AudioFiles
+    from nemo_codert.data.audio_files import inspect
     from nemo_codert.data.manifest import write_manifest
 
     if options.manifest is not None:
         return usable_entries(options.manifest, sample_rate)
-    inspected = AudioFiles()
     for path in options.audio:
-        if fault := inspected.inspect(str(path)).fault:
+        if fault := inspect(str(path)).fault:
             raise ValueError(f"--audio is {path}: {fault}")
     lines = [
         {"audio_filepath": str(path.resolve()), "duration": soundfile.info(str(path)).duration, "text": ""}

@@ -18,12 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.analysis.word_errors import WordErrors, total_word_errors
 from nemo_codert.data.audio_files import decodes
-from nemo_codert.data.manifest import Reason, read_manifest, screen_manifest, write_manifest
+from nemo_codert.data.manifest import read_manifest, write_manifest
+from nemo_codert.data.screening import Reason, screen_manifest
 
 DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batch", "malsd_batch")
 MAX_SYMBOLS = 10  # NeMo's default
 MAES_STEPS = 4  # expansions a frame; NeMo's default of 2 cuts words off
 REPORTED_UTTERANCES = 10
+# Faults for training only.
+RECOGNISED_ALL_THE_SAME = (Reason.EMPTY_TEXT, Reason.SILENT, Reason.CONTRADICTION)
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,12 @@ def usable_entries(manifest: str | Path, sample_rate: int | None = None) -> list
     Raises:
         ValueError: no such manifest, an empty or malformed one, or audio that is missing or unusable.
     """
+    entries = read_manifest(manifest)
     screening = screen_manifest(manifest, sample_rate=sample_rate, progress=False)
-    faults = [entry for entry in screening.dropped if entry["reason"] != Reason.EMPTY_TEXT]
+    faults = [entry for entry in screening.dropped if entry["reason"] not in RECOGNISED_ALL_THE_SAME]
     if faults:
         raise ValueError(_refusal(f"{manifest}: {len(faults)} utterances cannot be evaluated", faults))
-    return read_manifest(manifest)
+    return entries
 
 
 def set_decoding(model: EncDecRNNTBPEModel, strategy: str) -> None:

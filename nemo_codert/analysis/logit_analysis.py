@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from nemo_codert.analysis.alignment import Alignment, align, node_logits, passed_logits
 from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.logit_measures import Agreement, Confusions, Readings, agreement, readings
-from nemo_codert.data.manifest import DURATION_TOLERANCE, text_fault
+from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
 from nemo_codert.models.transducer import (
     Encoded,

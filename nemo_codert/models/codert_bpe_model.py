@@ -33,10 +33,11 @@ from nemo_codert.models.transducer import (
     TransducerLoss,
     encode,
     encoder_logits_of,
+    keep_losses,
     predict,
     project,
     project_prediction,
-    refuse_non_finite,
+    refuse_unready,
 )
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
@@ -62,6 +63,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         ValueError: faults of the config (all listed), frame rates that cannot be bridged, a checkpoint that does
             not fit.
     """
+
+    has_finite_guard = False  # set by the trainer's FiniteGuard, which then decides on losses that are not finite
 
     def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
         cfg = checked_config(convert_model_config_to_dict_config(cfg))
@@ -204,12 +207,8 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
     # ---- training --------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # Overrides ModelPT.on_fit_start: a frozen teacher without weights is refused before the first step.
-        if self.teacher_is_frozen and not self._teacher_has_weights:
-            raise ValueError(
-                "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: nothing to learn from. "
-                "Give the .nemo or pretrained name of a trained RNN-T"
-            )
+        # Overrides ModelPT.on_fit_start: what cannot be trained is refused before the first step.
+        refuse_unready(self)
         super().on_fit_start()
 
     def training_step(self, batch: tuple[torch.Tensor, ...], batch_nb: int) -> dict[str, torch.Tensor]:
@@ -220,8 +219,7 @@ class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
         student = encode(self.student_transducer, features, features_len)
         teacher = self._encode_teacher(features, features_len, step)
         losses = self.codert_losses(student, teacher, transcript, transcript_len, step)
-        if not self._skip_nan_grad:
-            refuse_non_finite(losses, step)
+        keep_losses(self, losses, step)
         if self._trainer is not None:
             self._log_training(losses, step)
         return {"loss": losses["train_loss"]}

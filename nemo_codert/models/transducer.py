@@ -157,15 +157,40 @@ def recursion(nemo_loss: RNNTLoss, device: torch.device) -> LatticeLoss:
     return three_column_loss(numba_cuda_kernel(nemo_loss)) if device.type == "cuda" else rnnt_lattice_loss
 
 
-def refuse_non_finite(losses: dict[str, torch.Tensor], step: int) -> None:
-    """Raise a FloatingPointError that names every part of a `train_loss` that is not finite."""
-    if torch.isfinite(losses["train_loss"]):
+def keep_losses(model: nn.Module, losses: dict[str, torch.Tensor], step: int) -> None:
+    """Leave the parts of a training loss at `model.step_losses`; refuse them where nothing else would.
+
+    Raises:
+        FloatingPointError: names every part of a `train_loss` that is not finite, where the trainer has no
+            `FiniteGuard` (nemo_codert.training) and NeMo's skip_nan_grad is off.
+    """
+    model.step_losses = {name: value.detach() for name, value in losses.items()}
+    if model.has_finite_guard or model._skip_nan_grad or torch.isfinite(losses["train_loss"]):
         return
     parts = {name: float(value) for name, value in losses.items()}
     raise FloatingPointError(
         f"step {step}: the training loss is not finite ({parts}). Lower the learning rate, look for broken audio, "
-        "or set model.skip_nan_grad to true to skip such steps"
+        "or skip such steps: give the trainer the callback nemo_codert.training.finite_guard.FiniteGuard('skip')"
     )
+
+
+def refuse_unready(model: nn.Module) -> None:
+    """Refuse to train a pair that lacks something.
+
+    Raises:
+        ValueError: a frozen teacher without weights; steps that are to be skipped under a trainer without the callback
+            that does it.
+    """
+    if model.teacher_is_frozen and not model._teacher_has_weights:
+        raise ValueError(
+            "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: nothing to learn from. "
+            "Give the .nemo or pretrained name of a trained RNN-T"
+        )
+    if model.cfg.codert.non_finite.action == "skip" and not model.has_finite_guard:
+        raise ValueError(
+            "model.codert.non_finite.action is skip but the trainer has no FiniteGuard: give it the callback "
+            "nemo_codert.training.finite_guard.FiniteGuard('skip'), as scripts/train.py does, or set action to stop"
+        )
 
 
 def _sub_batches(joint: RNNTJoint, batch_size: int) -> list[slice]:

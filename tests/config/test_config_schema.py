@@ -104,6 +104,8 @@ def test_the_defaults_are_those_that_the_design_fixes():
             "frame_shift": 0,
         },
         "bad_utterances": "drop",
+        "audio_check": "auto",
+        "non_finite": {"action": "stop", "max_skips": 10},
         "activation_checkpointing": False,
     }
     assert dataclasses.asdict(StudentConfig()) == {
@@ -499,3 +501,21 @@ def test_any_stock_block_ends_in_a_valid_config_or_a_value_error(name, value, me
         checked_config(cfg)
     except ValueError as error:
         assert "\n  - model." in str(error)
+
+
+@pytest.mark.parametrize(
+    "block, words",
+    [
+        ({"action": "ignore"}, "model.codert.non_finite.action is 'ignore', wanted one of stop, skip"),
+        ({"action": "skip", "max_skips": 0}, "model.codert.non_finite.max_skips is 0, wanted 1 step or more"),
+        ({"limit": 3}, "model.codert.non_finite.limit is not a key of this version, known are action, max_skips"),
+    ],
+)
+def test_what_to_do_about_numbers_that_are_not_finite_is_checked(make_config, block, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        checked_config(make_config(codert={"non_finite": block}))
+
+
+def test_a_limit_of_skips_without_skipping_is_told_to_have_no_effect(make_config, caplog):
+    checked_config(make_config(codert={"non_finite": {"max_skips": 3}}))
+    assert "model.codert.non_finite.max_skips has no effect: non_finite.action is stop." in caplog.text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data.manifest import Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
+from nemo_codert.data import Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
 from tests.data.test_manifest import entry, write_tone
 
 LIMITS = {"min_duration": 0.5, "max_duration": 1.6}
@@ -103,8 +103,32 @@ def test_a_limit_that_is_no_number_is_refused_by_key(value):
 
 @pytest.mark.parametrize("key", ["perturb_speed", "truncate_duration", "pad_min_duration"])
 def test_limits_are_left_to_lhotse_where_it_changes_durations_first(key):
-    assert Loader.of({**LIMITS, key: 1.0, "use_lhotse": True}, "model.train_ds") == Loader()
+    loader = Loader.of({**LIMITS, key: 1.0, "use_lhotse": True}, "model.train_ds")
+    assert (loader.min_duration, loader.max_duration) == (Loader().min_duration, Loader().max_duration)
     assert Loader.of({**LIMITS, key: 1.0}, "model.train_ds").max_duration == 1.6  # no key of the classic loader
+
+
+@pytest.mark.parametrize(
+    "settings, is_left",
+    [
+        ({"truncate_duration": 1.0}, True),
+        ({"truncate_duration": 0.4}, False),
+        ({"perturb_speed": True}, False),
+        ({"perturb_speed": True, "max_duration": 1.85}, True),  # 2.0 s at 1.1 times the speed are 1.82 s
+        ({"cut_into_windows_duration": 1.5}, True),
+        ({"cut_into_windows_duration": 1.8, "min_duration": 0.3}, False),  # 1.8 s and 0.2 s
+        ({"pad_min_duration": 3.0}, False),
+    ],
+)
+def test_limits_that_leave_nothing_of_changed_durations_are_refused(tmp_path, settings, is_left):
+    path = write_manifest(tmp_path / "a.json", [entry(write_tone(tmp_path / "a.wav", 2.0), duration=2.0)])
+    loader = Loader.of({**LIMITS, **settings, "use_lhotse": True}, "model.train_ds")
+    how = {"policy": "drop", "output_dir": tmp_path, "name": "train_ds", "progress": False, "loader": loader}
+    if is_left:
+        assert screen_dataset(path, **how) == path
+    else:
+        with pytest.raises(ValueError, match=f"a.json: after {next(iter(loader.resizing))} no utterance is within"):
+            screen_dataset(path, **how)
 
 
 @pytest.mark.parametrize("block, usable", [({}, 1), ({"channel_selector": "average"}, 2), ({"use_lhotse": True}, 2)])
@@ -123,9 +147,9 @@ def spell(text: str) -> list[int]:
 
 
 def test_transcripts_that_cannot_be_spelled_are_kept_counted_and_listed(tmp_path, caplog):
-    write_tone(tmp_path / "a.wav")
     texts = ["turn on", "TURN off", "play 2", "stop"]
-    path = write_manifest(tmp_path / "a.json", [entry("a.wav", text) for text in texts])
+    files = [write_tone(tmp_path / f"{i}.wav") for i in range(len(texts))]
+    path = write_manifest(tmp_path / "a.json", [entry(*pair) for pair in zip(files, texts, strict=True)])
     where = {"output_dir": tmp_path / "out", "name": "train_ds", "progress": False}
     for policy in ("drop", "refuse"):
         caplog.clear()
@@ -140,8 +164,8 @@ def test_transcripts_that_cannot_be_spelled_are_kept_counted_and_listed(tmp_path
 
 @pytest.mark.parametrize("policy", ["drop", "refuse"])
 def test_a_manifest_that_the_tokenizer_cannot_spell_at_all_is_refused(tmp_path, policy):
-    write_tone(tmp_path / "a.wav")
-    path = write_manifest(tmp_path / "a.json", [entry("a.wav", "TURN ON"), entry("a.wav", "STOP")])
+    first, second = (write_tone(tmp_path / f"{name}.wav") for name in "ab")
+    path = write_manifest(tmp_path / "a.json", [entry(first, "TURN ON"), entry(second, "STOP")])
     with pytest.raises(ValueError) as caught:
         screen_dataset(
             path, policy=policy, output_dir=tmp_path / "out", name="train", tokenize=spell, unk_id=0, progress=False

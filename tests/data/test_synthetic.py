@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data import espeak, synthetic
+from nemo_codert.data import espeak, read_manifest, screen_manifest, synthetic
 from nemo_codert.data.corpus import SAMPLE_RATE
 from nemo_codert.data.espeak import Espeak
-from nemo_codert.data.manifest import read_manifest, screen_manifest
 from nemo_codert.data.sentences import all_words, random_sentence, training_sentences, unseen_sentences
 from nemo_codert.data.synthetic import VOICES, make_synthetic_corpus
 

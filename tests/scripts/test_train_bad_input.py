@@ -44,6 +44,10 @@ def test_a_run_that_can_start_passes(strategy, script, run_config, tmp_path):
             ["model.train_ds.manifest_filepath='a.json, b.json'"],
             [f"model.train_ds.manifest_filepath: {name}.json is not a file" for name in "ab"],
         ),
+        (
+            ["+model.skip_nan_grad=true"],
+            ["model.skip_nan_grad is true", "set model.codert.non_finite.action to skip"],
+        ),
         (["~model.validation_ds"], ["model.validation_ds is missing: give it a manifest_filepath"]),
         (
             ["model.tokenizer.dir=absent"],
@@ -211,7 +215,7 @@ def test_a_config_that_leaves_our_defaults_out_drops_what_cannot_be_used(script,
 
 def test_a_coarser_student_decides_how_many_tokens_fit(script, run_config, manifest, tmp_path):
     script.screen_data(run_config(), tmp_path)
-    assert not list(tmp_path.glob("*.json"))
+    assert [path.name for path in tmp_path.glob("*.json")] == ["data_report.json"]
     cfg = run_config("model.student.encoder.subsampling_factor=8")  # 10 frames and more for 12 tokens and more
     script.screen_data(cfg, tmp_path)
     assert {line["reason"] for line in read(tmp_path / "train_ds_dropped.json")} == {"more tokens than encoder frames"}

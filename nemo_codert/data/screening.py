@@ -1,0 +1,428 @@
+"""Screening of manifests before training: what can be used, what cannot and why, and what is worth knowing.
+
+Imports tqdm, manifest.py and audio_files.py only, neither torch nor NeMo.
+"""
+
+import logging
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
+
+from nemo_codert.data.audio_files import AudioFault, AudioHeader, Samples, inspect, listen
+from nemo_codert.data.manifest import nemo_can_read, parse_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
+Asked = TypeVar("Asked", bound=Hashable)
+Answer = TypeVar("Answer")
+
+DURATION_TOLERANCE = 0.1  # seconds; manifests round durations, and resampled copies differ by some samples
+REPORTED_UTTERANCES = 10
+RESIZING = ("perturb_speed", "truncate_duration", "cut_into_windows_duration", "pad_min_duration")  # keys of lhotse's
+RATE_KEYS = ("sampling_rate", "sample_rate")
+ID_KEYS = ("id", "utt_id", "utterance_id")
+AUDIO_CHECKS = ("auto", "headers", "samples")
+AUTO_HOURS = 20.0  # of audio in a manifest, up to which audio_check: auto decodes all of it
+CLIPPED_SHARE = 0.001  # of an utterance's samples at full scale, from which on it counts as clipped
+MAX_THREADS = 8
+
+
+class Reason(AudioFault):
+    """Why an utterance cannot be used: the value of "reason" in the list of dropped utterances."""
+
+    EMPTY_TEXT = "empty transcript"
+    TOO_LONG_TEXT = "more tokens than encoder frames"
+    TOO_LONG_DURATION = "duration in the manifest longer than the audio file"
+    WRONG_RATE = "sampling_rate in the manifest is not the file's"
+    SEVERAL_CHANNELS = "several channels, but neither use_lhotse nor channel_selector is set"
+    CONTRADICTION = "other transcripts for the same audio"
+    BELOW_MINIMUM = "shorter than min_duration"
+    ABOVE_MAXIMUM = "longer than max_duration"
+    SKIPPED = "_skipme is set"
+
+
+class Notice:
+    """What is worth knowing of an utterance that is used all the same: the value of "notice" in their list."""
+
+    CLIPPED = "clipped: samples at full scale"
+    REPEATED = "same audio and transcript as another line"
+    SAME_ID = "same id as another line"
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What NeMo's loader of a block such as model.train_ds takes.
+
+    min_duration, max_duration: seconds, both included. mono_only: files of several channels stop it. lhotse: an
+    utterance without an offset is the whole file, whatever duration the manifest says. resizing: settings by which
+    lhotse changes durations before it compares them with the limits, which then are `resized_limits` here.
+    """
+
+    min_duration: float = -math.inf
+    max_duration: float = math.inf
+    mono_only: bool = False
+    lhotse: bool = True
+    resizing: Mapping[str, Any] = field(default_factory=dict)
+    resized_limits: tuple[float, float] = (-math.inf, math.inf)
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any], key: str) -> "Loader":
+        """The loader of a config's block, which stands at `key`. Raises ValueError for a limit that is no number.
+
+        Where lhotse changes durations before it compares them (RESIZING), the limits are left to it.
+        """
+        lhotse = bool(block.get("use_lhotse"))
+        limits = {name: block.get(name) for name in ("min_duration", "max_duration") if block.get(name) is not None}
+        for name, value in limits.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise ValueError(f"{key}.{name} is {value!r}: give seconds, or null for no limit.")
+        settings = {"mono_only": not lhotse and block.get("channel_selector") is None, "lhotse": lhotse}
+        resizing = {name: block.get(name) for name in RESIZING if block.get(name)} if lhotse else {}
+        if not resizing:
+            return cls(**limits, **settings)
+        lowest, highest = limits.get("min_duration", -math.inf), limits.get("max_duration", math.inf)
+        return cls(**settings, resizing=resizing, resized_limits=(lowest, highest))
+
+    def may_pass(self, seconds: float) -> bool:
+        """Whether any of the durations that lhotse may make of one lies within the limits."""
+        lengths = [seconds, *((seconds / 0.9, seconds / 1.1) if self.resizing.get("perturb_speed") else ())]
+        lengths = [min(length, self.resizing.get("truncate_duration", math.inf)) for length in lengths]
+        if window := self.resizing.get("cut_into_windows_duration"):
+            lengths = [part for length in lengths for part in (min(length, window), length % window)]
+        lengths = [max(length, self.resizing.get("pad_min_duration", 0.0)) for length in lengths]
+        return any(self.resized_limits[0] <= length <= self.resized_limits[1] for length in lengths)
+
+    def seconds(self, entry: dict[str, Any], header: AudioHeader) -> float:
+        """Duration of an utterance, as this loader compares it with its limits."""
+        if not self.lhotse or any(entry.get(key) is not None for key in RATE_KEYS):
+            return entry["duration"]
+        frames = header.frames
+        if (offset := entry.get("offset")) is not None:
+            rate = header.sample_rate
+            frames = min(round(entry["duration"] * rate), frames - round(offset * rate))
+        return frames / header.sample_rate
+
+    def limit_missed(self, entry: dict[str, Any], header: AudioHeader) -> str | None:
+        """Why an utterance is left out by choice of the config, None where it is not."""
+        seconds = self.seconds(entry, header)
+        if seconds < self.min_duration:
+            return f"{Reason.BELOW_MINIMUM} of {self.min_duration} s"
+        return f"{Reason.ABOVE_MAXIMUM} of {self.max_duration} s" if seconds > self.max_duration else None
+
+
+@dataclass
+class Screening:
+    """Entries of one manifest, audio paths resolved, in lists.
+
+    `usable`; `dropped`, which are faulty (lines that cannot be read among them, first), and `outside`, which the
+    loader's limits leave out, each with its "reason". `unspelled` are those of `usable` whose transcript holds
+    something that the tokenizer does not know, `noticed` those with a "notice", `low_rate` those below the model's
+    sample rate.
+    """
+
+    usable: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    outside: list[dict[str, Any]] = field(default_factory=list)
+    unspelled: list[dict[str, Any]] = field(default_factory=list)
+    noticed: list[dict[str, Any]] = field(default_factory=list)
+    low_rate: list[dict[str, Any]] = field(default_factory=list)
+    decoded: int = 0  # utterances of which every sample was looked at
+
+    @property
+    def total(self) -> int:
+        """Number of lines in the manifest, blank ones left out."""
+        return len(self.usable) + len(self.dropped) + len(self.outside)
+
+    def counts(self) -> dict[str, int]:
+        """Number of utterances that are not usable for each reason, most frequent first."""
+        return count_by(self.dropped + self.outside, "reason")
+
+
+@dataclass
+class _Line:
+    """An entry on its way through the screening. reason: why it is not usable, by choice of the config if `chosen`."""
+
+    entry: dict[str, Any]
+    header: AudioHeader
+    reason: str | None = None
+    chosen: bool = False
+    is_unspelled: bool = False
+    notices: list[str] = field(default_factory=list)
+
+
+def screen_manifest(
+    path: str | Path,
+    *,
+    sample_rate: int | None = None,
+    tokenize: Callable[[str], list[int]] | None = None,
+    seconds_per_frame: float | None = None,
+    unk_id: int | None = None,
+    loader: Loader = Loader(),
+    audio_check: str = "headers",
+    progress: bool = True,
+) -> Screening:
+    """Sorts the entries of a manifest into usable and other ones by looking at every audio file.
+
+    sample_rate: Hz the model listens at; files below it are usable but counted in one warning, because their upper
+    mel bins are empty. With tokenize, seconds_per_frame (one encoder frame, seconds) also drops utterances with more
+    tokens than encoder frames, and unk_id finds transcripts with that token. audio_check: `headers` reads header and
+    end of every file, `samples` decodes every utterance that is still usable, `auto` does so in a manifest of at
+    most 20 hours; files of floating-point samples, which alone can hold NaN, are decoded in any case. Raises
+    ValueError for no such manifest and an empty one.
+    """
+    if tokenize is None and (seconds_per_frame is not None or unk_id is not None):
+        raise ValueError("seconds_per_frame and unk_id need tokenize: give it too, or neither of them.")
+    if seconds_per_frame is not None and not seconds_per_frame > 0:
+        raise ValueError(f"seconds_per_frame is {seconds_per_frame}: one encoder frame lasts more than 0 seconds.")
+    if audio_check not in AUDIO_CHECKS:
+        raise ValueError(f"audio_check is {audio_check!r}: use one of {', '.join(AUDIO_CHECKS)}.")
+    entries, bad = parse_manifest(path)
+    headers = _ask(inspect, [entry["audio_filepath"] for entry in entries], f"Checking {Path(path).name}", progress)
+    lines = [_Line(entry, headers[entry["audio_filepath"]]) for entry in entries]
+    if tokenize is not None:
+        tokenize = lru_cache(maxsize=1)(tokenize)  # a transcript is asked for twice
+    for line in lines:
+        line.reason, line.chosen = _reason(line, loader, tokenize, seconds_per_frame)
+        if unk_id is not None and line.reason is None:
+            line.is_unspelled = unk_id in tokenize(line.entry["text"])
+    decoded = _listen(_usable(lines), loader, audio_check, f"Decoding {Path(path).name}", progress)
+    _compare(_usable(lines))
+    screening = _sorted(lines, sample_rate)
+    screening.dropped[:0], screening.decoded = [line.plain for line in bad], decoded
+    if screening.low_rate:
+        logger.warning(
+            "%s: %d of %d utterances are below %d Hz and will be upsampled.",
+            *(path, len(screening.low_rate), screening.total, sample_rate),
+        )
+    return screening
+
+
+def screen_dataset(
+    manifest_path: str | Path,
+    *,
+    policy: str,
+    output_dir: str | Path,
+    name: str,
+    report: Callable[[Screening], None] = lambda screening: None,
+    tokenize: Callable[[str], list[int]] | None = None,
+    unk_id: int | None = None,
+    **how: Any,
+) -> Path:
+    """Path of a manifest that can be trained on: the given one when every utterance is usable.
+
+    policy "drop" writes `<output_dir>/<name>_usable.json` (absolute audio paths) and `<name>_dropped.json` (with
+    reasons), and logs one warning. policy "refuse" raises ValueError with the count and the first ten. Utterances
+    outside the loader's limits are left out on purpose: with either policy they are dropped, counted and listed.
+    A file that only needs its byte order mark or blank lines removed, which NeMo cannot read, is rewritten without a
+    warning. Transcripts that the tokenizer cannot spell are kept, counted in one warning, and listed in
+    `<name>_unspelled.json`; other utterances with a notice likewise in `<name>_noticed.json`. `report` is told the
+    outcome of a manifest that is not refused; `how` is what `screen_manifest` takes. Also raises ValueError for an
+    unknown policy, when nothing usable is left, and when no usable transcript can be spelled.
+    """
+    if policy not in ("drop", "refuse"):
+        raise ValueError(f"bad_utterances is {policy!r}: use 'drop' (counted and listed) or 'refuse'.")
+    screening = screen_manifest(manifest_path, tokenize=tokenize, unk_id=unk_id, **how)
+    unusable, folder = screening.dropped + screening.outside, Path(output_dir)
+    if not screening.usable or (screening.dropped and policy == "refuse"):
+        raise ValueError(_refusal(manifest_path, screening))
+    loader = how.get("loader", Loader())
+    if not any(loader.may_pass(entry["duration"]) for entry in screening.usable):
+        raise ValueError(
+            f"{manifest_path}: after {', '.join(loader.resizing)} no utterance is within min_duration and "
+            "max_duration, and lhotse would look for one for ever. Change the limits: none is usable."
+        )
+    if screening.unspelled:
+        _report_unspelled(manifest_path, screening, tokenize, unk_id, folder / f"{name}_unspelled.json")
+    if screening.noticed:
+        counts = _counted(screening.noticed, "notice")
+        listed = write_manifest(folder / f"{name}_noticed.json", screening.noticed)
+        logger.warning("%s: used all the same, but worth a look: %s (listed in %s)", manifest_path, counts, listed)
+    report(screening)
+    if not unusable and nemo_can_read(Path(manifest_path)):
+        return Path(manifest_path)
+    usable_path = write_manifest(folder / f"{name}_usable.json", screening.usable)
+    if unusable:
+        dropped_path = write_manifest(folder / f"{name}_dropped.json", unusable)
+        logger.warning("%s (listed in %s)", _count_line(manifest_path, unusable, screening.total), dropped_path)
+    return usable_path
+
+
+def name_of(entry: Mapping[str, Any]) -> str:
+    """What an utterance is called in a message: its audio file, or its line where that could not be read."""
+    return f"line {entry['line']}" if "audio_filepath" not in entry else entry["audio_filepath"]
+
+
+def count_by(entries: Iterable[Mapping[str, Any]], key: str) -> dict[str, int]:
+    """Number of entries for each value of a key, most frequent first."""
+    return dict(Counter(entry[key] for entry in entries).most_common())
+
+
+def _reason(
+    line: _Line, loader: Loader, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
+) -> tuple[str | None, bool]:
+    """Why an entry cannot be used as far as headers tell, and whether that is by choice."""
+    entry, header = line.entry, line.header
+    if loader.lhotse and entry.get("_skipme"):
+        return Reason.SKIPPED, True
+    if reason := _audio_fault(entry, header):
+        return reason, False
+    if reason := loader.limit_missed(entry, header):
+        return reason, True
+    if loader.mono_only and header.channels > 1:
+        return Reason.SEVERAL_CHANNELS, False
+    if loader.lhotse and any(entry.get(key) not in (None, header.sample_rate) for key in RATE_KEYS):
+        return Reason.WRONG_RATE, False  # lhotse believes the manifest, and would hear it at another speed
+    return text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame), False
+
+
+def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
+    if header.fault:
+        return header.fault
+    if entry["duration"] == 0:
+        return Reason.EMPTY_AUDIO
+    if (entry.get("offset") or 0.0) + entry["duration"] > header.seconds + DURATION_TOLERANCE:
+        return Reason.TOO_LONG_DURATION
+    return None
+
+
+def text_fault(
+    text: str, seconds: float, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
+) -> str | None:
+    """Why a transcript cannot be that of so many seconds of audio; without a tokenizer only an empty one is told."""
+    if not text.strip():
+        return Reason.EMPTY_TEXT
+    if tokenize is None or seconds_per_frame is None:
+        return None
+    num_tokens = len(tokenize(text))
+    if num_tokens == 0:
+        return Reason.EMPTY_TEXT
+    return Reason.TOO_LONG_TEXT if num_tokens > seconds / seconds_per_frame else None
+
+
+def _ask(
+    question: Callable[[Asked], Answer], about: Iterable[Asked], what: str, progress: bool
+) -> dict[Asked, Answer]:
+    """Answers to each different question, asked by threads: libsndfile works without the interpreter's lock."""
+    different = list(dict.fromkeys(about))
+    bar = {"desc": what, "unit": "file", "disable": not progress, "mininterval": 1.0, "total": len(different)}
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return dict(zip(different, tqdm(pool.map(question, different), **bar), strict=True))
+
+
+def _listen(lines: list[_Line], loader: Loader, audio_check: str, what: str, progress: bool) -> int:
+    """Decode utterances and note what is wrong with their samples. Returns how many were decoded."""
+    hours = sum(loader.seconds(line.entry, line.header) for line in lines) / 3600
+    if audio_check == "headers" or (audio_check == "auto" and hours > AUTO_HOURS):
+        lines = [line for line in lines if line.header.floating]
+    if not lines:
+        return 0
+    stretches = [_stretch(line) for line in lines]
+    answers: dict[Any, Samples] = _ask(lambda stretch: listen(*stretch), stretches, what, progress)
+    for line, stretch in zip(lines, stretches, strict=True):
+        line.reason = answers[stretch].fault
+        if answers[stretch].full_scale >= CLIPPED_SHARE:
+            line.notices.append(Notice.CLIPPED)
+    return len(lines)
+
+
+def _stretch(line: _Line) -> tuple[str, int, int | None]:
+    """Path, first sample and number of samples of an utterance; None: the whole file."""
+    entry, rate = line.entry, line.header.sample_rate
+    if entry.get("offset") is None:
+        return entry["audio_filepath"], 0, None
+    return entry["audio_filepath"], round(entry["offset"] * rate), max(1, round(entry["duration"] * rate))
+
+
+def _compare(lines: list[_Line]) -> None:
+    """Lines about the same audio: different transcripts cannot all be right, and the same one twice counts double."""
+    same_audio, same_id = defaultdict(list), defaultdict(list)
+    for line in lines:
+        entry = line.entry
+        channels = tuple(sorted((key, str(value)) for key, value in entry.items() if "channel" in key))
+        length = None if entry.get("offset") is None else (round(entry["offset"], 2), round(entry["duration"], 2))
+        same_audio[entry["audio_filepath"], length, channels].append(line)
+        for key in ID_KEYS:
+            if entry.get(key) is not None:
+                same_id[key, str(entry[key])].append(line)
+    for group in same_audio.values():
+        if len({" ".join(line.entry["text"].split()) for line in group}) > 1:
+            for line in group:
+                line.reason = Reason.CONTRADICTION
+        for line in group[1:]:
+            line.notices.append(Notice.REPEATED)
+    for group in same_id.values():
+        for line in group[1:]:
+            if Notice.REPEATED not in line.notices:
+                line.notices.append(Notice.SAME_ID)
+
+
+def _usable(lines: list[_Line]) -> list[_Line]:
+    return [line for line in lines if line.reason is None]
+
+
+def _sorted(lines: list[_Line], sample_rate: int | None) -> Screening:
+    screening = Screening()
+    for line in lines:
+        if line.reason is not None:
+            (screening.outside if line.chosen else screening.dropped).append({**line.entry, "reason": line.reason})
+            continue
+        screening.usable.append(line.entry)
+        screening.noticed += [{**line.entry, "notice": notice} for notice in line.notices]
+        if line.is_unspelled:
+            screening.unspelled.append(line.entry)
+        if sample_rate is not None and line.header.sample_rate < sample_rate:
+            screening.low_rate.append(line.entry)
+    return screening
+
+
+def _report_unspelled(
+    manifest_path: str | Path,
+    screening: Screening,
+    tokenize: Callable[[str], list[int]],
+    unk_id: int,
+    listed_in: Path,
+) -> None:
+    texts = [entry["text"] for entry in screening.unspelled]
+    unknown = {character for character in set("".join(texts)) if unk_id in tokenize(character)}
+    found = ["".join(dict.fromkeys(character for character in text if character in unknown)) for text in texts]
+    count = (
+        f"{manifest_path}: {len(texts)} of {len(screening.usable)} transcripts hold characters that the "
+        f"tokenizer does not know, such as {found[0]!r} in {texts[0]!r}"
+    )
+    if len(texts) == len(screening.usable):
+        raise ValueError(f"{count}. Write them like the tokenizer's own text (upper or lower case), or train another.")
+    lines = [{**entry, "unknown": characters} for entry, characters in zip(screening.unspelled, found, strict=True)]
+    logger.warning("%s: these are learnt as <unk> (listed in %s)", count, write_manifest(listed_in, lines))
+
+
+def _counted(entries: list[dict[str, Any]], key: str) -> str:
+    return ", ".join(f"{value}: {count}" for value, count in count_by(entries, key).items())
+
+
+def _count_line(manifest_path: str | Path, unusable: list[dict[str, Any]], total: int) -> str:
+    return f"{manifest_path}: {len(unusable)} of {total} utterances cannot be used ({_counted(unusable, 'reason')})"
+
+
+def _why(entry: Mapping[str, Any]) -> str:
+    return entry["reason"] if "audio_filepath" in entry else entry["detail"]
+
+
+def _refusal(manifest_path: str | Path, screening: Screening) -> str:
+    listed = screening.dropped if screening.usable else screening.dropped + screening.outside
+    shown = [f"  - {name_of(entry)}: {_why(entry)}" for entry in listed[:REPORTED_UTTERANCES]]
+    more = len(listed) - len(shown)
+    if more:
+        shown.append(f"  ... and {more} more")
+    if screening.usable:
+        remedy = "Mend these lines, or set bad_utterances to 'drop'."
+    else:
+        ways = ["Mend these lines"] * bool(screening.dropped) + ["change the limits"] * bool(screening.outside)
+        remedy = f"{' or '.join(ways).capitalize()}: none is usable."
+    return "\n".join([_count_line(manifest_path, listed, screening.total) + ":", *shown, remedy])

@@ -1,0 +1,196 @@
+"""What of a step is not finite: which loss part, the gradient of which network, and which utterances are at fault.
+
+Everything here runs after a fault was found; a good step pays for none of it.
+B batch, S samples, F mel bins, D channels, T frames, U target tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from nemo_codert.models.transducer import Encoded, encode
+
+NAMED_PARAMETERS = 3
+NAMED_UTTERANCES = 20
+
+
+@dataclass
+class SeenBatch:
+    """One batch of an optimizer step. parts: the parts of its loss, once it is computed. utterances: [] if unknown."""
+
+    index: int
+    batch: Any
+    utterances: list[str] = field(default_factory=list)
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Fault:
+    """What was not finite in one optimizer step on one rank.
+
+    losses: part -> value. networks: network -> "bad of all" tensors of its gradient. parameters: the first of them.
+    weights: parameters that are themselves not finite. utterances: all of the step. suspects: utterance -> why.
+    """
+
+    step: int
+    rank: int = 0
+    batches: list[int] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    networks: dict[str, str] = field(default_factory=dict)
+    parameters: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+    utterances: list[str] = field(default_factory=list)
+    suspects: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """For a file. Numbers that JSON does not know are spelled out."""
+        return {**asdict(self), "losses": {name: str(value) for name, value in self.losses.items()}}
+
+    def text(self, model: LightningModule) -> str:
+        """Losses, gradients and utterances in one line."""
+        said = []
+        if self.losses:
+            losses = [f"{name} = {value}{_branch(name, model)}" for name, value in self.losses.items()]
+            said.append(f"the training loss is not finite: {', '.join(losses)}")
+        if self.networks:
+            networks = [f"{name}{_branch(name, model)} {count}" for name, count in self.networks.items()]
+            first = ", ".join(self.parameters)
+            said.append(f"the gradient is not finite: {', '.join(networks)} tensors, first {first}")
+        if not said:
+            said.append("the norm of the gradient is too large for float32")
+        if self.weights:
+            said.append(f"weights were not finite before the step: {', '.join(self.weights)}")
+        return "; ".join([*said, self._utterances_text()])
+
+    def _utterances_text(self) -> str:
+        batches = f"batch {', '.join(map(str, self.batches))}"
+        suspects = [f"{name} ({why})" for name, why in self.suspects.items()]
+        others = [name for name in self.utterances if name not in self.suspects]
+        more = f" and {len(others) - NAMED_UTTERANCES} more" if len(others) > NAMED_UTTERANCES else ""
+        named = ", ".join(others[:NAMED_UTTERANCES]) + more
+        if suspects:
+            rest = f"; with {named}" if named else ""
+            return f"at fault in {batches}: {', '.join(suspects)}{rest}"
+        return f"utterances of {batches}: {named}" if named else f"utterances unknown, {batches}"
+
+
+def find_fault(model: LightningModule, seen: list[SeenBatch], step: int, rank: int) -> Fault:
+    """Everything that can be told about a step that is not finite. seen: its batches, gradients still in place."""
+    fault = Fault(step, rank, batches=[each.index for each in seen])
+    fault.losses = _non_finite_losses(seen)
+    fault.networks, fault.parameters = _non_finite_gradients(model)
+    fault.weights = [name for name, weight in model.named_parameters() if not _is_finite(weight)][:NAMED_PARAMETERS]
+    fault.utterances = [name for each in seen for name in each.utterances]
+    if not fault.weights:  # else every utterance would be found at fault
+        for each in seen:
+            fault.suspects |= _suspects(model, each, step)
+    return fault
+
+
+def _non_finite_losses(seen: list[SeenBatch]) -> dict[str, float]:
+    """The parts of the losses that are not finite; of several batches the first value of each."""
+    losses: dict[str, float] = {}
+    for each in seen:
+        values = {name: float(value) for name, value in each.parts.items() if not _is_finite(value)}
+        losses = {**values, **losses}
+    return losses
+
+
+def _non_finite_gradients(model: nn.Module) -> tuple[dict[str, str], list[str]]:
+    """Networks with "bad of all" tensors of their gradient, and the first bad parameters."""
+    bad: dict[str, int] = {}
+    all_of: dict[str, int] = {}
+    parameters = []
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        network = name.split(".")[0]
+        all_of[network] = all_of.get(network, 0) + 1
+        if not _is_finite(parameter.grad):
+            bad[network] = bad.get(network, 0) + 1
+            parameters.append(name)
+    return {name: f"{count} of {all_of[name]}" for name, count in bad.items()}, parameters[:NAMED_PARAMETERS]
+
+
+def _suspects(model: LightningModule, seen: SeenBatch, step: int) -> dict[str, str]:
+    """Utterance -> what is not finite for it alone. Nothing where it cannot be told; an own failure hides no fault."""
+    try:
+        with _looking_again(model):
+            rows = _faulty_rows(model, seen.batch, step)
+    except Exception:  # noqa: BLE001  whatever goes wrong here, the fault itself has to be reported
+        return {}
+    # Names are of what was asked for; where some of it could not be read, rows are others.
+    names = seen.utterances if len(seen.utterances) == len(seen.batch[0]) else []
+    return {(names[row] if names else f"row {row} of batch {seen.index}"): why for row, why in rows.items()}
+
+
+@contextmanager
+def _looking_again(model: LightningModule) -> Iterator[None]:
+    """Without gradients, dropout, dither and drifting statistics: the model stays as it was, the generators too."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad(), model.trainer.precision_plugin.forward_context():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: int) -> dict[int, str]:
+    """Row of the batch -> the first thing on its way to the loss that is not finite."""
+    signal, signal_len, transcript, transcript_len = batch[:4]
+    rows: dict[int, str] = {}
+
+    def note(values: torch.Tensor, lengths: torch.Tensor, what: str) -> None:
+        within = torch.arange(values.shape[-1], device=values.device)[None] < lengths[:, None]
+        finite = values.isfinite() if values.dim() == 2 else values.isfinite().all(dim=1)
+        for row in (~finite & within).any(dim=1).nonzero().flatten().tolist():
+            rows.setdefault(row, f"its {what} is not finite")
+
+    note(signal, signal_len, "signal")
+    features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
+    note(features, features_len, "spectrogram")
+    if not hasattr(model, "codert_losses"):
+        note(*model.encoder(audio_signal=features, length=features_len)[:2], "encoder output")
+        return rows
+    student, teacher = (encode(each, features, features_len) for each in _transducers(model))
+    note(student.encoded, student.encoded_len, "student encoder output")
+    note(teacher.encoded, teacher.encoded_len, "teacher encoder output")
+    for row in range(len(signal)):
+        alone = [_row_of(branch, row) for branch in (student, teacher)]
+        tokens = transcript[row : row + 1, : transcript_len[row]], transcript_len[row : row + 1]
+        for name, value in model.codert_losses(*alone, *tokens, step).items():
+            if not _is_finite(value):
+                rows.setdefault(row, f"its {name} is not finite")
+    return rows
+
+
+def _transducers(model: LightningModule) -> tuple[Any, Any]:
+    return model.student_transducer, model.teacher_transducer
+
+
+def _row_of(branch: Encoded, row: int) -> Encoded:
+    lengths = branch.encoded_len[row : row + 1]
+    return Encoded(branch.encoded[row : row + 1, :, : int(lengths)], lengths)
+
+
+def _branch(name: str, model: nn.Module) -> str:
+    """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
+    if not hasattr(model, "student_encoder") or name == "train_loss":
+        return ""
+    if name.startswith("student_") or name.endswith("_student") or name == "train_distillation_loss":
+        return " (student)"
+    shared = name == "decoder" and model.cfg.codert.share_decoder
+    return " (teacher and student)" if shared else " (teacher)"
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
