@@ -1,6 +1,7 @@
 """Trainings of scripts/train.py that are small but leave nothing out: dropout, dither, SpecAugment, shuffling."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,15 @@ SMALL = [
 
 def small_run(folder: Path, manifest: Path, tokenizer_dir: Path, *overrides: str, steps: int) -> list[str]:
     """Overrides of conf/fsdd.yaml for a run into `folder`/run/v that validates once, at its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(manifest, folder / "dev.json")  # NeMo validates with no file called manifest.json
     return [
         f"model.train_ds.manifest_filepath={manifest}",
-        f"model.validation_ds.manifest_filepath={manifest}",
+        f"model.validation_ds.manifest_filepath={folder / 'dev.json'}",
         f"model.tokenizer.dir={tokenizer_dir}",
         f"exp_manager.exp_dir={folder}",
         "exp_manager.name=run",
-        "exp_manager.version=v",
+        "+exp_manager.version=v",
         f"trainer.max_steps={steps}",
         f"trainer.val_check_interval={steps}",
         *SMALL,
