@@ -5,7 +5,8 @@ Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's p
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import nemo
 import torch
@@ -86,6 +87,16 @@ def switch_cuda_graphs(decoding: object, *, on: bool) -> bool:
 def is_being_restored() -> bool:
     """True inside a `restore_from` or `load_from_checkpoint`, whose weights replace whatever is loaded now."""
     return bool(AppState().is_model_being_restored)
+
+
+@contextmanager
+def being_restored() -> Iterator[None]:
+    """Models built in this block get their weights from elsewhere: NeMo opens no data for them."""
+    AppState().is_model_being_restored = True
+    try:
+        yield
+    finally:
+        AppState().is_model_being_restored = False
 
 
 def forget_failed_restore() -> None:

@@ -43,6 +43,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
+from nemo_codert.checkpoint_reading import read_checkpoint  # noqa: E402
 from nemo_codert.config import checked_config, encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
@@ -53,6 +54,7 @@ from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.training.checkpoint_io import CheckpointFiles  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
@@ -132,7 +134,8 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
     settings = dict(cfg.trainer)
     callbacks = [StepProgress()] if settings.pop("enable_progress_bar", True) else []
-    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
+    plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
+    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
 
 
 def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
@@ -245,7 +248,7 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     model = trainer.lightning_module
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if best and Path(best).is_file():
-        model.load_state_dict(torch.load(best, map_location="cpu", weights_only=False)["state_dict"])
+        model.load_state_dict(read_checkpoint(best)["state_dict"])
     model = model.cpu().eval()
     score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     with open_dict(model.cfg):

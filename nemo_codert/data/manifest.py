@@ -20,6 +20,7 @@ from uuid import uuid4
 from tqdm.auto import tqdm
 
 from nemo_codert.data.audio_files import AudioFault, AudioFiles, AudioHeader
+from nemo_codert.disk_errors import named_when_full
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +149,9 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     # Not tempfile's: those can be read by their owner only. The ranks of one run may write at the same time.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with named_when_full(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
