@@ -32,6 +32,24 @@ def register_targets() -> None:
         )
 
 
+def is_allowed_target(target: object) -> bool:
+    """Whether NeMo, with our prefix on its list, builds a class of this name."""
+    register_targets()
+    return isinstance(target, str) and bool(common._is_target_allowed(target))
+
+
+def targets_in(node: object, path: str) -> Iterator[tuple[str, object]]:
+    """Key path and value of every `_target_` in plain dicts and lists."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield f"{path}._target_", node["_target_"]
+        for key, value in node.items():
+            yield from targets_in(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from targets_in(value, f"{path}[{i}]")
+
+
 def fastemit_lambda(loss: RNNTLoss) -> float:
     """FastEmit's lambda of a NeMo RNN-T loss (its CUDA and CPU kernels keep it under one name)."""
     return float(getattr(loss._loss, "fastemit_lambda", 0.0))

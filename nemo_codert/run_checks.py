@@ -12,11 +12,13 @@ import sentencepiece
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.analysis.evaluation import usable_entries
 from nemo_codert.config import STOCK_JOINT, checked_config, lone_branch
 from nemo_codert.config_values import is_count, is_number
 from nemo_codert.data.manifest import read_manifest
+from nemo_codert.nemo_compat import is_allowed_target, targets_in
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,12 @@ def check_run(cfg: DictConfig) -> None:
             tokenizer, and settings that contradict each other.
     """
     problems = [*_config_problems(cfg), *_run_problems(cfg), *_value_problems(cfg)]
-    problems += [*_optimiser_problems(cfg), *_trainer_problems(cfg), *_checkpoint_problems(cfg)]
+    problems += [
+        *_target_problems(cfg),
+        *_optimiser_problems(cfg),
+        *_trainer_problems(cfg),
+        *_checkpoint_problems(cfg),
+    ]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
     problems += _test_problems(cfg)
@@ -64,6 +71,21 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         checked_config(cfg.model, warn=False, alone=lone_branch(cfg))
     except ValueError as error:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
+
+
+def _target_problems(cfg: DictConfig) -> Iterator[str]:
+    """Classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
+    for name in ("preprocessor", "spec_augment", "encoder", "student", "decoder", "joint", "optim"):
+        block = _value(cfg, f"model.{name}")
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            plain = OmegaConf.to_container(block, resolve=True, throw_on_missing=False)
+        except OmegaConfBaseException:
+            continue  # the model's own checks say so
+        for path, target in targets_in(plain, f"model.{name}"):
+            if not is_allowed_target(target):
+                yield f"{path} is {target!r}, wanted a class of NeMo's or of nemo_codert.modules"
 
 
 def _run_problems(cfg: DictConfig) -> Iterator[str]:
@@ -128,6 +150,9 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         heads, width = _value(cfg, f"{name}.n_heads", 1), _value(cfg, f"{name}.d_model", 0)
         if not is_count(heads) or (is_count(width) and width % heads):
             yield f"{name}.n_heads is {heads!r}, wanted a divisor of its d_model ({width!r})"
+    for key in ("model.decoding.greedy.max_symbols", "model.decoding.greedy.max_symbols_per_step"):
+        if _value(cfg, key, 1) is None:
+            yield f"{key} is null: an untrained model's decoding would not end. Give a number, e.g. 10"
     yield from _sample_rate_problems(cfg)
 
 

@@ -22,7 +22,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
 from nemo_codert.model_card import model_card, read_results  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
+from nemo_codert.models.build_faults import build_error  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
@@ -103,9 +103,8 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         data = screen_data(cfg, folder)
         try:
             model = build_model(cfg, trainer)
-        except InstantiationException as error:
-            faults = list(faulty_blocks(cfg)) or [str(error)]
-            raise ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults)) from error
+        except Exception as error:
+            raise build_error(cfg.model, error) from error
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
         check_optimiser(model)
@@ -193,18 +192,6 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     if name := OmegaConf.select(cfg, key):
         log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
     return model
-
-
-def faulty_blocks(cfg: DictConfig) -> Iterator[str]:
-    """Config path and reason of each block that cannot be built by itself; Hydra names a class, which two may have."""
-    for key in ("model.preprocessor", "model.spec_augment", "model.encoder", "model.student.encoder"):
-        block = OmegaConf.select(cfg, key)
-        if not OmegaConf.is_dict(block):
-            continue
-        try:
-            EncDecRNNTBPEModel.from_config_dict(OmegaConf.create(OmegaConf.to_container(block, resolve=True)))
-        except InstantiationException as error:
-            yield f"{key}: {' '.join(str(error).split())}"
 
 
 def check_optimiser(model: EncDecRNNTBPEModel) -> None:

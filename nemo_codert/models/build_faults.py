@@ -1,0 +1,51 @@
+"""What a user is told when a model cannot be built from a config that passed its checks."""
+
+import re
+from collections.abc import Iterator
+
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+VOCABULARY = ["a", "b"]  # of the networks that are built to find the fault
+
+
+def build_error(model_cfg: DictConfig, error: Exception) -> ValueError:
+    """The error to raise for one that building a model raised: it names keys and says all that is known.
+
+    Args:
+        model_cfg: the `model` section.
+        error: raised somewhere in NeMo, PyTorch or here; one of ours, which names its key, is handed back.
+    """
+    if isinstance(error, ValueError) and re.search(r"\bmodel\.\w", str(error)):
+        return error
+    faults = list(_faulty_blocks(model_cfg)) or [f"model: {_in_words(error)}"]
+    return ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults))
+
+
+def _faulty_blocks(cfg: DictConfig) -> Iterator[str]:
+    """Config path and reason of each block that cannot be built by itself."""
+    for key in ("preprocessor", "spec_augment", "encoder", "student.encoder", "decoder", "student.decoder", "joint"):
+        block = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            block = OmegaConf.create(OmegaConf.to_container(block, resolve=True))
+            with open_dict(block):
+                _complete(key.rsplit(".", 1)[-1], block, cfg)
+            EncDecRNNTBPEModel.from_config_dict(block)
+        except Exception as error:
+            yield f"model.{key}: {_in_words(error)}"
+
+
+def _complete(kind: str, block: DictConfig, cfg: DictConfig) -> None:
+    """What NeMo's models fill in."""
+    if kind == "decoder":
+        block.vocab_size = len(VOCABULARY)
+    elif kind == "joint":
+        block.num_classes, block.vocabulary = len(VOCABULARY), VOCABULARY
+        block.jointnet.encoder_hidden = cfg.model_defaults.enc_hidden
+        block.jointnet.pred_hidden = cfg.model_defaults.pred_hidden
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
