@@ -28,6 +28,10 @@ STAND_INS = (
 MAX_DEPTH = 200  # of nested containers; what training writes has about 10
 
 
+class RefusedCheckpoint(ValueError):
+    """A file that is no checkpoint, was torn, or names anything but data; nothing of it was executed."""
+
+
 class StandIn:
     """An object of another library as a checkpoint describes it: its state, none of its behaviour."""
 
@@ -58,7 +62,7 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a torn file, no checkpoint, or one that names anything but data; nothing of it was executed.
+        RefusedCheckpoint: a torn file, no checkpoint, or one that names anything but data.
     """
     if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"Checkpoint file not found: {path}")
@@ -69,9 +73,9 @@ def read_checkpoint(
             content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         content = plain(content)
     except Exception as error:
-        raise ValueError(f"{name} {_reason(error)}") from error
+        raise RefusedCheckpoint(f"{name} {_reason(error)}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name} is no Lightning checkpoint: it holds a {type(content).__name__}, wanted a dict")
+        raise RefusedCheckpoint(f"{name} is no Lightning checkpoint: it holds a {type(content).__name__}, no dict")
     return content
 
 

@@ -42,7 +42,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
-from nemo_codert.checkpoint_reading import read_checkpoint  # noqa: E402
+from nemo_codert.checkpoint_reading import RefusedCheckpoint, read_checkpoint  # noqa: E402
 from nemo_codert.config import checked_config, encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
@@ -75,13 +75,16 @@ def main(cfg: DictConfig) -> None:
     except USER_ERRORS as error:  # what a user wrote: one message, no traceback
         sys.exit(f"error: {fault(error)}")
     try:
-        trainer.fit(model)
-    except BaseException:
-        if trainer.global_step == 0:
-            forget_run(cfg)
-        raise
-    if trainer.is_global_zero:
-        finish(cfg, trainer, folder)
+        try:
+            trainer.fit(model)
+        except BaseException:
+            if trainer.global_step == 0:
+                forget_run(cfg)
+            raise
+        if trainer.is_global_zero:
+            finish(cfg, trainer, folder)
+    except (OSError, RefusedCheckpoint) as error:  # a full disk, a file to resume from: earlier files are untouched
+        sys.exit(f"error: {fault(error)}")
 
 
 def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
