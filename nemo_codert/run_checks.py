@@ -51,7 +51,7 @@ def check_run(cfg: DictConfig) -> None:
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
     problems += _test_problems(cfg)
-    problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
+    problems += _tokenizer_problems(_value(cfg, "model.tokenizer.dir"))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):
@@ -60,7 +60,10 @@ def check_run(cfg: DictConfig) -> None:
 
 def _value(cfg: DictConfig, key: str, default: object = None) -> object:
     """What is at a key; `default` where nothing is, or what cannot be resolved (the model's own checks say so)."""
-    return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
+    try:
+        return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a list or a text where a block should be
+        return default
 
 
 def _config_problems(cfg: DictConfig) -> Iterator[str]:
@@ -89,11 +92,11 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _run_problems(cfg: DictConfig) -> Iterator[str]:
-    codert = OmegaConf.select(cfg, "model.codert")
+    codert = _value(cfg, "model.codert")
     train, codert = cfg.get("train"), codert if OmegaConf.is_dict(codert) else {}
     if train not in ("pair", "student", "teacher"):
         yield f"train is {train!r}, wanted pair, student or teacher (set by strategy=...)"
-    weight = OmegaConf.select(cfg, "model.codert.distillation.weight") if codert else None
+    weight = _value(cfg, "model.codert.distillation.weight") if codert else None
     if train in ("student", "teacher") and weight:
         yield (
             f"model.codert.distillation.weight is {weight} but train is {train}: there is no pair to distil in. "
@@ -108,10 +111,10 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
             "that trains a pair"
         )
     for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
-        name = OmegaConf.select(cfg, key, throw_on_missing=False)
+        name = _value(cfg, key)
         if isinstance(name, str) and name.endswith(".nemo") and not Path(name).is_file():
             yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
-    joint = OmegaConf.select(cfg, "model.joint._target_")
+    joint = _value(cfg, "model.joint._target_")
     if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
         yield (
             f"model.codert.rnnt_loss is exact but train is {train} with the stock joint: NeMo's own class trains "
@@ -249,7 +252,7 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     section, name = key.rsplit(".", 1)
-    block = OmegaConf.select(cfg, section)
+    block = _value(cfg, section)
     if not OmegaConf.is_dict(block):
         yield f"{section} is missing: give it a manifest_filepath"
         return
@@ -293,7 +296,7 @@ def test_manifests(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: neither a path nor a list of paths.
     """
-    block = OmegaConf.select(cfg, "model.test_ds")
+    block = _value(cfg, "model.test_ds")
     if not OmegaConf.is_dict(block) or is_tarred(block) or "manifest_filepath" not in block:
         return []
     value = block.manifest_filepath

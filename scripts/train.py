@@ -48,7 +48,7 @@ from nemo_codert.data.manifest import Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
 from nemo_codert.model_card import model_card, read_results  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
-from nemo_codert.models.build_faults import build_error  # noqa: E402
+from nemo_codert.models.build_faults import build_error, try_networks  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
@@ -106,6 +106,7 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         data = screen_data(cfg, folder)
         try:
             model = build_model(cfg, trainer)
+            try_networks(model)
         except Exception as error:
             raise build_error(cfg.model, error) from error
         # Ranks must not mask alike; NeMo's own generators start from the operating system.

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+import torch
+from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 VOCABULARY = ["a", "b"]  # of the networks that are built to find the fault
@@ -20,6 +22,46 @@ def build_error(model_cfg: DictConfig, error: Exception) -> ValueError:
         return error
     faults = list(_faulty_blocks(model_cfg)) or [f"model: {_in_words(error)}"]
     return ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults))
+
+
+def try_networks(model: EncDecRNNTModel) -> None:
+    """Let a second of noise through the front end, the masks and the encoders: some settings fail only in use.
+
+    The global random state and the model's modes are left as they were.
+
+    Raises:
+        ValueError: one of them fails; it is named by its key.
+    """
+    training = model.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named("model.preprocessor"):
+        model.eval()  # of batch norms
+        device, rate = (
+            model.preprocessor.featurizer.window.device,
+            int(model.cfg.preprocessor.get("sample_rate", 16000)),
+        )
+        signal = 0.1 * torch.randn(1, rate, device=device)
+        length = torch.tensor([rate], device=device)
+        features, length = model.preprocessor(input_signal=signal, length=length)  # [1, F, T_in]
+        if getattr(model, "spec_augmentation", None) is not None:
+            with _named("model.spec_augment"):
+                model.spec_augmentation(input_spec=features, length=length)
+        for key in ("encoder", "student_encoder"):
+            if (encoder := getattr(model, key, None)) is not None:
+                with _named(f"model.{key.replace('_', '.')}"):
+                    encoder(audio_signal=features, length=length)
+    model.train(training)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("The model cannot be built"):
+            raise
+        raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
+    except Exception as error:
+        raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
 
 
 def _faulty_blocks(cfg: DictConfig) -> Iterator[str]:

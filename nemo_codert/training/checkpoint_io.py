@@ -37,6 +37,8 @@ class CheckpointFiles(CheckpointIO):
         """
         if storage_options is not None:
             raise ValueError(f"storage_options is {storage_options!r}: checkpoints are local files, leave it out")
+        if "://" in str(path):
+            raise ValueError(f"{path} is no local file: checkpoints are written to a local folder, give one")
         path = Path(path)
         # Not `.ckpt`: nothing that looks for checkpoints finds it, should the process be killed here.
         temporary = path.with_name(f".{path.name[:100]}_{uuid.uuid4().hex[:8]}{UNFINISHED}")

@@ -153,6 +153,7 @@ def built(script: Any, cfg: DictConfig) -> Any:
     script.check_run(cfg)
     try:
         model = script.build_model(cfg, None)
+        script.try_networks(model)
     except Exception as error:
         raise script.build_error(cfg.model, error) from error
     script.check_optimiser(model)
@@ -160,12 +161,18 @@ def built(script: Any, cfg: DictConfig) -> Any:
 
 
 def assert_valid(model: Any, batch: tuple[torch.Tensor, ...]) -> None:
-    """A training step gives a loss (NeMo's own classes need a trainer for that), a validation batch is decoded."""
+    """A training step gives a loss and a validation batch is decoded; of NeMo's own classes, which ask a trainer for
+    the step, the networks and the decoding do something.
+    """
     if isinstance(model, EncDecCoDERTBPEModel):
         assert model.train().training_step(batch, 0)["loss"].dim() == 0
     model.eval()
     with torch.no_grad():
-        model.validation_pass(batch, 0)
+        if isinstance(model, EncDecCoDERTBPEModel):
+            model.validation_pass(batch, 0)
+        else:
+            encoded = model(input_signal=batch[0], input_signal_length=batch[1])
+            assert len(model.decoding.rnnt_decoder_predictions_tensor(*encoded)) == len(batch[0])
 
 
 def fuzz(script: Any, bases: list[dict], batch: tuple[torch.Tensor, ...], examples: int, *, seed: int) -> list[str]:

@@ -266,6 +266,17 @@ def test_weights_with_code_are_refused_and_nothing_is_executed(pair_file, tmp_pa
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"no tokenizer", bytes(range(256)) * 20])
+def test_a_tokenizer_that_is_none_is_refused(pair_file, tmp_path, content):
+    def replace(members: dict[str, bytes]) -> None:
+        (name,) = [name for name in members if name.endswith("tokenizer.model")]
+        members[name] = content
+
+    path = rewrite(pair_file, tmp_path / "bad.nemo", members=replace)
+    with pytest.raises(ValueError, match=r"bad\.nemo cannot be restored as a NeMo model: "):
+        load_model(path)
+
+
 def test_the_trap_works_with_nemos_own_restoring(pair_file, tmp_path, monkeypatch):
     """Where the environment variable is set and the archive is not asked for through this package."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
