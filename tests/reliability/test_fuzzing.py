@@ -7,7 +7,7 @@ from tests.conftest import load_script
 
 pytestmark = pytest.mark.reliability
 CO_TRAINED = [name for name in STRATEGIES if not name.startswith("static")]  # a frozen teacher needs a checkpoint
-EXAMPLES = 30
+EXAMPLES = 80
 
 
 @pytest.mark.parametrize("part", range(4))
