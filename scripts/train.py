@@ -108,7 +108,8 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
             model = build_model(cfg, trainer)
             try_networks(model)
         except Exception as error:
-            raise build_error(cfg.model, error) from error
+            raised = build_error(cfg.model, error)
+            raise raised from (None if raised is error else error)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
         check_optimiser(model)

@@ -11,16 +11,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 VOCABULARY = ["a", "b"]  # of the networks that are built to find the fault
 
 
-def build_error(model_cfg: DictConfig, error: Exception) -> ValueError:
+def build_error(model_cfg: DictConfig, error: Exception) -> Exception:
     """The error to raise for one that building a model raised: it names keys and says all that is known.
 
     Args:
         model_cfg: the `model` section.
-        error: raised somewhere in NeMo, PyTorch or here; one of ours, which names its key, is handed back.
+        error: raised somewhere in NeMo, PyTorch or here. Handed back: one of ours, which names its key, and one of
+            the machine (a RuntimeError, an OSError) where every block can be built by itself.
     """
     if isinstance(error, ValueError) and re.search(r"\bmodel\.\w", str(error)):
         return error
-    faults = list(_faulty_blocks(model_cfg)) or [f"model: {_in_words(error)}"]
+    faults = list(_faulty_blocks(model_cfg))
+    if not faults and isinstance(error, RuntimeError | OSError):
+        return error  # no fault of a setting that is known
+    faults = faults or [f"model: {_in_words(error)}"]
     return ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults))
 
 

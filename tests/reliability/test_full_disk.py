@@ -133,7 +133,7 @@ def test_a_training_on_a_full_disk_ends_with_one_error_and_whole_checkpoints(
     whole = train(tmp_path / "whole", dev, tokenizer_dir)
     assert whole.returncode == 0, whole.stderr[-2000:]
     size, survived = max(path.stat().st_size for path in (tmp_path / "whole").rglob("*.ckpt")), 0
-    for checkpoints in (1, 3):
+    for checkpoints in (1, 2):  # the best and the last are kept, a third is written before the last is removed
         disk.room(int(size * (checkpoints + 0.5)) + 2**19)
         done = train(disk.folder, dev, tokenizer_dir)
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
