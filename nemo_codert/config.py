@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert import __version__
 from nemo_codert.config_values import is_count, is_number, sub_block
+from nemo_codert.size_checks import size_problems
 from nemo_codert.stock_options import ADDITIVE_JOINT as ADDITIVE_JOINT
 from nemo_codert.stock_options import STOCK_JOINT as STOCK_JOINT
 from nemo_codert.stock_options import is_tdt, optimisation_problems, unsupported_options
@@ -106,12 +107,14 @@ def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = No
     for name, encoder in _encoders(cfg, student).items():
         problems += _encoder_problems(name, encoder)
         problems += _checkpointing_problems(name, encoder, codert)
-    problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student)]
+    problems += [*_frame_rate_problems(cfg, student), *_width_problems(cfg, student), *size_problems(cfg)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
     for key in _keys_without_effect(cfg, codert, alone) if warn else ():
         logger.warning("%s", key)
     with open_dict(cfg):
+        if "sched" in sub_block(cfg, "optim") and cfg.optim.sched is None:
+            cfg.optim.pop("sched")  # NeMo takes the key for a schedule
         cfg.student, cfg.codert, cfg.nemo_codert_version = student, codert, __version__
     return cfg
 

@@ -10,6 +10,7 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
+from nemo_codert.disk_errors import named_when_full
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.pretrained import HYBRID, restore_rnnt
 from nemo_codert.models.stock_models import stock_model
@@ -64,7 +65,7 @@ def _check_branch(model: EncDecRNNTBPEModel, branch: str) -> None:
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
     """`save_to` that leaves either the whole file under `path` or nothing."""
     path = Path(path)
-    with moved_when_complete(path.parent) as folder:
+    with named_when_full(path), moved_when_complete(path.parent) as folder:
         model.save_to(str(folder / path.name))
     return path
 
@@ -74,7 +75,7 @@ def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tu
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
-    with moved_when_complete(path.parent) as folder:
+    with named_when_full(path), moved_when_complete(path.parent) as folder:
         model.save_to(str(folder / path.name))
         (folder / path.name).with_suffix(".md").write_text(card, encoding="utf-8")
     return path, path.with_suffix(".md")
@@ -95,7 +96,7 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path} does not end in .onnx")
-    with torch.random.fork_rng(devices=[]), moved_when_complete(path.parent) as folder:
+    with torch.random.fork_rng(devices=[]), named_when_full(path), moved_when_complete(path.parent) as folder:
         copy = stock_of(model).cpu()
         replace_projected_lstms(copy.encoder)
         copy.export(str(folder / path.name))

@@ -5,7 +5,8 @@ Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's p
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import nemo
 import torch
@@ -29,6 +30,24 @@ def register_targets() -> None:
             f"nemo_toolkit {nemo.__version__} is untested with nemo_codert: it was made for {TESTED_NEMO}.x.",
             stacklevel=2,
         )
+
+
+def is_allowed_target(target: object) -> bool:
+    """Whether NeMo, with our prefix on its list, builds a class of this name."""
+    register_targets()
+    return isinstance(target, str) and bool(common._is_target_allowed(target))
+
+
+def targets_in(node: object, path: str) -> Iterator[tuple[str, object]]:
+    """Key path and value of every `_target_` in plain dicts and lists."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield f"{path}._target_", node["_target_"]
+        for key, value in node.items():
+            yield from targets_in(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from targets_in(value, f"{path}[{i}]")
 
 
 def fastemit_lambda(loss: RNNTLoss) -> float:
@@ -86,6 +105,16 @@ def switch_cuda_graphs(decoding: object, *, on: bool) -> bool:
 def is_being_restored() -> bool:
     """True inside a `restore_from` or `load_from_checkpoint`, whose weights replace whatever is loaded now."""
     return bool(AppState().is_model_being_restored)
+
+
+@contextmanager
+def being_restored() -> Iterator[None]:
+    """Models built in this block get their weights from elsewhere: NeMo opens no data for them."""
+    AppState().is_model_being_restored = True
+    try:
+        yield
+    finally:
+        AppState().is_model_being_restored = False
 
 
 def forget_failed_restore() -> None:

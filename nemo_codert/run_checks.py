@@ -12,11 +12,13 @@ import sentencepiece
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.analysis.evaluation import usable_entries
 from nemo_codert.config import STOCK_JOINT, checked_config, lone_branch
 from nemo_codert.config_values import is_count, is_number
 from nemo_codert.data.manifest import parse_manifest, read_manifest
+from nemo_codert.nemo_compat import is_allowed_target, targets_in
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,16 @@ def check_run(cfg: DictConfig) -> None:
             tokenizer, and settings that contradict each other.
     """
     problems = [*_config_problems(cfg), *_run_problems(cfg), *_value_problems(cfg)]
-    problems += [*_optimiser_problems(cfg), *_trainer_problems(cfg), *_checkpoint_problems(cfg)]
+    problems += [
+        *_target_problems(cfg),
+        *_optimiser_problems(cfg),
+        *_trainer_problems(cfg),
+        *_checkpoint_problems(cfg),
+    ]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
     problems += _test_problems(cfg)
-    problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
+    problems += _tokenizer_problems(_value(cfg, "model.tokenizer.dir"))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):
@@ -53,7 +60,10 @@ def check_run(cfg: DictConfig) -> None:
 
 def _value(cfg: DictConfig, key: str, default: object = None) -> object:
     """What is at a key; `default` where nothing is, or what cannot be resolved (the model's own checks say so)."""
-    return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
+    try:
+        return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a list or a text where a block should be
+        return default
 
 
 def _config_problems(cfg: DictConfig) -> Iterator[str]:
@@ -66,12 +76,27 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
 
 
+def _target_problems(cfg: DictConfig) -> Iterator[str]:
+    """Classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
+    for name in ("preprocessor", "spec_augment", "encoder", "student", "decoder", "joint", "optim"):
+        block = _value(cfg, f"model.{name}")
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            plain = OmegaConf.to_container(block, resolve=True, throw_on_missing=False)
+        except OmegaConfBaseException:
+            continue  # the model's own checks say so
+        for path, target in targets_in(plain, f"model.{name}"):
+            if not is_allowed_target(target):
+                yield f"{path} is {target!r}, wanted a class of NeMo's or of nemo_codert.modules"
+
+
 def _run_problems(cfg: DictConfig) -> Iterator[str]:
-    codert = OmegaConf.select(cfg, "model.codert")
+    codert = _value(cfg, "model.codert")
     train, codert = cfg.get("train"), codert if OmegaConf.is_dict(codert) else {}
     if train not in ("pair", "student", "teacher"):
         yield f"train is {train!r}, wanted pair, student or teacher (set by strategy=...)"
-    weight = OmegaConf.select(cfg, "model.codert.distillation.weight") if codert else None
+    weight = _value(cfg, "model.codert.distillation.weight") if codert else None
     if train in ("student", "teacher") and weight:
         yield (
             f"model.codert.distillation.weight is {weight} but train is {train}: there is no pair to distil in. "
@@ -86,10 +111,10 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
             "that trains a pair"
         )
     for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
-        name = OmegaConf.select(cfg, key, throw_on_missing=False)
+        name = _value(cfg, key)
         if isinstance(name, str) and name.endswith(".nemo") and not Path(name).is_file():
             yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
-    joint = OmegaConf.select(cfg, "model.joint._target_")
+    joint = _value(cfg, "model.joint._target_")
     if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
         yield (
             f"model.codert.rnnt_loss is exact but train is {train} with the stock joint: NeMo's own class trains "
@@ -133,6 +158,9 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         heads, width = _value(cfg, f"{name}.n_heads", 1), _value(cfg, f"{name}.d_model", 0)
         if not is_count(heads) or (is_count(width) and width % heads):
             yield f"{name}.n_heads is {heads!r}, wanted a divisor of its d_model ({width!r})"
+    for key in ("model.decoding.greedy.max_symbols", "model.decoding.greedy.max_symbols_per_step"):
+        if _value(cfg, key, 1) is None:
+            yield f"{key} is null: an untrained model's decoding would not end. Give a number, e.g. 10"
     yield from _sample_rate_problems(cfg)
 
 
@@ -229,7 +257,7 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     section, name = key.rsplit(".", 1)
-    block = OmegaConf.select(cfg, section)
+    block = _value(cfg, section)
     if not OmegaConf.is_dict(block):
         yield f"{section} is missing: give it a manifest_filepath"
         return
@@ -275,7 +303,7 @@ def test_manifests(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: neither a path nor a list of paths.
     """
-    block = OmegaConf.select(cfg, "model.test_ds")
+    block = _value(cfg, "model.test_ds")
     if not OmegaConf.is_dict(block) or is_tarred(block) or "manifest_filepath" not in block:
         return []
     value = block.manifest_filepath

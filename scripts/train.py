@@ -22,7 +22,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,16 +44,19 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
+from nemo_codert.checkpoint_reading import RefusedCheckpoint, read_checkpoint  # noqa: E402
 from nemo_codert.config import checked_config, encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data import DataReport, Loader, screen_dataset  # noqa: E402
 from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
 from nemo_codert.model_card import model_card, read_results  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
+from nemo_codert.models.build_faults import build_error, try_networks  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
+from nemo_codert.training.checkpoint_io import CheckpointFiles  # noqa: E402
 from nemo_codert.training.finite_guard import FiniteGuard  # noqa: E402
 from nemo_codert.training.load_watch import LoadWatch  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
@@ -64,6 +66,8 @@ logger = logging.getLogger("nemo_codert.train")
 # What NeMo, Lightning, Hydra and we raise for settings that cannot be used; OSError is of the paths among them.
 LIBRARY_ERRORS = (OmegaConfBaseException, InstantiationException, MisconfigurationException)
 USER_ERRORS = (ValueError, TypeError, OSError, *LIBRARY_ERRORS)
+# What ends a training that has started: a full disk, a file to resume from, numbers that are not finite, lost audio.
+FATAL_ERRORS = (OSError, RefusedCheckpoint, FloatingPointError, AudioLoadingError)
 RANK_SEED_STEP = 1_000_003
 TEST_BATCH_SIZE = 16  # utterances, where model.test_ds says nothing
 # The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
@@ -77,15 +81,16 @@ def main(cfg: DictConfig) -> None:
     except USER_ERRORS as error:  # what a user wrote: one message, no traceback
         sys.exit(f"error: {fault(error)}")
     try:
-        trainer.fit(model)
-    except BaseException as error:
-        if trainer.global_step == 0:
-            forget_run(cfg)
-        if isinstance(error, FloatingPointError | AudioLoadingError):
-            sys.exit(f"error: {error}")
-        raise
-    if trainer.is_global_zero:
-        finish(cfg, trainer, folder)
+        try:
+            trainer.fit(model)
+        except BaseException:
+            if trainer.global_step == 0:
+                forget_run(cfg)
+            raise
+        if trainer.is_global_zero:
+            finish(cfg, trainer, folder)
+    except FATAL_ERRORS as error:  # one message, no traceback; earlier files are untouched
+        sys.exit(f"error: {fault(error)}")
 
 
 def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
@@ -107,9 +112,10 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         data = screen_data(cfg, folder)
         try:
             model = build_model(cfg, trainer)
-        except InstantiationException as error:
-            faults = list(faulty_blocks(cfg)) or [str(error)]
-            raise ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults)) from error
+            try_networks(model)
+        except Exception as error:
+            raised = build_error(cfg.model, error)
+            raise raised from (None if raised is error else error)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
         check_optimiser(model)
@@ -140,7 +146,8 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     callbacks = [StepProgress()] if settings.pop("enable_progress_bar", True) else []
     codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
     callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
-    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)
+    plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
+    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
 
 
 def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
@@ -204,18 +211,6 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
     return model
 
 
-def faulty_blocks(cfg: DictConfig) -> Iterator[str]:
-    """Config path and reason of each block that cannot be built by itself; Hydra names a class, which two may have."""
-    for key in ("model.preprocessor", "model.spec_augment", "model.encoder", "model.student.encoder"):
-        block = OmegaConf.select(cfg, key)
-        if not OmegaConf.is_dict(block):
-            continue
-        try:
-            EncDecRNNTBPEModel.from_config_dict(OmegaConf.create(OmegaConf.to_container(block, resolve=True)))
-        except InstantiationException as error:
-            yield f"{key}: {' '.join(str(error).split())}"
-
-
 def check_optimiser(model: EncDecRNNTBPEModel) -> None:
     """Make the optimiser and its schedule once: Lightning, which makes them anew, would find a fault after the start.
 
@@ -257,7 +252,7 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     model = trainer.lightning_module
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if best and Path(best).is_file():
-        model.load_state_dict(torch.load(best, map_location="cpu", weights_only=False)["state_dict"])
+        model.load_state_dict(read_checkpoint(best)["state_dict"])
     model = model.cpu().eval()
     score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     with open_dict(model.cfg):

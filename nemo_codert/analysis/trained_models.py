@@ -1,6 +1,6 @@
 """Trained models of any stage of training: `.nemo` files, and the Lightning checkpoints that a run leaves.
 
-A `.ckpt` is a pickle, which can run code when it is opened: as with NeMo itself, open only those you trust.
+Either is read as data: nothing in it is executed (docs/reliability.md).
 May import models; nothing but scripts and analysis imports this.
 """
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import OmegaConf
 
+from nemo_codert.checkpoint_reading import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.checked_restoring import model_from_checkpoint
 from nemo_codert.models.pretrained import HYBRID, refuse_other_models, restore_rnnt
 from nemo_codert.models.stock_models import stock_class
+from nemo_codert.nemo_archive import check_config
 from nemo_codert.nemo_compat import forget_failed_restore
 
 SUFFIXES = (".nemo", ".ckpt")
@@ -44,7 +46,9 @@ def load_trained(path: str | Path) -> Trained:
         return Trained(path, None, restore_rnnt(path, str(path), (HYBRID,)))
     checkpoint = _opened(path)
     cfg = checkpoint["hyper_parameters"].get("cfg")
-    cfg = OmegaConf.create(cfg if isinstance(cfg, Mapping) else {})
+    cfg = cfg if isinstance(cfg, Mapping) else {}
+    check_config(cfg, str(path))
+    cfg = OmegaConf.create(cfg)
     refuse_other_models(cfg, str(path), (HYBRID,))
     folder = OmegaConf.select(cfg, "tokenizer.dir")
     if folder and not Path(folder).is_dir():
@@ -54,7 +58,7 @@ def load_trained(path: str | Path) -> Trained:
         )
     model_class = EncDecCoDERTBPEModel if "codert" in cfg else stock_class(cfg)
     try:
-        model = model_class.load_from_checkpoint(str(path), map_location="cpu")
+        model = model_from_checkpoint(model_class, checkpoint, str(path))
     except Exception as error:
         forget_failed_restore()
         raise ValueError(f"{path} cannot be restored as a checkpoint: {' '.join(str(error).split())}") from error
@@ -91,10 +95,7 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 
 def _opened(path: Path) -> dict[str, Any]:
     """The contents of a Lightning checkpoint; its tensors stay on disk."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except Exception as error:
-        raise ValueError(f"{path} is no Lightning checkpoint. Give a .ckpt that training left, or a .nemo") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in KEPT.items()):
+    content = read_checkpoint(path, mmap=True)
+    if not all(isinstance(content.get(key), kind) for key, kind in KEPT.items()):
         raise ValueError(f"{path} is no Lightning checkpoint of a NeMo model. Give a .ckpt that training left")
     return content

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from nemo_codert.disk_errors import named_when_full
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 REPORTED_LINES = 10
 MAX_QUANTITY = 1e9  # seconds or Hz; also keeps integers out that no float can hold
@@ -118,8 +120,9 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     # Not tempfile's: those can be read by their owner only. The ranks of one run may write at the same time.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with named_when_full(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from nemo_codert.config import checked_config, distillation_weight, rate_problem
 from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_frames
+from nemo_codert.models.checked_restoring import CheckedRestoring
 from nemo_codert.models.ctc_head import build_ctc_head, ctc_loss, mixed_loss
 from nemo_codert.models.pretrained import load_pair_checkpoints
 from nemo_codert.models.stock_config import stock_branch_config, without_durations
@@ -47,7 +48,7 @@ from nemo_codert.nemo_compat import is_being_restored, refuse_scaled_clipping, s
 PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
 
 
-class EncDecCoDERTBPEModel(EncDecRNNTBPEModel):
+class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     """Teacher and student RNN-T in one NeMo model.
 
     The inherited `encoder`, `decoder`, `joint`, `decoding` and `wer` are the teacher's. The student's are

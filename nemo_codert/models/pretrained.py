@@ -22,6 +22,7 @@ from nemo_codert.config_values import sub_block
 from nemo_codert.models.layer_copy import start_from_teacher
 from nemo_codert.models.stock_config import without_durations
 from nemo_codert.models.transducer import Transducer
+from nemo_codert.nemo_archive import CheckedArchive
 from nemo_codert.nemo_compat import forget_failed_restore
 from nemo_codert.stock_options import is_tdt
 
@@ -163,7 +164,8 @@ def restore_rnnt(name: str | Path, what: str, kinds: Sequence[str] = ()) -> EncD
         kinds: other kinds that will do, of `KINDS`.
 
     Raises:
-        ValueError: no such file or name, a broken file, or a model of another kind.
+        ValueError: no such file or name, a broken file, one that is not safe to open (`nemo_codert.nemo_archive`), or
+            a model of another kind.
     """
     path = Path(name)
     if path.is_file():
@@ -190,7 +192,7 @@ def restored_config(path: Path, what: str, kinds: Sequence[str] = ()) -> DictCon
 
 def _restored(restore: Callable[..., Any], path: Path, what: str, **options: Any) -> Any:
     try:
-        return restore(str(path), **options)
+        return restore(str(path), save_restore_connector=CheckedArchive(), **options)
     except Exception as error:
         forget_failed_restore()
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -74,7 +74,11 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "broken.nemo").write_text("no archive")
     torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
-    content = {"state_dict": {}, "global_step": 1, "hyper_parameters": {"cfg": {"target": "x.EncDecCTCModel"}}}
+    content = {
+        "state_dict": {},
+        "global_step": 1,
+        "hyper_parameters": {"cfg": {"target": "nemo.collections.asr.models.EncDecCTCModel"}},
+    }
     torch.save(content, tmp_path / "ctc.ckpt")
     torch.save({**content, "hyper_parameters": {"lr": 0.1}}, tmp_path / "foreign.ckpt")
     torch.save({**content, "hyper_parameters": {"cfg": ["model"]}}, tmp_path / "list.ckpt")

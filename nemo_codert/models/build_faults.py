@@ -1,0 +1,97 @@
+"""What a user is told when a model cannot be built from a config that passed its checks."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+VOCABULARY = ["a", "b"]  # of the networks that are built to find the fault
+
+
+def build_error(model_cfg: DictConfig, error: Exception) -> Exception:
+    """The error to raise for one that building a model raised: it names keys and says all that is known.
+
+    Args:
+        model_cfg: the `model` section.
+        error: raised somewhere in NeMo, PyTorch or here. Handed back: one of ours, which names its key, and one of
+            the machine (a RuntimeError, an OSError) where every block can be built by itself.
+    """
+    if isinstance(error, ValueError) and re.search(r"\bmodel\.\w", str(error)):
+        return error
+    faults = list(_faulty_blocks(model_cfg))
+    if not faults and isinstance(error, RuntimeError | OSError):
+        return error  # no fault of a setting that is known
+    faults = faults or [f"model: {_in_words(error)}"]
+    return ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults))
+
+
+def try_networks(model: EncDecRNNTModel) -> None:
+    """Let a second of noise through the front end, the masks and the encoders: some settings fail only in use.
+
+    The global random state and the model's modes are left as they were.
+
+    Raises:
+        ValueError: one of them fails; it is named by its key.
+    """
+    training = model.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named("model.preprocessor"):
+        model.eval()  # of batch norms
+        device, rate = (
+            model.preprocessor.featurizer.window.device,
+            int(model.cfg.preprocessor.get("sample_rate", 16000)),
+        )
+        signal = 0.1 * torch.randn(1, rate, device=device)
+        length = torch.tensor([rate], device=device)
+        features, length = model.preprocessor(input_signal=signal, length=length)  # [1, F, T_in]
+        if getattr(model, "spec_augmentation", None) is not None:
+            with _named("model.spec_augment"):
+                model.spec_augmentation(input_spec=features, length=length)
+        for key in ("encoder", "student_encoder"):
+            if (encoder := getattr(model, key, None)) is not None:
+                with _named(f"model.{key.replace('_', '.')}"):
+                    encoder(audio_signal=features, length=length)
+    model.train(training)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("The model cannot be built"):
+            raise
+        raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
+    except Exception as error:
+        raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
+
+
+def _faulty_blocks(cfg: DictConfig) -> Iterator[str]:
+    """Config path and reason of each block that cannot be built by itself."""
+    for key in ("preprocessor", "spec_augment", "encoder", "student.encoder", "decoder", "student.decoder", "joint"):
+        block = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            block = OmegaConf.create(OmegaConf.to_container(block, resolve=True))
+            with open_dict(block):
+                _complete(key.rsplit(".", 1)[-1], block, cfg)
+            EncDecRNNTBPEModel.from_config_dict(block)
+        except Exception as error:
+            yield f"model.{key}: {_in_words(error)}"
+
+
+def _complete(kind: str, block: DictConfig, cfg: DictConfig) -> None:
+    """What NeMo's models fill in."""
+    if kind == "decoder":
+        block.vocab_size = len(VOCABULARY)
+    elif kind == "joint":
+        block.num_classes, block.vocabulary = len(VOCABULARY), VOCABULARY
+        block.jointnet.encoder_hidden = cfg.model_defaults.enc_hidden
+        block.jointnet.pred_hidden = cfg.model_defaults.pred_hidden
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
