@@ -45,7 +45,6 @@ MAY_IMPORT = {
     "sherpa_onnx": LEAVES | {"modules", "models", "export"},
     "run_checks": {"config", "config_values", "data", "analysis", "nemo_compat"},
     "training_record": {"config", "data"},
-    "training": LEAVES | {"models", "data"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},
     "training": LEAVES | {"modules", "models", "data"},
 }
