@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "run_checks": {"config", "config_values", "data", "analysis"},
     "training_record": {"config", "data"},
     "analysis": LEAVES | {"modules", "models", "data", "console"},
+    "training": LEAVES | {"models", "data"},
 }
 # Heavy packages that a part must not import, not even inside a function where `anywhere` says so.
 FORBIDDEN = {

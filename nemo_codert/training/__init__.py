@@ -1,0 +1,1 @@
+"""What keeps a training alive and honest: resuming, checkpoint files, non-finite numbers."""
