@@ -97,7 +97,8 @@ class ResumableLoader:
             restore(self._again.popleft())
         before = capture()
         batch = next(self._iterator)
-        self._untrained.append((before, self._sampler.names.popleft() if self._sampler else []))
+        names = [] if self._sampler is None else self._sampler.names.popleft()
+        self._untrained.append((before, names))
         if is_again and not self._again:
             restore(self._afterwards)
         return batch

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.reliability.small_runs import EVERY_VALIDATION, SMALL, STEPS, differences, last_checkpoint
+from tests.training.resume_runs import dev_set
 
 pytestmark = pytest.mark.reliability
 
@@ -54,7 +55,8 @@ class Launcher:
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory, manifest, tokenizer_dir):
-    data = [f"model.{name}_ds.manifest_filepath={manifest}" for name in ("train", "validation")]
+    data = [f"model.train_ds.manifest_filepath={manifest}"]
+    data += [f"model.validation_ds.manifest_filepath={dev_set(manifest)}"]
     launcher = Launcher(tmp_path_factory.mktemp("killed"), [*data, f"model.tokenizer.dir={tokenizer_dir}"])
     yield launcher
     launcher.close()

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, SENTENCES, STRATEGIES
 from tests.reliability.small_runs import SMALL, differences, last_checkpoint
+from tests.training.resume_runs import dev_set
 from tests.training.sharded_data import write_shards
 
 pytestmark = pytest.mark.reliability
@@ -52,7 +53,7 @@ def answers(tmp_path_factory, make_config, manifest, batch) -> list[dict]:
     folder = tmp_path_factory.mktemp("two")
     blocks = write_shards(manifest, folder / "tarred")
     plain = {**DATA, "manifest_filepath": str(manifest)}
-    evaluated = {"validation_ds": {**plain, "shuffle": False}}
+    evaluated = {"validation_ds": {**plain, "shuffle": False, "manifest_filepath": str(dev_set(manifest))}}
     for name in NAMES:
         cfg = make_config("tandem" if name == "student" else name, train_ds={**plain, "shuffle": True}, **evaluated)
         OmegaConf.save(cfg, folder / f"{name}.yaml")
@@ -136,7 +137,8 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, manifest, tokenizer_dir) -> Pair:
-    data = [f"model.{name}_ds.manifest_filepath={manifest}" for name in ("train", "validation")]
+    data = [f"model.train_ds.manifest_filepath={manifest}"]
+    data += [f"model.validation_ds.manifest_filepath={dev_set(manifest)}"]
     return Pair(tmp_path_factory.mktemp("pair"), [*data, f"model.tokenizer.dir={tokenizer_dir}"])
 
 
