@@ -98,7 +98,8 @@ def child(script, command: dict, pipe: int) -> None:
         kill_in_validation(fault["number"])
     elif fault["kind"] == "write":
         kill_in_write(fault["number"], fault["moment"])
-    sys.argv = [str(SCRIPT), *command["arguments"]]
+    # By its path: Hydra looks for the configs of a module, which the script is here, among packages.
+    sys.argv = [str(SCRIPT), f"--config-path={SCRIPT.parents[1] / 'conf'}", *command["arguments"]]
     try:
         script.main()
     except SystemExit as end:
