@@ -11,6 +11,7 @@ from pathlib import Path
 import nemo
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.asr.parts.numba.rnnt_loss import RNNTLossNumba
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
@@ -157,14 +158,14 @@ def validation_is_due(trainer: Trainer) -> bool:
 def answer_validation_after_resume(trainer: Trainer, *, due: bool) -> None:
     """Before the first batch of a resumed run, validate only if the checkpoint was saved before a due validation.
 
-    Left alone, Lightning's loop always validates there and NeMo's never does.
+    Left alone, Lightning's loop always validates there; NeMo's never does, nor after that first batch.
     """
-    loop = trainer.fit_loop.epoch_loop
-    ask = loop._should_check_val_fx
+    loop, asked = trainer.fit_loop.epoch_loop, []
 
     def should_check(data_fetcher: object) -> bool:
-        if not loop.restarting:
-            return ask(data_fetcher)
+        if asked or not loop.restarting:
+            return _TrainingEpochLoop._should_check_val_fx(loop, data_fetcher)
+        asked.append(True)
         loop.val_loop.restarting = False  # it begins with its first batch
         return due
 

@@ -69,7 +69,7 @@ def test_stopped_during_validation_or_before_it(make_config, manifest, tmp_path,
 @pytest.mark.parametrize("steps", [1, 3])
 def test_checkpoints_of_nemo_at_the_end_of_a_batch_are_right_too(make_config, manifest, tmp_path, steps):
     cfg = random_pair(make_config, manifest, "classic")
-    given = {"checkpoints": {"every_n_train_steps": steps}, "max_steps": 8}
+    given = {"checkpoints": {"every_n_train_steps": steps, "every_n_epochs": 0}, "max_steps": 8}
     whole = train(cfg, tmp_path / "whole", **given)
     first = tmp_path / "parts"
     assert stopped(cfg, first, lambda name, step: (name, step) == ("validation", 3), **given)

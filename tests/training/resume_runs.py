@@ -116,7 +116,8 @@ def random_pair(make_config, manifest: Path, loader: str, workers: int = 0):
 def train(cfg, folder: Path, where=None, *, seed: int = 0, every: int = 0, state: bool = True, **settings) -> Ended:
     """Train in a folder, resuming what is there. Raises Stopped where `where` says so."""
     os.environ.pop("NEMO_EXPM_VERSION", None)
-    # As scripts/train.py's, and the last one counts; seeds differ to show that they no longer matter after a resume.
+    # Seeds of resumed parts differ to show that they do not matter; a start from scratch has the seed of the run.
+    seed = seed if list(folder.rglob("*.ckpt")) else 0
     seed_everything(seed, verbose=False)
     diary = Diary()
     callbacks = [*([ResumeState(every_n_steps=every)] if state else []), diary]
