@@ -83,7 +83,7 @@ def test_every_strategy_trains_without_searching_unused_parameters(answers, name
 def test_gradients_are_those_of_one_process_with_the_whole_batch(answers, name):
     for found in answer(answers, f"gradients {name}"):
         # The same means in another order of float32 additions, through the networks and back.
-        assert found["same"] and found["difference"] < 1e-4, found
+        assert found["same"] and found["difference"] < 1e-5, found  # 1.5e-6 seen
 
 
 def test_word_errors_are_summed_over_the_processes(answers):

@@ -25,7 +25,7 @@ def write_shards(manifest: Path, folder: Path) -> dict[str, dict[str, str]]:
         (folder / f"manifest_{shard}.json").write_text("".join(lines))
         every += lines
     (folder / "manifest.json").write_text("".join(every))
-    numbers = f"__OP_0..{SHARDS - 1}_CL_"
+    numbers = f"_OP_0..{SHARDS - 1}_CL_"
     common = {"is_tarred": True, "tarred_audio_filepaths": str(folder / f"audio_{numbers}.tar")}
     scattered = {"tarred_shard_strategy": "scatter", "shuffle_n": 4}
     return {
