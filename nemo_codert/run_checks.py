@@ -29,6 +29,7 @@ LOGGED_OF_PAIRS = (
     *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
 )
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
+RESUME_KEYS = ("every_n_steps", "replay_streams")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 
 
@@ -40,10 +41,15 @@ def check_run(cfg: DictConfig) -> None:
             tokenizer, and settings that contradict each other.
     """
     problems = [*_config_problems(cfg), *_run_problems(cfg), *_value_problems(cfg)]
-    problems += [*_optimiser_problems(cfg), *_trainer_problems(cfg), *_checkpoint_problems(cfg)]
+    problems += [
+        *_optimiser_problems(cfg),
+        *_trainer_problems(cfg),
+        *_checkpoint_problems(cfg),
+        *_resume_problems(cfg),
+    ]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
-    problems += _test_problems(cfg)
+    problems += [*_test_problems(cfg), *_resume_problems(cfg)]
     problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
@@ -220,6 +226,24 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
     # Of several validation manifests NeMo logs each under a prefix of its own.
     if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
         yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
+
+
+def _resume_problems(cfg: DictConfig) -> Iterator[str]:
+    block = _value(cfg, "resume", {})
+    if not OmegaConf.is_dict(block):
+        return
+    for key in block:
+        if key not in RESUME_KEYS:
+            yield f"resume.{key} is no key of resume, which has {' and '.join(RESUME_KEYS)}"
+    every, replay = block.get("every_n_steps", 0), block.get("replay_streams", True)
+    if every != 0 and not is_count(every):
+        yield f"resume.every_n_steps is {every!r}, wanted a number of optimizer steps, or 0 for none"
+    if not isinstance(replay, bool):
+        yield f"resume.replay_streams is {replay!r}, wanted true or false"
+    manager = "exp_manager.create_checkpoint_callback", "exp_manager.checkpoint_callback_params.save_last"
+    for key in manager:
+        if every and not _value(cfg, key, True):
+            yield f"resume.every_n_steps is {every!r} but {key} is false: nothing would be saved. Set it to true"
 
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:

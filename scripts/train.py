@@ -141,7 +141,7 @@ def forget_run(cfg: DictConfig) -> None:
 def make_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
     settings = dict(cfg.trainer)
-    callbacks = [ResumeState(**cfg.get("resume", {}))]  # first: it keeps count for the others
+    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it keeps count for the others
     if settings.pop("enable_progress_bar", True):
         callbacks.append(StepProgress())
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks)

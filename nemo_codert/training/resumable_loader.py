@@ -37,11 +37,14 @@ class ResumableLoader:
         self.resume_random: tuple[RandomState, list[RandomState], RandomState] | None = None
         self._replay_streams = replay_streams
         self._sampler: _TrackedSampler | None = None
-        if not isinstance(loader.dataset, IterableDataset):
+        self._is_stream = isinstance(loader.dataset, IterableDataset)
+        if not self._is_stream:
             name = "sampler" if loader.batch_sampler is None else "batch_sampler"
             self._sampler = _TrackedSampler(getattr(loader, name), loader.dataset)
             object.__setattr__(self.loader, name, self._sampler)  # DataLoader forbids it after its construction
-        self._position: dict[str, int] | None = None
+        self._position: dict[str, Any] | None = None
+        self._passes: list[int] = []  # batches drawn from a stream in each earlier pass: it may go on where one ended
+        self._drawn = 0
         self._start: RandomState | None = None
         self._epoch = 0
         self._untrained: deque[tuple[RandomState, list[str]]] = deque()  # of the batches handed out
@@ -60,6 +63,11 @@ class ResumableLoader:
         if self._iterator is None:
             self.loader._iterator = None  # persistent workers that were shut down
         self.trained = position["batches"] if position else 0
+        if position:
+            self._passes = list(position["passes"])
+        elif self._is_stream and self._start is not None:
+            self._passes.append(self._drawn)
+        self._drawn = self.trained
         self._untrained.clear()
         again, afterwards = [], None
         if position:
@@ -69,21 +77,15 @@ class ResumableLoader:
                 restore(start)
         self._again, self._afterwards = deque(again), afterwards
         self._epoch, self._start = self._sampler_epoch(), capture()
-        self._open(self.trained)
+        self._open(self.trained, is_resumed=position is not None)
         if afterwards is not None and not again:
             restore(afterwards)
         return self
 
-    def _open(self, skipped: int) -> None:
+    def _open(self, skipped: int, *, is_resumed: bool) -> None:
         """Start the DataLoader behind `skipped` batches, drawing random numbers in the order of a first pass."""
         if self._sampler is None:
-            self._iterator = iter(self.loader)
-            if skipped and not self._replay_streams:
-                logger.warning("resume.replay_streams is false: the training data start anew")
-            elif skipped:
-                logger.info("Reading %d batches of the stream again to go on behind them", skipped)
-                for _ in range(skipped):
-                    next(self._iterator, None)
+            self._open_stream(skipped, is_resumed=is_resumed)
             return
         self._sampler.skipped = skipped
         self._iterator = iter(self.loader)
@@ -91,12 +93,25 @@ class ResumableLoader:
         self._sampler.pass_over()
         self._sampler.skipped = 0
 
+    def _open_stream(self, skipped: int, *, is_resumed: bool) -> None:
+        counts, self._iterator = [*self._passes, skipped], None
+        if is_resumed and any(counts) and not self._replay_streams:
+            logger.warning("resume.replay_streams is false: the training data start anew")
+        elif is_resumed and any(counts):
+            logger.info("Reading %d batches of the stream again to go on behind them", sum(counts))
+            for count in counts[:-1]:
+                _draw(iter(self.loader), count)
+        self._iterator = iter(self.loader)
+        if is_resumed and self._replay_streams:
+            _draw(self._iterator, skipped)
+
     def __next__(self) -> Any:
         is_again = bool(self._again)
         if is_again:
             restore(self._again.popleft())
         before = capture()
         batch = next(self._iterator)
+        self._drawn += 1
         names = [] if self._sampler is None else self._sampler.names.popleft()
         self._untrained.append((before, names))
         if is_again and not self._again:
@@ -112,11 +127,11 @@ class ResumableLoader:
         self.trained += 1
         self._untrained.popleft()
 
-    def state_dict(self) -> dict[str, int]:
-        """Position: epoch of the sampler, and batches trained in it."""
-        return {"epoch": self._epoch, "batches": self.trained}
+    def state_dict(self) -> dict[str, Any]:
+        """Position: epoch of the sampler, and batches trained in it; of a stream also the earlier passes."""
+        return {"epoch": self._epoch, "batches": self.trained, "passes": list(self._passes)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next pass begins at this position."""
         self._position = dict(state)
 
@@ -134,6 +149,11 @@ class ResumableLoader:
 
     def _sampler_epoch(self) -> int:
         return max((int(getattr(sampler, "epoch", 0)) for sampler in self._epoch_samplers()), default=0)
+
+
+def _draw(iterator: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(iterator, None)
 
 
 class _TrackedSampler:

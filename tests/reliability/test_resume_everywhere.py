@@ -34,6 +34,17 @@ def test_stopped_at_every_step(make_config, manifest, tmp_path, campaign, loader
     campaign.record(f"stopped at every step ({loader} loader, {workers} workers)", stops, stops, "nothing: bit-equal")
 
 
+def test_a_stream_of_shards_stopped_at_every_step(make_config, manifest, tmp_path, campaign):
+    cfg = random_pair(make_config, manifest, "stream")
+    given = {
+        "limit_train_batches": 3
+    }  # an epoch by NeMo's count: the stream has no end, and the next one goes on in it
+    whole = train(cfg, tmp_path / "whole", **given)
+    stops, end = in_parts(cfg, tmp_path / "parts", at_step("batch_start"), every=1, **given)
+    assert stops == 6 and not differences(whole, end)
+    campaign.record("stopped at every step (lhotse, stream of shards)", stops, stops, "nothing: bit-equal")
+
+
 def test_the_callback_does_not_change_a_run_that_is_not_stopped(make_config, manifest, tmp_path):
     for loader in ("lhotse", "classic"):
         cfg = random_pair(make_config, manifest, loader)

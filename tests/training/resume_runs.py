@@ -16,6 +16,7 @@ from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
 from nemo_codert.training.last_checkpoint import prepare_resume
 from nemo_codert.training.resume import ResumeState
 from tests.conftest import conformer
+from tests.training.sharded_data import write_shards
 
 DATA = {"sample_rate": 16000, "batch_size": 3, "num_workers": 0}
 LOADERS = {
@@ -24,6 +25,7 @@ LOADERS = {
         **{"use_lhotse": True, "seed": 0, "shard_seed": 0, "pretokenize": False, "batch_size": None},
         **{"batch_duration": 3.5, "use_bucketing": True, "num_buckets": 2, "bucket_buffer_size": 8},
     },
+    "stream": {"use_lhotse": True, "seed": 0, "shard_seed": 0, "pretokenize": False},
     "classic": {},
 }
 MANAGER = {
@@ -108,6 +110,8 @@ def random_pair(make_config, manifest: Path, loader: str, workers: int = 0):
         spec_augment={**spec, "freq_width": 8, "time_width": 0.1},
         codert={"distillation": {"weight": 0.3, "start_step": 2, "ramp_steps": 5}},
     )
+    if loader == "stream":
+        cfg.train_ds = {**train, **write_shards(manifest, manifest.parent / "tarred")["lhotse"]}
     cfg.preprocessor.dither = 1e-3
     cfg.optim.sched = {"name": "CosineAnnealing", "warmup_steps": 2, "min_lr": 1e-5}
     return cfg
