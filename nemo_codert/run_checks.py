@@ -49,7 +49,7 @@ def check_run(cfg: DictConfig) -> None:
     ]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
-    problems += [*_test_problems(cfg), *_resume_problems(cfg)]
+    problems += [*_test_problems(cfg), *_resume_problems(cfg), *_stream_problems(cfg)]
     problems += _tokenizer_problems(OmegaConf.select(cfg, "model.tokenizer.dir", throw_on_missing=False))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
@@ -244,6 +244,22 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
     for key in manager:
         if every and not _value(cfg, key, True):
             yield f"resume.every_n_steps is {every!r} but {key} is false: nothing would be saved. Set it to true"
+
+
+def _stream_problems(cfg: DictConfig) -> Iterator[str]:
+    """lhotse gives every process the whole stream of shards: with one seed they would all train on the same batches."""
+    devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
+    block = _value(cfg, "model.train_ds")
+    if not OmegaConf.is_dict(block) or not block.get("use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
+        return
+    is_stream = is_tarred(block) or block.get("shar_path") or block.get("force_iterable_dataset")
+    seed, workers = block.get("shard_seed", "trng"), block.get("num_workers", 0)
+    if is_stream and (isinstance(seed, int) or seed == "randomized" and not workers):
+        yield (
+            f"model.train_ds.shard_seed is {seed!r} with num_workers {workers} and trainer.devices {devices}: every "
+            "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers to "
+            "1 or more"
+        )
 
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:

@@ -172,3 +172,13 @@ def test_checkpoints_between_validations_need_something_that_saves_them(script, 
     ):
         (fault,) = listed(script, run_config("resume.every_n_steps=2", off))
         assert off.strip("+").split("=")[0] in fault
+
+
+def test_processes_that_would_all_read_the_same_stream_are_refused(script, run_config):
+    stream = ["+model.train_ds.is_tarred=true", "trainer.devices=2", "trainer.strategy=ddp"]
+    for same in ([], ["model.train_ds.shard_seed=randomized"]):
+        (fault,) = listed(script, run_config(*stream, *same))
+        assert "every process would train on the same utterances" in fault and "num_workers" in fault
+    script.check_run(run_config(*stream, "model.train_ds.shard_seed=randomized", "model.train_ds.num_workers=1"))
+    script.check_run(run_config(*stream, "trainer.devices=1"))
+    script.check_run(run_config("trainer.devices=2", "trainer.strategy=ddp"))
