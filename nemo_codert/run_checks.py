@@ -247,7 +247,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _stream_problems(cfg: DictConfig) -> Iterator[str]:
-    """lhotse gives every process the whole stream of shards: with one seed they would all train on the same batches."""
+    """lhotse gives every process the whole stream of shards: with one seed all would train on the same batches."""
     devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
     block = _value(cfg, "model.train_ds")
     if not OmegaConf.is_dict(block) or not block.get("use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
@@ -257,8 +257,8 @@ def _stream_problems(cfg: DictConfig) -> Iterator[str]:
     if is_stream and (isinstance(seed, int) or seed == "randomized" and not workers):
         yield (
             f"model.train_ds.shard_seed is {seed!r} with num_workers {workers} and trainer.devices {devices}: every "
-            "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers to "
-            "1 or more"
+            "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers "
+            "to 1 or more"
         )
 
 
