@@ -7,8 +7,9 @@ Going back to one draws from the sampler, which costs no audio where the sampler
 
 import copy
 import logging
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,14 +29,17 @@ class ResumableLoader:
     Args:
         loader: what Lightning has prepared; it is not changed, its sampler is shared.
         replay_streams: read a stream of shards again up to the position; False starts it anew.
+        limit: batches of an epoch (`limit_train_batches`). Lightning would draw one more where an epoch had just ended.
     """
 
-    def __init__(self, loader: DataLoader, *, replay_streams: bool = True) -> None:
+    def __init__(
+        self, loader: DataLoader, *, replay_streams: bool = True, limit: Callable[[], float] = lambda: math.inf
+    ) -> None:
         self.loader = copy.copy(loader)
         self.current_utterances: list[str] = []  # ids or paths of the batch that training is at, where known
         self.trained = 0  # batches of this epoch
         self.resume_random: tuple[RandomState, list[RandomState], RandomState] | None = None
-        self._replay_streams = replay_streams
+        self._replay_streams, self._limit = replay_streams, limit
         self._sampler: _TrackedSampler | None = None
         self._is_stream = isinstance(loader.dataset, IterableDataset)
         if not self._is_stream:
@@ -106,6 +110,8 @@ class ResumableLoader:
             _draw(self._iterator, skipped)
 
     def __next__(self) -> Any:
+        if self._drawn >= self._limit():
+            raise StopIteration
         is_again = bool(self._again)
         if is_again:
             restore(self._again.popleft())

@@ -70,7 +70,9 @@ class ResumeState(pl.Callback):
     def _made_resumable(self, trainer: pl.Trainer, loader: object) -> object:
         if not trainer.training or not isinstance(loader, DataLoader):
             return loader
-        self._loader = ResumableLoader(loader, replay_streams=self._replay_streams)
+        self._loader = ResumableLoader(
+            loader, replay_streams=self._replay_streams, limit=lambda: trainer.num_training_batches
+        )
         if self._own and self._own["start"]:
             states = [from_plain(self._own[key]) for key in ("start", "now")]
             ahead = [from_plain(state) for state in self._own["ahead"]]
