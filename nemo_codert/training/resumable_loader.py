@@ -29,7 +29,7 @@ class ResumableLoader:
     Args:
         loader: what Lightning has prepared; it is not changed, its sampler is shared.
         replay_streams: read a stream of shards again up to the position; False starts it anew.
-        limit: batches of an epoch (`limit_train_batches`). Lightning would draw one more where an epoch had just ended.
+        limit: batches of an epoch (`limit_train_batches`). Lightning would draw one more where an epoch had ended.
     """
 
     def __init__(
