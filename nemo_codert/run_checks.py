@@ -41,12 +41,7 @@ def check_run(cfg: DictConfig) -> None:
             tokenizer, and settings that contradict each other.
     """
     problems = [*_config_problems(cfg), *_run_problems(cfg), *_value_problems(cfg)]
-    problems += [
-        *_optimiser_problems(cfg),
-        *_trainer_problems(cfg),
-        *_checkpoint_problems(cfg),
-        *_resume_problems(cfg),
-    ]
+    problems += [*_optimiser_problems(cfg), *_trainer_problems(cfg), *_checkpoint_problems(cfg)]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
     problems += [*_test_problems(cfg), *_resume_problems(cfg), *_stream_problems(cfg)]
