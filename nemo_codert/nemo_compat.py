@@ -7,15 +7,20 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import nemo
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.asr.parts.numba.rnnt_loss import RNNTLossNumba
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
 from nemo.core.classes import common
 from nemo.utils.app_state import AppState
+from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
+from nemo.utils.exp_manager import get_log_dir
+from omegaconf import DictConfig, OmegaConf
 
 TARGET_PREFIX = "nemo_codert."
 TESTED_NEMO = "3.0"
@@ -137,3 +142,65 @@ def refuse_scaled_clipping(trainer: Trainer | None, optimizer: torch.optim.Optim
             "model.optim.fused is true, trainer.precision is 16-mixed and trainer.gradient_clip_val is set: scaled "
             "gradients would be clipped. Leave model.optim.fused out, or use bf16-mixed"
         )
+
+
+def augmentation_generators(module: torch.nn.Module) -> list[random.Random]:
+    """SpecAugment's generators, in the order of the modules."""
+    return [rng for part in module.modules() if isinstance(rng := _rng_of(part), random.Random)]
+
+
+def checkpoint_folder(trainer: Trainer, manager: DictConfig) -> Path:
+    """Where exp_manager will look for the checkpoint to resume from."""
+    if dirpath := OmegaConf.select(manager, "checkpoint_callback_params.dirpath"):
+        return Path(dirpath)
+    keys = ("exp_dir", "name", "version", "explicit_log_dir", "use_datetime_version", "resume_if_exists")
+    given = {key: manager.get(key) for key in keys}
+    return Path(get_log_dir(trainer, **given)[0]) / "checkpoints"
+
+
+def unfinished_marker(checkpoint: Path) -> Path:
+    """The file that NeMo keeps beside a checkpoint while it writes or removes it."""
+    return NeMoModelCheckpoint.format_checkpoint_unfinished_marker_path(checkpoint)
+
+
+def save_last_checkpoint(trainer: Trainer) -> None:
+    """Replace the `-last.ckpt` now, between validations. NeMo's own timer saves it in this way.
+
+    The step at which a checkpoint was last saved stays what it was: a validation of this step still saves its own.
+    """
+    callback = trainer.checkpoint_callback
+    step = callback._last_global_step_saved
+    callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+    callback._last_global_step_saved = step
+
+
+def was_just_saved(trainer: Trainer) -> bool:
+    """True where the checkpoint callback has saved this optimizer step."""
+    return trainer.checkpoint_callback._last_global_step_saved == trainer.global_step
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """At the end of a batch: whether Lightning will validate now."""
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def answer_validation_after_resume(trainer: Trainer, *, due: bool) -> None:
+    """Before the first batch of a resumed run, validate only if the checkpoint was saved before a due validation.
+
+    Left alone, Lightning's loop always validates there; NeMo's never does, nor after that first batch.
+    """
+    loop, asked = trainer.fit_loop.epoch_loop, []
+
+    def should_check(data_fetcher: object) -> bool:
+        if asked or not loop.restarting:
+            return _TrainingEpochLoop._should_check_val_fx(loop, data_fetcher)
+        asked.append(True)
+        loop.val_loop.restarting = False  # it begins with its first batch
+        return due
+
+    loop._should_check_val_fx = should_check
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """At the end of a batch: whether its gradient waits for more batches before the optimizer steps."""
+    return trainer.fit_loop._should_accumulate()

@@ -31,6 +31,7 @@ LOGGED_OF_PAIRS = (
     *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
 )
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
+RESUME_KEYS = ("every_n_steps", "replay_streams")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 
 
@@ -50,7 +51,7 @@ def check_run(cfg: DictConfig) -> None:
     ]
     for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
         problems += _manifest_problems(cfg, key)
-    problems += _test_problems(cfg)
+    problems += [*_test_problems(cfg), *_resume_problems(cfg), *_stream_problems(cfg)]
     problems += _tokenizer_problems(_value(cfg, "model.tokenizer.dir"))
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
@@ -253,6 +254,40 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
     # Of several validation manifests NeMo logs each under a prefix of its own.
     if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
         yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
+
+
+def _resume_problems(cfg: DictConfig) -> Iterator[str]:
+    block = _value(cfg, "resume", {})
+    if not OmegaConf.is_dict(block):
+        return
+    for key in block:
+        if key not in RESUME_KEYS:
+            yield f"resume.{key} is no key of resume, which has {' and '.join(RESUME_KEYS)}"
+    every, replay = block.get("every_n_steps", 0), block.get("replay_streams", True)
+    if every != 0 and not is_count(every):
+        yield f"resume.every_n_steps is {every!r}, wanted a number of optimizer steps, or 0 for none"
+    if not isinstance(replay, bool):
+        yield f"resume.replay_streams is {replay!r}, wanted true or false"
+    manager = "exp_manager.create_checkpoint_callback", "exp_manager.checkpoint_callback_params.save_last"
+    for key in manager:
+        if every and not _value(cfg, key, True):
+            yield f"resume.every_n_steps is {every!r} but {key} is false: nothing would be saved. Set it to true"
+
+
+def _stream_problems(cfg: DictConfig) -> Iterator[str]:
+    """lhotse gives every process the whole stream of shards: with one seed all would train on the same batches."""
+    devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
+    block = _value(cfg, "model.train_ds")
+    if not OmegaConf.is_dict(block) or not block.get("use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
+        return
+    is_stream = is_tarred(block) or block.get("shar_path") or block.get("force_iterable_dataset")
+    seed, workers = block.get("shard_seed", "trng"), block.get("num_workers", 0)
+    if is_stream and (isinstance(seed, int) or seed == "randomized" and not workers):
+        yield (
+            f"model.train_ds.shard_seed is {seed!r} with num_workers {workers} and trainer.devices {devices}: every "
+            "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers "
+            "to 1 or more"
+        )
 
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:

@@ -16,12 +16,14 @@ trained models then transcribe these manifests: `predictions/{student,teacher}/M
 `MANIFEST_summary.json`, as scripts/evaluate.py writes.
 """
 
+import atexit
 import copy
 import json
 import logging
 import os
 import shutil
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,11 @@ import sentencepiece  # noqa: E402
 import torch  # noqa: E402
 from hydra.errors import InstantiationException  # noqa: E402
 from lhotse.audio.utils import AudioLoadingError  # noqa: E402
-from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 from nemo.collections.asr.models import EncDecRNNTBPEModel  # noqa: E402
 from nemo.core.config import hydra_runner  # noqa: E402
 from nemo.utils.exp_manager import exp_manager  # noqa: E402
+from nemo.utils.get_rank import is_global_rank_zero  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
@@ -53,12 +56,14 @@ from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_con
 from nemo_codert.models.build_faults import build_error, try_networks  # noqa: E402
 from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
-from nemo_codert.nemo_compat import seed_augmentation  # noqa: E402
+from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation  # noqa: E402
 from nemo_codert.progress import StepProgress  # noqa: E402
 from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
 from nemo_codert.training.checkpoint_io import CheckpointFiles  # noqa: E402
 from nemo_codert.training.finite_guard import FiniteGuard  # noqa: E402
+from nemo_codert.training.last_checkpoint import prepare_resume  # noqa: E402
 from nemo_codert.training.load_watch import LoadWatch  # noqa: E402
+from nemo_codert.training.resume import ResumeState  # noqa: E402
 from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
@@ -83,6 +88,10 @@ def main(cfg: DictConfig) -> None:
     try:
         try:
             trainer.fit(model)
+        except SIGTERMException:  # a SystemExit of status 0, as if the run were complete
+            sys.exit(
+                "error: SIGTERM ended this run. exp_manager.resume_if_exists=true goes on from its last checkpoint"
+            )
         except BaseException:
             if trainer.global_step == 0:
                 forget_run(cfg)
@@ -107,9 +116,12 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg)
     try:
+        if cfg.exp_manager.get("resume_if_exists"):
+            load = trainer.strategy.checkpoint_io.load_checkpoint
+            prepare_resume(checkpoint_folder(trainer, cfg.exp_manager), load, is_writer=is_global_rank_zero())
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
-        data = screen_data(cfg, folder)
+        data = screen_data(cfg, folder if is_global_rank_zero() else own_folder())
         try:
             model = build_model(cfg, trainer)
             try_networks(model)
@@ -143,11 +155,20 @@ def forget_run(cfg: DictConfig) -> None:
 def make_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
     settings = dict(cfg.trainer)
-    callbacks = [StepProgress()] if settings.pop("enable_progress_bar", True) else []
     codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it keeps count for the others
+    if settings.pop("enable_progress_bar", True):
+        callbacks.append(StepProgress())
     callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
     plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
+
+
+def own_folder() -> Path:
+    """A folder of this process, gone when it ends: only rank 0 writes into the run's."""
+    folder = tempfile.mkdtemp(prefix="nemo_codert_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:

@@ -5,6 +5,7 @@ from omegaconf import open_dict
 
 from tests.scripts.test_train_bad_input import refusal
 
+SAVE_LAST = "exp_manager.checkpoint_callback_params.save_last"
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 EPOCHS = ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0"]
 
@@ -148,3 +149,36 @@ def test_other_ways_to_say_how_long_and_how_to_train_pass(overrides, script, run
 def test_a_best_checkpoint_is_chosen_by_what_this_run_logs(overrides, script, run_config):
     (fault,) = listed(script, run_config(*overrides))
     assert fault.startswith(MONITOR) and "val_wer" in fault
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("resume.every_n_steps=-1", "resume.every_n_steps is -1, wanted a number of optimizer steps, or 0"),
+        ("resume.every_n_steps=true", "resume.every_n_steps is True, wanted a number of optimizer steps, or 0"),
+        ("resume.replay_streams=3", "resume.replay_streams is 3, wanted true or false"),
+        ("+resume.every=3", "resume.every is no key of resume, which has every_n_steps and replay_streams"),
+    ],
+)
+def test_what_to_resume_with_is_checked(override, said, script, run_config):
+    (fault,) = listed(script, run_config(override))
+    assert fault.startswith(said)
+
+
+def test_checkpoints_between_validations_need_something_that_saves_them(script, run_config):
+    for off in (
+        "exp_manager.create_checkpoint_callback=false",
+        "+exp_manager.checkpoint_callback_params.save_last=false",
+    ):
+        (fault,) = listed(script, run_config("resume.every_n_steps=2", off))
+        assert off.strip("+").split("=")[0] in fault
+
+
+def test_processes_that_would_all_read_the_same_stream_are_refused(script, run_config):
+    stream = ["+model.train_ds.is_tarred=true", "trainer.devices=2", "trainer.strategy=ddp"]
+    for same in ([], ["model.train_ds.shard_seed=randomized"]):
+        (fault,) = listed(script, run_config(*stream, *same))
+        assert "every process would train on the same utterances" in fault and "num_workers" in fault
+    script.check_run(run_config(*stream, "model.train_ds.shard_seed=randomized", "model.train_ds.num_workers=1"))
+    script.check_run(run_config(*stream, "trainer.devices=1"))
+    script.check_run(run_config("trainer.devices=2", "trainer.strategy=ddp"))

@@ -1,0 +1,212 @@
+"""The training loader with a position: how many of its batches were trained on, and which utterances these are.
+
+Lightning and the loader's workers draw batches ahead of training, so a position counts batches trained, not drawn.
+Going back to one draws from the sampler, which costs no audio where the sampler runs in the training process
+(NeMo's classic loader, lhotse without tarred or sharded data); a stream of shards is read again.
+"""
+
+import copy
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from nemo_codert.training.random_state import RandomState, capture, restore
+
+logger = logging.getLogger(__name__)
+
+
+class ResumableLoader:
+    """A DataLoader that can start where an earlier one stopped; everything else is the DataLoader's.
+
+    Lightning finds `state_dict` and `load_state_dict`, puts the position into its checkpoints and gives it back
+    before the first batch. The random states do not travel that way, since every process has its own: see
+    `random_states` and `resume_random`.
+
+    Args:
+        loader: what Lightning has prepared; it is not changed, its sampler is shared.
+        replay_streams: read a stream of shards again up to the position; False starts it anew.
+        limit: batches of an epoch (`limit_train_batches`). Lightning would draw one more where an epoch had ended.
+    """
+
+    def __init__(
+        self, loader: DataLoader, *, replay_streams: bool = True, limit: Callable[[], float] = lambda: math.inf
+    ) -> None:
+        self.loader = copy.copy(loader)
+        self.current_utterances: list[str] = []  # ids or paths of the batch that training is at, where known
+        self.trained = 0  # batches of this epoch
+        self.resume_random: tuple[RandomState, list[RandomState], RandomState] | None = None
+        self._replay_streams, self._limit = replay_streams, limit
+        self._sampler: _TrackedSampler | None = None
+        self._is_stream = isinstance(loader.dataset, IterableDataset)
+        if not self._is_stream:
+            name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+            self._sampler = _TrackedSampler(getattr(loader, name), loader.dataset)
+            object.__setattr__(self.loader, name, self._sampler)  # DataLoader forbids it after its construction
+        self._position: dict[str, Any] | None = None
+        self._passes: list[int] = []  # batches drawn from a stream in each earlier pass: it may go on where one ended
+        self._drawn = 0
+        self._start: RandomState | None = None
+        self._epoch = 0
+        self._untrained: deque[tuple[RandomState, list[str]]] = deque()  # of the batches handed out
+        self._again: deque[RandomState] = deque()  # for the batches that the interrupted run had drawn ahead
+        self._afterwards: RandomState | None = None
+        self._iterator: Any = None  # under this name Lightning shuts its workers down
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["loader"], name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        position, self._position = self._position, None
+        if self._iterator is None:
+            self.loader._iterator = None  # persistent workers that were shut down
+        self.trained = position["batches"] if position else 0
+        if position:
+            self._passes = list(position["passes"])
+        elif self._is_stream and self._start is not None:
+            self._passes.append(self._drawn)
+        self._drawn = self.trained
+        self._untrained.clear()
+        again, afterwards = [], None
+        if position:
+            self._set_epoch(position["epoch"])
+            if self.resume_random:
+                start, again, afterwards = self.resume_random
+                restore(start)
+        self._again, self._afterwards = deque(again), afterwards
+        self._epoch, self._start = self._sampler_epoch(), capture()
+        self._open(self.trained, is_resumed=position is not None)
+        if afterwards is not None and not again:
+            restore(afterwards)
+        return self
+
+    def _open(self, skipped: int, *, is_resumed: bool) -> None:
+        """Start the DataLoader behind `skipped` batches, drawing random numbers in the order of a first pass."""
+        if self._sampler is None:
+            self._open_stream(skipped, is_resumed=is_resumed)
+            return
+        self._sampler.skipped = skipped
+        self._iterator = iter(self.loader)
+        # A DataLoader without workers would wait for the first batch, when the random state is another.
+        self._sampler.pass_over()
+        self._sampler.skipped = 0
+
+    def _open_stream(self, skipped: int, *, is_resumed: bool) -> None:
+        counts, self._iterator = [*self._passes, skipped], None
+        if is_resumed and any(counts) and not self._replay_streams:
+            logger.warning("resume.replay_streams is false: the training data start anew")
+        elif is_resumed and any(counts):
+            logger.info("Reading %d batches of the stream again to go on behind them", sum(counts))
+            for count in counts[:-1]:
+                _draw(iter(self.loader), count)
+        self._iterator = iter(self.loader)
+        if is_resumed and self._replay_streams:
+            _draw(self._iterator, skipped)
+
+    def __next__(self) -> Any:
+        if self._drawn >= self._limit():
+            raise StopIteration
+        is_again = bool(self._again)
+        if is_again:
+            restore(self._again.popleft())
+        before = capture()
+        batch = next(self._iterator)
+        self._drawn += 1
+        names = [] if self._sampler is None else self._sampler.names.popleft()
+        self._untrained.append((before, names))
+        if is_again and not self._again:
+            restore(self._afterwards)
+        return batch
+
+    def begin_batch(self) -> None:
+        """Training is at the next batch."""
+        self.current_utterances = self._untrained[0][1] if self._untrained else []
+
+    def end_batch(self) -> None:
+        """One more batch has been trained on."""
+        self.trained += 1
+        self._untrained.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position: epoch of the sampler, and batches trained in it; of a stream also the earlier passes."""
+        return {"epoch": self._epoch, "batches": self.trained, "passes": list(self._passes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next pass begins at this position."""
+        self._position = dict(state)
+
+    def random_states(self) -> tuple[RandomState | None, list[RandomState]]:
+        """Of this process: before this pass began, and before each batch that is drawn but not trained on."""
+        return self._start, [state for state, _ in self._untrained]
+
+    def _epoch_samplers(self) -> list[Any]:
+        found = [self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None)]
+        return [sampler for sampler in found if callable(getattr(sampler, "set_epoch", None))]
+
+    def _set_epoch(self, epoch: int) -> None:
+        for sampler in self._epoch_samplers():
+            sampler.set_epoch(epoch)
+
+    def _sampler_epoch(self) -> int:
+        return max((int(getattr(sampler, "epoch", 0)) for sampler in self._epoch_samplers()), default=0)
+
+
+def _draw(iterator: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(iterator, None)
+
+
+class _TrackedSampler:
+    """A sampler that can pass batches over and remembers the utterances of those it has given out."""
+
+    def __init__(self, sampler: Any, dataset: Any) -> None:
+        self.sampler, self.skipped = sampler, 0
+        self.names: deque[list[str]] = deque()
+        self._dataset = dataset
+        self._draws: Iterator[Any] = iter(())
+        self._left = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["sampler"], name)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> "_TrackedSampler":
+        self.names.clear()
+        self._draws = iter(self.sampler)
+        self._left = self.skipped
+        return self
+
+    def pass_over(self) -> None:
+        """Draw what is to be passed over, where that is not yet done."""
+        while self._left:
+            self._left -= 1
+            next(self._draws, None)
+
+    def __next__(self) -> Any:
+        self.pass_over()
+        drawn = next(self._draws)
+        self.names.append(_utterances(drawn, self._dataset))
+        return drawn
+
+
+def _utterances(drawn: Any, dataset: Any) -> list[str]:
+    """Ids of a lhotse CutSet; of the indices of a classic loader the audio files, or the indices themselves."""
+    items = drawn if isinstance(drawn, list | tuple) or hasattr(drawn, "__iter__") else [drawn]
+    entries = getattr(getattr(dataset, "manifest_processor", None), "collection", None)
+    names = []
+    for item in items:
+        if hasattr(item, "id"):
+            names.append(str(item.id))
+        else:
+            names.append(str(getattr(entries[item], "audio_file", item)) if entries is not None else str(item))
+    return names
