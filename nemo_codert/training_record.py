@@ -75,6 +75,8 @@ def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> Train
     """Of a run about to start. cfg: the root config. data: `train` and `validation`."""
     codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
     started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
+    if cfg.train == "pair" and OmegaConf.select(cfg, "model.student.init_from_teacher"):
+        started["student"] = f"evenly spaced layers of {_name(codert.teacher_checkpoint)}"
     if cfg.train == "teacher" or codert.teacher == "co_trained":
         started["teacher"] = codert.teacher_checkpoint
     return TrainingRecord(

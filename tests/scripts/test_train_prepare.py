@@ -12,7 +12,7 @@ from omegaconf import open_dict
 
 from nemo_codert.export import load_model
 from nemo_codert.models import student_config, teacher_config
-from nemo_codert.training_record import recorded_training
+from nemo_codert.training_record import recorded_training, training_record
 from tests.models.training_runs import equal_states
 
 SMALL = [
@@ -219,6 +219,13 @@ def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, script, smal
     with pytest.raises(ValueError, match="seen"):
         script.prepare(small_run())
     assert seen == [kept]
+
+
+def test_a_student_made_of_its_teachers_layers_says_so(run_config):
+    given = ["model.codert.teacher_checkpoint=/data/of/someone/teacher.nemo", "model.student.init_from_teacher=true"]
+    record = training_record(run_config("strategy=static", *given), {"train": [], "validation": []})
+    assert record.started_from == {"student": "evenly spaced layers of teacher.nemo"}
+    assert record.teacher == "trained before, kept frozen: teacher.nemo"
 
 
 def test_a_trained_student_carries_the_record_of_its_training_and_a_card_with_its_results(
