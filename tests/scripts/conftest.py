@@ -3,10 +3,12 @@
 And of scripts/compare_strategies.py: the script with a stub for a trainer.
 """
 
+import copy
+import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,9 +17,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from nemo_codert.analysis import comparison_plan
 from tests.analysis.comparison_corpora import write_corpus
 from tests.conftest import REPOSITORY, load_script
 
+COMPOSED = comparison_plan.composed
 STUB = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "stub_trainer.py")]
 
 
@@ -83,9 +87,20 @@ def compare_script() -> ModuleType:
     return load_script("compare_strategies")
 
 
+@functools.cache
+def composed_once(config_name: str, strategy: str, *overrides: str) -> dict:
+    """The files of conf/ do not change between tests, and Hydra takes a second for a comparison's strategies."""
+    return COMPOSED(config_name, strategy, overrides)
+
+
 @pytest.fixture
 def run(compare_script, monkeypatch, capsys, tmp_path):
     """Runs the script in this process with the stub for a trainer: exit status, standard output, standard error."""
+
+    def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict:
+        return copy.deepcopy(composed_once(config_name, strategy, *overrides))
+
+    monkeypatch.setattr(comparison_plan, "composed", composed)
     monkeypatch.setattr(compare_script, "TRAINER", STUB)
     monkeypatch.setattr("nemo_codert.analysis.comparison_runner.POLL_SECONDS", 0.02)
     monkeypatch.setenv("STUB_DIR", str(tmp_path))
