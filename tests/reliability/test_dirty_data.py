@@ -14,19 +14,10 @@ from nemo_codert.data import screen_manifest
 from nemo_codert.export import load_model
 from tests.conftest import REPOSITORY, SAMPLE_RATE, tone
 from tests.reliability.dirty_corpus import GOOD, dirty_corpus
+from tests.reliability.small_runs import SMALL
 
 pytestmark = pytest.mark.reliability
 STEPS = 6
-SMALL = [
-    "trainer.enable_progress_bar=false",
-    "model.train_ds.batch_size=3",
-    "model.encoder.n_layers=1",
-    "model.encoder.d_model=32",
-    "model.model_defaults.enc_hidden=32",
-    "model.student.encoder.n_layers=1",
-    "model.student.encoder.d_model=32",
-    "model.preprocessor.window_stride=0.01",  # seconds; the utterances are short
-]
 LOADERS = ("lhotse", "classic")
 
 
