@@ -29,7 +29,7 @@ class Campaign:
     def __init__(self, folder: Path) -> None:
         self._records = folder / "records"
 
-    def record(self, fault: str, *, injected: int, survived: int, lost: str) -> None:
+    def record(self, fault: str, injected: int, survived: int, lost: str) -> None:
         self._records.mkdir(parents=True, exist_ok=True)
         name = "".join(letter if letter.isalnum() else "_" for letter in fault)
         (self._records / f"{name}.json").write_text(json.dumps(asdict(Row(fault, injected, survived, lost))) + "\n")
