@@ -5,6 +5,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,17 +43,10 @@ def check_run(cfg: DictConfig) -> None:
         ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
             tokenizer, and settings that contradict each other.
     """
-    problems = [*_config_problems(cfg), *_run_problems(cfg), *_value_problems(cfg)]
-    problems += [
-        *_target_problems(cfg),
-        *_optimiser_problems(cfg),
-        *_trainer_problems(cfg),
-        *_checkpoint_problems(cfg),
-    ]
-    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
-        problems += _manifest_problems(cfg, key)
-    problems += [*_test_problems(cfg), *_resume_problems(cfg), *_stream_problems(cfg)]
-    problems += _tokenizer_problems(_value(cfg, "model.tokenizer.dir"))
+    checks = [_config_problems, _run_problems, _value_problems, _target_problems, _optimiser_problems]
+    checks += [_trainer_problems, _checkpoint_problems, _data_problems, _test_problems, _resume_problems]
+    checks += [_stream_problems, _tokenizer_problems]
+    problems = [problem for check in checks for problem in check(cfg)]
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):
@@ -113,7 +107,7 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
         )
     for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
         name = _value(cfg, key)
-        if isinstance(name, str) and name.endswith(".nemo") and not Path(name).is_file():
+        if isinstance(name, str) and name.endswith(".nemo") and not os.path.isfile(name):
             yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
     joint = _value(cfg, "model.joint._target_")
     if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
@@ -278,16 +272,21 @@ def _stream_problems(cfg: DictConfig) -> Iterator[str]:
     """lhotse gives every process the whole stream of shards: with one seed all would train on the same batches."""
     devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
     block = _value(cfg, "model.train_ds")
-    if not OmegaConf.is_dict(block) or not block.get("use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
+    if not OmegaConf.is_dict(block) or not _value(block, "use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
         return
-    is_stream = is_tarred(block) or block.get("shar_path") or block.get("force_iterable_dataset")
-    seed, workers = block.get("shard_seed", "trng"), block.get("num_workers", 0)
+    is_stream = is_tarred(block) or _value(block, "shar_path") or _value(block, "force_iterable_dataset")
+    seed, workers = _value(block, "shard_seed", "trng"), _value(block, "num_workers", 0)
     if is_stream and (isinstance(seed, int) or seed == "randomized" and not workers):
         yield (
             f"model.train_ds.shard_seed is {seed!r} with num_workers {workers} and trainer.devices {devices}: every "
             "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers "
             "to 1 or more"
         )
+
+
+def _data_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
+        yield from _manifest_problems(cfg, key)
 
 
 def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
@@ -297,7 +296,7 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
         yield f"{section} is missing: give it a manifest_filepath"
         return
     absent = name not in block or block[name] is None  # a value of ??? is not in a block either
-    if absent and any(block.get(source) for source in OTHER_SOURCES):
+    if absent and any(_value(block, source) for source in OTHER_SOURCES):
         return
     if absent:
         yield f"{key} is missing: scripts/prepare_data.py makes manifests"
@@ -349,12 +348,13 @@ def test_manifests(cfg: DictConfig) -> list[str]:
     return manifest_paths(value)
 
 
-def _tokenizer_problems(folder: object) -> Iterator[str]:
+def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
+    folder = _value(cfg, "model.tokenizer.dir")
     if not folder:
         yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
         return
     for name in ("tokenizer.model", "vocab.txt"):
-        if not (Path(str(folder)) / name).is_file():
+        if not os.path.isfile(Path(str(folder)) / name):
             yield f"model.tokenizer.dir is {folder!r}: no {name} in there. scripts/prepare_data.py makes one"
             return
     try:
@@ -368,11 +368,11 @@ def _tokenizer_problems(folder: object) -> Iterator[str]:
 
 def is_tarred(block: DictConfig) -> bool:
     """Whether a data section is of tarred audio, whose manifests may be patterns."""
-    return bool(block.get("is_tarred") or block.get("tarred_audio_filepaths"))
+    return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
 
 
 def manifest_paths(value: object) -> list[str]:
     """NeMo takes one path, several separated by commas, or a list."""
     if not isinstance(value, str):
         return [str(path) for path in value]
-    return [value] if Path(value).is_file() else [path.strip() for path in value.split(",")]
+    return [value] if os.path.isfile(value) else [path.strip() for path in value.split(",")]

@@ -78,7 +78,7 @@ def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine
         ValueError: no such file, or nothing in it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path} is not a file: want a manifest with one JSON object a line. Check the path.")
     entries: list[dict[str, Any]] = []
     bad: list[BadLine] = []

@@ -182,3 +182,22 @@ def test_processes_that_would_all_read_the_same_stream_are_refused(script, run_c
     script.check_run(run_config(*stream, "model.train_ds.shard_seed=randomized", "model.train_ds.num_workers=1"))
     script.check_run(run_config(*stream, "trainer.devices=1"))
     script.check_run(run_config("trainer.devices=2", "trainer.strategy=ddp"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"),
+        *("model.test_ds.manifest_filepath", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
+    ],
+)
+def test_paths_that_no_system_takes_are_paths_that_are_not_there(script, run_config, key):
+    (problem,) = listed(script, run_config(f"{key}={'a' * 5000}.nemo"))
+    assert problem.startswith(key) and "File name too long" not in problem
+
+
+def test_a_reference_to_nothing_is_named_by_its_key(script, run_config):
+    cfg = run_config()
+    cfg.model.train_ds.use_lhotse = "${nowhere}"
+    problems = listed(script, cfg)
+    assert problems and all("nowhere" in text and "model.train_ds.use_lhotse" in text for text in problems)
