@@ -76,8 +76,9 @@ def test_five_thousand_steps_take_no_more_memory_and_no_more_time(
     assert rows[-1, 0] == STEPS
     steps, memory, seconds = rows[rows[:, 0] > WARM].T
     growth = 1000 * np.polyfit(steps, memory, 1)[0]  # MiB per 1000 steps
-    slowdown = np.median(seconds[-20:]) / np.median(seconds[:20])
-    flat = growth < 2.0 and slowdown < 1.1  # a leaked batch of features a step would be some 40 MiB per 1000 steps
-    lost = f"memory {growth:+.2f} MiB per 1000 steps, last 1000 steps {slowdown:.2f} times the CPU time of the first"
+    # Lower quartiles: whatever else the machine does makes steps longer, never shorter.
+    first, *_, last = (np.quantile(part, 0.25) for part in np.array_split(seconds, 3))
+    flat = growth < 2.0 and last < 1.25 * first  # a leaked batch of features a step: some 40 MiB per 1000 steps
+    lost = f"memory {growth:+.2f} MiB per 1000 steps, CPU time per step in the last third {last / first:.2f} times the first"
     campaign.record(f"{STEPS} steps without a stop", injected=1, survived=int(flat), lost=lost)
     assert flat, lost
