@@ -21,9 +21,7 @@ STEPS = 4
 @pytest.mark.parametrize("action", ["stop", "skip"])
 def test_all_ranks_do_the_same(action, make_config, batch, campaign, tmp_path):
     OmegaConf.save(make_config(strategy="shared_kd"), tmp_path / "config.yaml")
-    torch.save(
-        [part.clone() for part in batch], tmp_path / "batch.pt"
-    )  # NeMo hangs its types on tensors that it has seen
+    torch.save([part.clone() for part in batch], tmp_path / "batch.pt")  # without the types that NeMo adds
     paths = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, str(TRAINING), str(tmp_path), action]
     subprocess.run(command, check=True, timeout=240, env={**os.environ, **paths}, cwd=REPOSITORY)

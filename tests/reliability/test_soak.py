@@ -79,6 +79,6 @@ def test_five_thousand_steps_take_no_more_memory_and_no_more_time(
     # Lower quartiles: whatever else the machine does makes steps longer, never shorter.
     first, *_, last = (np.quantile(part, 0.25) for part in np.array_split(seconds, 3))
     flat = growth < 2.0 and last < 1.25 * first  # a leaked batch of features a step: some 40 MiB per 1000 steps
-    lost = f"memory {growth:+.2f} MiB per 1000 steps, CPU time per step in the last third {last / first:.2f} times the first"
+    lost = f"memory {growth:+.2f} MiB per 1000 steps, a step's CPU time {last / first:.2f} of what it was at first"
     campaign.record(f"{STEPS} steps without a stop", injected=1, survived=int(flat), lost=lost)
     assert flat, lost
