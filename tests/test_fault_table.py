@@ -8,9 +8,10 @@ from tests.reliability.fault_table import Campaign, Row
 
 def test_rows_are_kept_apart_and_printed_with_their_sum(tmp_path, capsys, monkeypatch):
     Campaign(tmp_path).record("kill, random step", injected=3, survived=3, lost="nothing")
-    Campaign(tmp_path).record("kill while writing", injected=2, survived=1, lost="one step")
+    Campaign(tmp_path, "one test").record("kill while writing", injected=1, survived=1, lost="nothing")
+    Campaign(tmp_path, "another").record("kill while writing", injected=1, survived=0, lost="one step")
     assert Campaign(tmp_path).rows() == [
-        Row("kill while writing", 2, 1, "one step"),
+        Row("kill while writing", 2, 1, "one step; nothing"),
         Row("kill, random step", 3, 3, "nothing"),
     ]
     monkeypatch.setattr(sys, "argv", ["fault_table.py", str(tmp_path)])

@@ -21,6 +21,6 @@ def campaign_folder() -> Path:
 
 
 @pytest.fixture
-def campaign(campaign_folder) -> Campaign:
+def campaign(campaign_folder, request) -> Campaign:
     """`campaign.record(fault, injected=..., survived=..., lost=...)`: one row of the table, before it is asserted."""
-    return Campaign(campaign_folder)
+    return Campaign(campaign_folder, request.node.name)

@@ -24,21 +24,31 @@ class Row:
 
 
 class Campaign:
-    """Keeps one file a row, so that processes of one campaign never write to the same one."""
+    """Keeps one file for a fault of a test, so that processes of one campaign never write to the same one.
 
-    def __init__(self, folder: Path) -> None:
-        self._records = folder / "records"
+    test: name of the test that records; what several record of one fault is one row.
+    """
+
+    def __init__(self, folder: Path, test: str = "") -> None:
+        self._records, self._test = folder / "records", test
 
     def record(self, fault: str, injected: int, survived: int, lost: str) -> None:
+        """Add to a fault's row."""
         self._records.mkdir(parents=True, exist_ok=True)
-        name = "".join(letter if letter.isalnum() else "_" for letter in fault)
+        name = "".join(letter if letter.isalnum() else "_" for letter in f"{self._test} {fault}")
         (self._records / f"{name}.json").write_text(json.dumps(asdict(Row(fault, injected, survived, lost))) + "\n")
 
     def rows(self) -> list[Row]:
-        """All rows of the folder by name of the fault."""
-        return sorted(
-            (Row(**json.loads(path.read_text())) for path in self._records.glob("*.json")), key=lambda row: row.fault
-        )
+        """The rows of the folder by name of the fault."""
+        rows: dict[str, Row] = {}
+        for path in sorted(self._records.glob("*.json")):
+            row = Row(**json.loads(path.read_text()))
+            if row.fault in rows:
+                one = rows[row.fault]
+                lost = "; ".join(dict.fromkeys([*one.lost.split("; "), *row.lost.split("; ")]))
+                row = Row(row.fault, one.injected + row.injected, one.survived + row.survived, lost)
+            rows[row.fault] = row
+        return [rows[fault] for fault in sorted(rows, key=str.lower)]
 
 
 def table(rows: list[Row]) -> str:
