@@ -17,7 +17,7 @@ def test_rows_are_kept_apart_and_printed_with_their_sum(tmp_path, capsys, monkey
     monkeypatch.setattr(sys, "argv", ["fault_table.py", str(tmp_path)])
     assert fault_table.main() == 1  # one was not survived
     printed = capsys.readouterr().out
-    assert "| kill while writing | 2 | 1 | one step |" in printed and "| all | 5 | 4 | |" in printed
+    assert "| kill while writing | 2 | 1 | one step; nothing |" in printed and "| all | 5 | 4 | |" in printed
     assert (tmp_path / "table.md").read_text().strip() == printed.strip()
 
 
