@@ -2,6 +2,7 @@
 
 import sys
 
+from tests.conftest import REPOSITORY
 from tests.reliability import fault_table
 from tests.reliability.fault_table import Campaign, Row
 
@@ -25,3 +26,14 @@ def test_an_empty_campaign_is_no_success(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fault_table.py", str(tmp_path)])
     assert fault_table.main() == 1
     assert "no test has recorded anything" in capsys.readouterr().out
+
+
+def test_the_published_table_adds_up_and_has_at_least_twenty_kills():
+    text = (REPOSITORY / "docs" / "reliability.md").read_text()
+    lines = text.split("<!-- campaign -->\n")[1].split("<!-- end -->")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert tuple(cells[0]) == fault_table.COLUMNS
+    rows = [Row(fault, int(injected), int(survived), lost) for fault, injected, survived, lost in cells[2:-1]]
+    assert lines == fault_table.table(rows).splitlines()
+    assert all(row.survived == row.injected for row in rows)
+    assert sum(row.injected for row in rows if row.fault.startswith("SIGKILL")) >= 20
