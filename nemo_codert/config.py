@@ -82,6 +82,7 @@ CHOICES = {
     "bad_utterances": ("drop", "refuse"),
     "audio_check": ("auto", "headers", "samples"),
 }
+NON_FINITE_ACTIONS = ("stop", "skip")
 
 
 def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = None) -> DictConfig:
@@ -254,8 +255,9 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
     for key, value in at_least_zero.items():
         if not 0 <= value < math.inf:
             yield f"model.codert.{key} is {value}, wanted a number that is 0 or above"
-    if codert.non_finite.action not in ("stop", "skip"):
-        yield f"model.codert.non_finite.action is {codert.non_finite.action!r}, wanted one of stop, skip"
+    if codert.non_finite.action not in NON_FINITE_ACTIONS:
+        wanted = ", ".join(NON_FINITE_ACTIONS)
+        yield f"model.codert.non_finite.action is {codert.non_finite.action!r}, wanted one of {wanted}"
     if codert.non_finite.max_skips < 1:
         yield f"model.codert.non_finite.max_skips is {codert.non_finite.max_skips}, wanted 1 step or more"
     if codert.teacher == "co_trained" and codert.teacher_loss_weight == 0:

@@ -60,11 +60,9 @@ def try_networks(model: EncDecRNNTModel) -> None:
 def _named(key: str) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
-        if str(error).startswith("The model cannot be built"):
-            raise
-        raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("The model cannot be built"):
+            raise  # named by a block within this one
         raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
 
 

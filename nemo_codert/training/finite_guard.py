@@ -14,13 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nemo_codert.config import NON_FINITE_ACTIONS
 from nemo_codert.training.non_finite import Fault, SeenBatch, find_fault
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_STEPS = "skipped_steps.jsonl"  # in the run's folder
 NAMED_RANKS = 4
-ACTIONS = ("stop", "skip")
 
 
 class FiniteGuard(Callback):
@@ -39,8 +39,8 @@ class FiniteGuard(Callback):
     """
 
     def __init__(self, action: str = "stop", max_skips: int = 10) -> None:
-        if action not in ACTIONS:
-            raise ValueError(f"FiniteGuard: action is {action!r}, wanted one of {', '.join(ACTIONS)}")
+        if action not in NON_FINITE_ACTIONS:
+            raise ValueError(f"FiniteGuard: action is {action!r}, wanted one of {', '.join(NON_FINITE_ACTIONS)}")
         self.action, self.max_skips = action, max_skips
         self.skipped, self.in_a_row = 0, 0
         self._seen: list[SeenBatch] = []
