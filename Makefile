@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# pip compiles nothing here (two minutes, mostly for modules that are never imported): what is imported is compiled once
+# and kept, also where the environment says otherwise. Without that every process compiles NeMo anew, for half a minute.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-deploy test-reliability lint install clean
 
