@@ -65,7 +65,7 @@ def _check_branch(model: EncDecRNNTBPEModel, branch: str) -> None:
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
     """`save_to` that leaves either the whole file under `path` or nothing."""
     path = Path(path)
-    with named_when_full(path), moved_when_complete(path.parent) as folder:
+    with moved_when_complete(path.parent, path) as folder:
         model.save_to(str(folder / path.name))
     return path
 
@@ -75,7 +75,7 @@ def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tu
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
-    with named_when_full(path), moved_when_complete(path.parent) as folder:
+    with moved_when_complete(path.parent, path) as folder:
         model.save_to(str(folder / path.name))
         (folder / path.name).with_suffix(".md").write_text(card, encoding="utf-8")
     return path, path.with_suffix(".md")
@@ -96,7 +96,7 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path} does not end in .onnx")
-    with torch.random.fork_rng(devices=[]), named_when_full(path), moved_when_complete(path.parent) as folder:
+    with torch.random.fork_rng(devices=[]), moved_when_complete(path.parent, path) as folder:
         copy = stock_of(model).cpu()
         replace_projected_lstms(copy.encoder)
         copy.export(str(folder / path.name))
@@ -104,10 +104,13 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
 
 
 @contextmanager
-def moved_when_complete(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, whose files move up when the block ends well and vanish when it does not."""
+def moved_when_complete(folder: Path, named: Path | None = None) -> Iterator[Path]:
+    """A temporary folder inside `folder`, whose files move up when the block ends well and vanish when it does not.
+
+    named: what the error names where the disk is full (default: the folder).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:
+    with named_when_full(named or folder), tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:
         yield Path(name)
         for file in sorted(Path(name).iterdir()):
             os.replace(file, folder / file.name)

@@ -90,12 +90,8 @@ def numba_cuda_kernel(loss: RNNTLoss) -> Callable[..., torch.Tensor]:
 
 def seed_augmentation(module: torch.nn.Module, seed: int) -> None:
     """Give SpecAugment a generator seeded by us: NeMo's draws from the operating system, whatever the run's seed."""
-    for offset, part in enumerate(part for part in module.modules() if isinstance(_rng_of(part), random.Random)):
-        part._rng = random.Random(seed + offset)
-
-
-def _rng_of(part: torch.nn.Module) -> object:
-    return part.__dict__.get("_rng")
+    for offset, generator in enumerate(augmentation_generators(module)):
+        generator.seed(seed + offset)
 
 
 def switch_cuda_graphs(decoding: object, *, on: bool) -> bool:
@@ -146,7 +142,7 @@ def refuse_scaled_clipping(trainer: Trainer | None, optimizer: torch.optim.Optim
 
 def augmentation_generators(module: torch.nn.Module) -> list[random.Random]:
     """SpecAugment's generators, in the order of the modules."""
-    return [rng for part in module.modules() if isinstance(rng := _rng_of(part), random.Random)]
+    return [rng for part in module.modules() if isinstance(rng := part.__dict__.get("_rng"), random.Random)]
 
 
 def checkpoint_folder(trainer: Trainer, manager: DictConfig) -> Path:
