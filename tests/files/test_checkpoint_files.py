@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo_codert.export import moved_when_complete
 from nemo_codert.training.checkpoint_io import CheckpointFiles
 
 MEGABYTE = torch.zeros(2**18)  # float32
@@ -89,3 +90,13 @@ def test_remote_options_are_refused(tmp_path):
         CheckpointFiles().save_checkpoint({}, tmp_path / "a.ckpt", "x")
     with pytest.raises(ValueError, match="s3://bucket/a.ckpt is no local file"):
         CheckpointFiles().save_checkpoint({}, "s3://bucket/a.ckpt")
+
+
+def test_a_full_disk_is_one_error_that_names_the_folder_of_several_files(tmp_path, limited):
+    folder = tmp_path / "sherpa"
+    limited(100)
+    with pytest.raises(OSError, match=r"sherpa could not be written: File too large\. Free some space"):
+        with moved_when_complete(folder) as scratch:
+            (scratch / "tokens.txt").write_bytes(bytes(10))
+            (scratch / "encoder.onnx").write_bytes(bytes(1000))
+    assert files(folder) == []
