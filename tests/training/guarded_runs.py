@@ -117,6 +117,7 @@ def run(
     **settings,
 ):
     """Train a model under the guard with a fault: the trainer and what was seen of every batch."""
+    batch = tuple(part.clone() for part in batch)  # all tests share it, and NeMo's dither is added in place
     watch, batches = Watch(), [batch] * (steps * settings.get("accumulate_grad_batches", 1))
     batches = fault(model, batches) if fault else batches
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
