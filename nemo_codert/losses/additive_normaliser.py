@@ -17,10 +17,12 @@ from torch.nn.functional import hardshrink, pad
 
 from nemo_codert.losses.full_precision import full_precision
 from nemo_codert.losses.lattice import TransducerBatch
-from nemo_codert.losses.lattice_kernels import column_kernel
+from nemo_codert.losses.lattice_kernels import balance_kernel, checksum_kernel, column_kernel
 
 UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
 TRUSTED_Z = 1e-6  # of the maxima's product: terms below it may be off by more than a millionth
+TRUSTED_SUMS = 2.5e-7  # relative error of Z's rows and columns: cells of one further off may be a millionth off
+TRUSTED_BALANCE = 4e-7  # relative, of the gradients' sums over frames and over states
 CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
 
 
@@ -135,6 +137,31 @@ def _distrusted(z: torch.Tensor, encoder: Exponentials, prediction: Exponentials
     return z < (trusted * frames * states.transpose(1, 2)).clamp_(min=lost)
 
 
+def _inexact(z: torch.Tensor, encoder: Side, prediction: Side, batch: TransducerBatch) -> torch.Tensor:
+    """[B] bool, on the CPU: True where a row's or column's sum in z [B, T, M] is not what it is in float64.
+
+    A float32 sum loses the terms that are some 10^7 times smaller than the largest, hundreds of which may be a
+    millionth of it: as in every cell of a frame whose encoder is nearly certain of a class that is no token.
+    """
+    wrong = torch.empty(len(z), dtype=torch.bool)
+    sides = encoder.all.exp, prediction.all.exp, encoder.exp_columns, prediction.exp_columns
+    checksum_kernel(TRUSTED_SUMS, np.array(batch.sizes), *(each.numpy() for each in (*sides, z, wrong)))
+    return wrong
+
+
+def unbalanced(encoder: torch.Tensor, prediction: torch.Tensor, batch: TransducerBatch) -> list[int]:
+    """Utterances whose gradients, float32 [B, T, V+1] and [B, M, V+1] on the CPU, have not the same sum in each class.
+
+    As a logit of the lattice is the sum of two, the gradients of its frames and of its states have. They are made by
+    sums over the other side each, so terms that one lost (of hundreds of frames beside one, as above) the other has.
+    """
+    if encoder.dtype != torch.float32:
+        return []
+    wrong = torch.empty(len(encoder), dtype=torch.bool)
+    balance_kernel(TRUSTED_BALANCE, np.array(batch.sizes), *(each.numpy() for each in (encoder, prediction, wrong)))
+    return wrong.nonzero().flatten().tolist()
+
+
 class Normalised(NamedTuple):
     """What the loss of a batch is made of: all that the vocabulary is needed for."""
 
@@ -161,6 +188,9 @@ def normalised(
     distrusted = _distrusted(z, encoder.all, prediction.all)
     if padding is not None:
         distrusted &= ~padding
-    redo = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
+    distrusted = distrusted.flatten(1).any(1)
+    if z.device.type == "cpu" and dtype == torch.float32:
+        distrusted |= _inexact(z, encoder, prediction, batch)
+    redo = distrusted.tolist()  # the one copy to the host
     redo = [b for b, wanted in enumerate(redo) if wanted]
     return Normalised(encoder, prediction, classes, first, z, redo, padding)

@@ -5,7 +5,9 @@ The normaliser of every lattice cell is one batched matrix product of exponentia
 `dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. These are float32. The columns of the utterance's
 own tokens and of the blank are float64 throughout, for two reasons: only there is an occupancy taken off, and what is
 left of it in a confident lattice may be a millionth; and they are nearly all of such a lattice's Z. An utterance on
-which float32 could go wrong is computed in float64 altogether. Imports torch, numpy, `additive_normaliser`, `lattice`.
+which float32 could go wrong is computed in float64 altogether. On the CPU the float32 sums are checked, too: Z's rows
+and columns against their sums in float64, the two gradients against each other. Imports torch, numpy,
+`additive_normaliser`, `lattice`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -18,7 +20,7 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
-from nemo_codert.losses.additive_normaliser import compute_dtype, normalised
+from nemo_codert.losses.additive_normaliser import compute_dtype, normalised, unbalanced
 from nemo_codert.losses.full_precision import full_precision as _full_precision
 from nemo_codert.losses.lattice import (
     LatticeLoss,
@@ -132,30 +134,36 @@ class _AdditiveLoss(torch.autograd.Function):
         exps, columns = sides[:2], sides[2:]
         upstream = reduction_gradient(upstream.double(), ctx.batch.target_lengths, ctx.reduction).contiguous()  # [B]
         weight = weight * upstream[:, None, None]  # [B, T, M]
-        rounded = weight.to(exps[0].dtype)
-        weights = (rounded, weight), (rounded.transpose(1, 2), weight.transpose(1, 2))
-        gradients: list[torch.Tensor | None] = [None, None]
+        weights = weight, weight.transpose(1, 2)
+        first, classes = ctx.classes
+
+        def gradient(side: int, part: slice, dtype: torch.dtype) -> torch.Tensor:
+            """With respect to the logits of a side, of a part of the batch; dtype: of the product."""
+            factors = weights[side][part], exps[1 - side][part]
+            product = torch.bmm(*(each.to(dtype) for each in factors))
+            result = product.mul_(exps[side][part]).to(exps[side].dtype)  # 0 for the tokens
+            tokens = weights[side][part].bmm(columns[1 - side][part])  # [B, T, K], the normaliser's part
+            arrays = upstream[part], first[part], classes[part], tokens, *(each[part] for each in ctx.columns[side])
+            token_kernel(*(np.asarray(each) for each in arrays), result.numpy())
+            return result
+
         with _full_precision("cpu"):
-            for side, other in ((0, 1), (1, 0)):
-                if ctx.needs_input_grad[side]:
-                    gradient = torch.bmm(weights[side][0], exps[other]).mul_(exps[side])  # 0 for the tokens
-                    tokens = weights[side][1].bmm(columns[other])  # [B, T, K], the normaliser's part
-                    token_kernel(upstream.numpy(), *ctx.classes, tokens.numpy(), *ctx.columns[side], gradient.numpy())
-                    gradients[side] = gradient
+            gradients = [gradient(side, slice(None), exps[0].dtype) for side in (0, 1)]
+            for b in unbalanced(*gradients, ctx.batch):
+                for side in (0, 1):
+                    gradients[side][b] = gradient(side, slice(b, b + 1), torch.float64)
         for b, occupancies in ctx.occupancies.items():
             upstreams = [-upstream[b] * each for each in occupancies]
             t, u = ctx.batch.sizes[b]
             utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
             parts = utterance.gradients(ctx.batch.targets[b, :u], ctx.blank, *upstreams)
-            for gradient, part in zip(gradients, parts, strict=True):
-                if gradient is not None:
-                    gradient[b] = 0.0
-                    gradient[b, : len(part)] = part
+            for whole, part in zip(gradients, parts, strict=True):
+                whole[b] = 0.0
+                whole[b, : len(part)] = part
         for side, (rows, dtype) in enumerate(ctx.inputs):
-            if gradients[side] is not None and rows > gradients[side].shape[1]:  # pad alone would copy all of it
+            if rows > gradients[side].shape[1]:  # pad alone would copy all of it
                 gradients[side] = pad(gradients[side], (0, 0, 0, rows - gradients[side].shape[1]))
-            if gradients[side] is not None:
-                gradients[side] = gradients[side].to(dtype)
+            gradients[side] = gradients[side].to(dtype)
         return *gradients, None, None, None, None
 
 

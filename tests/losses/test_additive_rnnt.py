@@ -98,6 +98,68 @@ def test_many_small_terms_are_not_lost_beside_two_large_ones(disagreement, margi
     assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
 
 
+@pytest.mark.parametrize("raised", ["in every frame", "in every state", "in both", "another one in every state"])
+@pytest.mark.parametrize("V", [600, 4096])
+@pytest.mark.parametrize("excess", [16.0, 17.5])
+def test_many_small_terms_are_not_lost_beside_a_class_that_is_no_token(excess, V, raised):
+    """The same where no float64 column holds the large term: the row and column sums of Z tell."""
+    batch = random_batch(2, 40, 10, V, scale=0.05)
+    encoder_logits, prediction_logits = (batch[name] for name in LOGITS)
+    batch["targets"] = batch["targets"].clamp(min=20)
+    if raised == "in every frame":
+        encoder_logits[..., 3] += excess
+    elif raised == "in every state":
+        prediction_logits[..., 3] += excess
+    elif raised == "in both":
+        encoder_logits[..., 3] += excess / 2
+        prediction_logits[..., 3] += excess / 2
+    else:
+        states = torch.arange(11)
+        prediction_logits[:, states, 3 + states] += excess
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+
+
+def one_frame_sure_of_no_token(T: int, U: int, margin: float, frame: int) -> dict:
+    """A batch dominated by blank, but in one frame by a class that is no token."""
+    batch = dominated_by_blank(random_batch(2, T, U, 600, scale=0.05, seed=1), margin)
+    batch["encoder_logits"][:, frame, 3] += margin + 4.0
+    return batch | {"targets": batch["targets"].clamp(min=5)}
+
+
+@pytest.mark.parametrize("T, frame", [(400, 0), (400, 200), (1000, 0)])
+@pytest.mark.parametrize("margin", [16.0, 16.5, 17.5])
+def test_many_frames_are_not_lost_beside_one(margin, T, frame):
+    """In the gradient of the prediction's logits, a float32 sum over frames: its sum over states tells."""
+    batch = one_frame_sure_of_no_token(T, 3, margin, frame)
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+
+
+def test_gradients_are_computed_again_where_they_are_out_of_balance_and_there_alone(monkeypatch):
+    found = []
+
+    def spy(*arguments) -> list[int]:
+        found.append(unbalanced(*arguments))
+        return found[-1]
+
+    unbalanced = additive_rnnt.unbalanced
+    monkeypatch.setattr(additive_rnnt, "unbalanced", spy)
+    batch = one_frame_sure_of_no_token(400, 3, 17.5, 0)
+    calm = dominated_by_blank(random_batch(2, 400, 3, 600, scale=0.05, seed=1), 17.5)
+    for name in LOGITS:
+        batch[name][0] = calm[name][0]
+    loss_and_gradients(batch)
+    assert found == [[1]]
+
+
+@pytest.mark.parametrize("wanted", LOGITS)
+def test_one_gradient_alone_is_the_same(wanted):
+    batch = random_batch()
+    gradients = dict(zip(LOGITS, loss_and_gradients(batch)[1:], strict=True))
+    logits = {name: batch[name].clone().requires_grad_(name == wanted) for name in LOGITS}
+    additive_rnnt_loss(**batch | logits).backward()
+    torch.testing.assert_close(logits[wanted].grad, gradients[wanted], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_row_that_is_shifted_beside_one_that_is_not_is_exact_too(seed, swapped):
@@ -181,22 +243,39 @@ def test_float64_logits_are_computed_in_float64(disagreement):
         torch.testing.assert_close(result, wanted, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("disagreement, utterances, cells", [(10.0, 0, 0), (200.0, 1, 0), (1000.0, 1, 7 * 5)])
-def test_only_what_float32_would_get_wrong_is_redone(monkeypatch, disagreement, utterances, cells):
-    # Without this the tests above could pass by redoing everything, or by never reaching the redone cells.
-    batch, apart = random_batch(), random_batch(disagreement=disagreement)
-    batch |= {name: torch.cat([apart[name][:1], batch[name][1:]]) for name in LOGITS}
-    redone = []
+@pytest.fixture
+def redone(monkeypatch) -> list[int]:
+    """Of each utterance that is computed again in float64: the cells where even that underflows."""
+    cells = []
     log_z = additive_rnnt._Utterance.log_z
 
     def spy(utterance: additive_rnnt._Utterance) -> torch.Tensor:
-        redone.append((1, sum(len(t) for t, _ in utterance.cells)))
+        cells.append(sum(len(t) for t, _ in utterance.cells))
         return log_z(utterance)
 
     monkeypatch.setattr(additive_rnnt._Utterance, "log_z", spy)
+    return cells
+
+
+@pytest.mark.parametrize("disagreement, cells", [(10.0, []), (200.0, [0]), (1000.0, [7 * 5])])
+def test_only_what_float32_would_get_wrong_is_redone(redone, disagreement, cells):
+    # Without this the tests above could pass by redoing everything, or by never reaching the redone cells.
+    batch, apart = random_batch(), random_batch(disagreement=disagreement)
+    batch |= {name: torch.cat([apart[name][:1], batch[name][1:]]) for name in LOGITS}
     losses, *gradients = loss_and_gradients(batch, reduction="none")
-    assert redone == ([(utterances, cells)] if utterances else [])
+    assert redone == cells
     assert_exact((losses, *gradients), reference(batch))
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+def test_an_utterance_is_redone_where_a_sum_lost_terms_and_there_alone(redone, scale):
+    batch = random_batch(3, 40, 10, 1024, scale)
+    loss_and_gradients(batch)
+    assert not redone
+    batch["encoder_logits"][1, ..., 3] += 17.5
+    batch["targets"] = batch["targets"].clamp(min=4)
+    loss_and_gradients(batch)
+    assert len(redone) == 1
 
 
 def test_cells_summed_one_chunk_at_a_time_give_the_same(monkeypatch):
