@@ -82,6 +82,8 @@ def written(make_config, wav, tmp_path_factory) -> tuple[dict[str, str], Path]:
         student = pair.student_model(form)
         (hypothesis,) = student.transcribe([wav], verbose=False)
         expected[str(save_model(student, folder / f"{name}.nemo"))] = hypothesis.text
+        if name == "additive":
+            continue  # narrow's joint is additive too
         save_model(pair, folder / f"pair_{name}.nemo")
         student = load_model(folder / f"pair_{name}.nemo").student_model(form)
         path = folder / f"{name}_of_restored.nemo"
@@ -108,7 +110,7 @@ def found(written, wav) -> dict[str, dict]:
 
 def test_students_transcribe_the_same_text_where_nemo_codert_cannot_be_imported(written, found):
     expected, _ = written
-    assert len(expected) == 6 and all(len(set(text)) > 3 for text in expected.values()), expected
+    assert len(expected) == 5 and all(len(set(text)) > 3 for text in expected.values()), expected
     texts = {Path(path).stem: text for path, text in expected.items()}
     assert texts["narrow"] == texts["additive"]
     assert {path: entry["text"] for path, entry in found.items()} == expected

@@ -65,13 +65,11 @@ def gradients(model, batch, autocast: bool = False) -> dict[str, torch.Tensor]:
 
 ENCODERS = {
     "plain": {},
-    "shared_position_biases": {"untie_biases": False},
     "stochastic_depth": {"stochastic_depth_drop_prob": 0.5},
     "local_attention": {"self_attention_model": "rel_pos_local_attn", "att_context_size": [4, 4]},
     "cache_aware": {"att_context_size": [[4, 1], [4, 0]], "att_context_style": "chunked_limited"},
-    "sdpa": {"use_pytorch_sdpa": True},
-    "layer_norm": {"conv_norm_type": "layer_norm"},
-    "group_norm": {"conv_norm_type": "group_norm4"},
+    "sdpa_layer_norm": {"use_pytorch_sdpa": True, "conv_norm_type": "layer_norm"},
+    "shared_position_biases_group_norm": {"untie_biases": False, "conv_norm_type": "group_norm4"},
 }
 
 
