@@ -14,7 +14,7 @@ from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 from nemo_codert.models.stock_models import stock_class
 from tests.conftest import ADDITIVE, SENTENCES, STOCK
 from tests.models.teacher_files import CTC, pair_config
-from tests.models.training_runs import branch_losses, equal_states, train
+from tests.models.training_runs import branch_losses, equal_states, shortest, train
 
 JOINTS = {"additive": ADDITIVE, "stock": STOCK}
 
@@ -61,6 +61,7 @@ def test_the_ctc_loss_is_nemos_and_has_its_share(make_hybrid, batch, strategy, r
 
 @pytest.mark.parametrize("joint", JOINTS)
 def test_without_teacher_the_pairs_student_follows_nemos_hybrid_step_for_step(hybrid_config, batch, joint):
+    batch = shortest(batch)
     cfg = hybrid_config("tandem", JOINTS[joint], codert={"rnnt_loss": "auto" if joint == "additive" else "nemo"})
     torch.manual_seed(0)
     pair = EncDecCoDERTBPEModel(cfg)

@@ -120,7 +120,8 @@ def test_with_a_stock_joint_the_tandem_student_is_the_lone_student_to_rounding(m
     cfg = make_config(strategy="tandem", joint=STOCK, codert=codert)
     pair, lone = make_model(strategy="tandem", joint=STOCK, codert=codert), lone_student(cfg)
     assert equal_states(student_state(pair), student_state(lone))
-    ours, theirs = fit(pair, batches[:3]), fit(lone, batches[:3])
+    few = [batches[0], batches[2]]  # the short ones: on a CPU NeMo's loss is a Python loop
+    ours, theirs = fit(pair, few), fit(lone, few)
     # float32 recursion of NeMo: 1e-6 a step, amplified by AdamW where a gradient is near 0.
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-4)
     assert min(ours.norms) > CLIP
