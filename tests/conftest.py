@@ -252,6 +252,51 @@ def make_model(make_config):
     return make
 
 
+class BuiltPair:
+    """A pair and all of it that computing and training change."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.trainable = [parameter.requires_grad for parameter in model.parameters()]
+        self.modes = [module.training for module in model.modules()]
+        self.has_weights, self.generator = model._teacher_has_weights, torch.random.get_rng_state()
+
+    def restored(self):
+        """The pair as it was built, with the random numbers that were next then."""
+        self.model.load_state_dict(self.weights)
+        for parameter, trainable in zip(self.model.parameters(), self.trainable, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(trainable)
+        for module, mode in zip(self.model.modules(), self.modes, strict=True):
+            module.training = mode
+        self.model._teacher_has_weights = self.has_weights
+        torch.random.set_rng_state(self.generator)
+        return self.model
+
+
+@pytest.fixture(scope="session")
+def built_pairs() -> dict[str, BuiltPair]:
+    return {}
+
+
+@pytest.fixture
+def shared_pair(make_model, built_pairs):
+    """`make_model` for tests that only compute and train: one pair for each config, handed out as it was built.
+
+    A second call with the same arguments gives the same object. Tests that change anything but weights, gradients
+    and modes (the config, the decoding, hooks, a dtype, a trainer) build their own.
+    """
+
+    def make(*args, **kwargs):
+        key = repr((args, sorted(kwargs.items())))
+        if key not in built_pairs:
+            built_pairs[key] = BuiltPair(make_model(*args, **kwargs))
+        return built_pairs[key].restored()
+
+    return make
+
+
 def padded_batch(signals: list[torch.Tensor], tokens: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Signal [B, S], signal_len, transcript [B, U], transcript_len."""
     lengths = [torch.tensor([len(row) for row in rows]) for rows in (signals, tokens)]

@@ -24,7 +24,7 @@ from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_fra
 from nemo_codert.models.checked_restoring import CheckedRestoring
 from nemo_codert.models.ctc_head import build_ctc_head, ctc_loss, mixed_loss
 from nemo_codert.models.pretrained import load_pair_checkpoints
-from nemo_codert.models.stock_config import stock_branch_config, without_durations
+from nemo_codert.models.stock_config import stock_branch_config, student_block
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.student_parts import refer, student_generator
 from nemo_codert.models.transducer import (
@@ -68,7 +68,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     has_finite_guard = False  # set by the trainer's FiniteGuard, which then decides on losses that are not finite
 
     def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
-        cfg = checked_config(convert_model_config_to_dict_config(cfg))
+        cfg = checked_config(cfg if isinstance(cfg, DictConfig) else convert_model_config_to_dict_config(cfg))
         with open_dict(cfg):
             cfg.target = PUBLIC_TARGET
         super().__init__(cfg=cfg, trainer=trainer)
@@ -115,8 +115,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     def _build_student_output(self) -> None:
         """Prediction network and joint of the student, for the teacher's present vocabulary."""
-        cfg = without_durations(self.cfg)
-        decoder_cfg, joint_cfg = cfg.student.decoder or cfg.decoder, cfg.joint
+        decoder_cfg = copy.deepcopy(self.cfg.student.decoder or self.cfg.decoder)
+        joint_cfg = student_block(self.cfg, "joint")
         with open_dict(decoder_cfg), open_dict(joint_cfg):
             decoder_cfg.vocab_size = self.cfg.decoder.vocab_size
             joint_cfg.jointnet.encoder_hidden = self.student_geometry.width
@@ -138,7 +138,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     def _setup_losses(self) -> None:
         # Also after change_vocabulary, where NeMo drops the loss name, its kwargs and the reduction.
-        name, kwargs = self.extract_rnnt_loss_cfg(without_durations(self.cfg).get("loss"))
+        name, kwargs = self.extract_rnnt_loss_cfg(student_block(self.cfg, "loss"))
         self.loss = RNNTLoss(
             num_classes=self.student_joint.num_classes_with_blank - 1,
             loss_name=name,
@@ -151,7 +151,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     def _setup_student_decoding(self) -> None:
         self.student_decoding = RNNTBPEDecoding(
-            decoding_cfg=without_durations(self.cfg).decoding,
+            decoding_cfg=student_block(self.cfg, "decoding"),
             decoder=self.student_decoder,
             joint=self.student_joint,
             tokenizer=self.tokenizer,

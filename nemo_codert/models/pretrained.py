@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config_values import sub_block
 from nemo_codert.models.layer_copy import start_from_teacher
-from nemo_codert.models.stock_config import without_durations
+from nemo_codert.models.stock_config import student_block, without_durations
 from nemo_codert.models.transducer import Transducer
 from nemo_codert.nemo_archive import CheckedArchive
 from nemo_codert.nemo_compat import forget_failed_restore
@@ -124,7 +124,7 @@ def load_pair_checkpoints(model: "EncDecCoDERTBPEModel") -> dict[str, dict[str, 
     if name := cfg.student.init_from:
         key, target, own = "model.student.init_from", model.student_transducer, not cfg.codert.share_decoder
         blocks = {"model.student.encoder": cfg.student.encoder}
-        blocks |= {"model.joint": without_durations(cfg).joint, "model.preprocessor": cfg.preprocessor}
+        blocks |= {"model.joint": student_block(cfg, "joint"), "model.preprocessor": cfg.preprocessor}
         if own:
             blocks["model.student.decoder"] = cfg.student.decoder or cfg.decoder
         loaded["student"] = load_checkpoint(name, key, "student", target, blocks, pieces, front_end, decoder=own)

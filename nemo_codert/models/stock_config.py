@@ -16,6 +16,14 @@ from nemo_codert.stock_options import TDT_LOSSES, is_tdt
 # NeMo evaluates the word errors of a fused step in sub-batches of this many utterances; the exact loss has none.
 WER_BATCH_SIZE = 1024
 
+# What only a TDT model has, by block.
+DURATION_KEYS = {
+    "joint": ("num_extra_outputs",),
+    "decoding": ("durations", "model_type"),
+    "model_defaults": ("tdt_durations", "num_tdt_durations"),
+    "loss": ("loss_name", *(f"{name}_kwargs" for name in TDT_LOSSES)),
+}
+
 
 def student_config(cfg: DictConfig) -> DictConfig:
     """Stock config of the student alone, from the `model` section of a pair's config.
@@ -77,19 +85,25 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
 def without_durations(cfg: DictConfig) -> DictConfig:
     """A copy of a pair's config in which a TDT teacher has become a standard RNN-T: as its student takes it over."""
     plain = copy.deepcopy(cfg)
-    if not is_tdt(cfg):
-        return plain
     with open_dict(plain):
-        blocks = {
-            "joint": ("num_extra_outputs",),
-            "decoding": ("durations", "model_type"),
-            "model_defaults": ("tdt_durations", "num_tdt_durations"),
-            "loss": ("loss_name", *(f"{name}_kwargs" for name in TDT_LOSSES)),
-        }
-        for block, keys in blocks.items():
-            for key in keys if plain.get(block) else ():
-                plain[block].pop(key, None)
+        for name in DURATION_KEYS if is_tdt(cfg) else ():
+            _drop_durations(name, plain.get(name))
     return plain
+
+
+def student_block(cfg: DictConfig, name: str) -> DictConfig | None:
+    """A copy of that block of `without_durations`, None where there is none; the rest of the config is not copied."""
+    block = copy.deepcopy(cfg.get(name))
+    if is_tdt(cfg):
+        _drop_durations(name, block)
+    return block
+
+
+def _drop_durations(name: str, block: DictConfig | None) -> None:
+    if block:
+        with open_dict(block):
+            for key in DURATION_KEYS.get(name, ()):
+                block.pop(key, None)
 
 
 def _own_groups(groups: DictConfig, branch: str) -> DictConfig:

@@ -30,8 +30,8 @@ def same_weights(model, other) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_failing_save_leaves_nothing_and_keeps_the_old_file(make_model, tmp_path, monkeypatch):
-    model = make_model().student_model()
+def test_a_failing_save_leaves_nothing_and_keeps_the_old_file(shared_pair, tmp_path, monkeypatch):
+    model = shared_pair().student_model()
     path = save_model(model, tmp_path / "new" / "student.nemo")
     old = path.read_bytes()
 
@@ -47,8 +47,8 @@ def test_a_failing_save_leaves_nothing_and_keeps_the_old_file(make_model, tmp_pa
     assert path.read_bytes() == old
 
 
-def test_pairs_stock_models_and_lone_additive_students_load(make_model, make_config, tmp_path):
-    pair = make_model()
+def test_pairs_stock_models_and_lone_additive_students_load(shared_pair, make_config, tmp_path):
+    pair = shared_pair()
     loaded = load_model(save_model(pair, tmp_path / "pair.nemo"))
     assert type(loaded) is EncDecCoDERTBPEModel and not loaded.training and same_weights(loaded, pair)
 
@@ -63,8 +63,8 @@ def test_pairs_stock_models_and_lone_additive_students_load(make_model, make_con
     assert type(stock_of(loaded).joint).__module__.startswith("nemo.")
 
 
-def test_a_lone_model_has_no_teacher_branch(make_model):
-    student = make_model().student_model()
+def test_a_lone_model_has_no_teacher_branch(shared_pair):
+    student = shared_pair().student_model()
     with pytest.raises(ValueError, match="this model is one RNN-T and no pair"):
         stock_of(student, branch="teacher")
     with pytest.raises(ValueError, match="branch is 'both', wanted student or teacher"):
@@ -87,8 +87,8 @@ def test_missing_and_broken_files_are_refused_by_name(tmp_path):
         assert not is_being_restored()
 
 
-def test_a_truncated_file_is_refused(make_model, tmp_path):
-    path = save_model(make_model().student_model(), tmp_path / "student.nemo")
+def test_a_truncated_file_is_refused(shared_pair, tmp_path):
+    path = save_model(shared_pair().student_model(), tmp_path / "student.nemo")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"student\.nemo cannot be restored"):
         load_model(path)

@@ -34,10 +34,9 @@ def run(path, **inputs):
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
 
 
-@pytest.mark.parametrize("form", ["auto", "narrow"])
-@pytest.mark.parametrize("student", [None, LSTM], ids=["conformer", "lstm"])
-def test_encoder_and_joint_equal_torch_at_other_lengths_and_batch_sizes(make_model, tmp_path, student, form):
-    stock = stock_of(make_model("shared_kd", ADDITIVE, student=student), joint=form)
+@pytest.mark.parametrize("student, form", [(None, "narrow"), (LSTM, "auto")], ids=["conformer", "lstm"])
+def test_encoder_and_joint_equal_torch_at_other_lengths_and_batch_sizes(shared_pair, tmp_path, student, form):
+    stock = stock_of(shared_pair("shared_kd", ADDITIVE, student=student), joint=form)
     assert stock.joint.joint_hidden == {"auto": 2 * 33, "narrow": 16 + 20}[form]
     before = {name: value.clone() for name, value in stock.state_dict().items()}
     encoder_path, joint_path = export_onnx(stock, tmp_path / "student.onnx")
@@ -72,8 +71,8 @@ def test_encoder_and_joint_equal_torch_at_other_lengths_and_batch_sizes(make_mod
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_pair_still_trains_after_its_student_was_exported(make_model, batch, tmp_path):
-    pair = make_model("shared_kd", ADDITIVE, student=LSTM)
+def test_a_pair_still_trains_after_its_student_was_exported(shared_pair, batch, tmp_path):
+    pair = shared_pair("shared_kd", ADDITIVE, student=LSTM)
     random_state = torch.random.get_rng_state()
     export_onnx(pair, tmp_path / "student.onnx")
     assert torch.equal(torch.random.get_rng_state(), random_state)
@@ -82,17 +81,17 @@ def test_a_pair_still_trains_after_its_student_was_exported(make_model, batch, t
     assert pair.student_encoder.layers[0].weight_hr_l0.grad.abs().sum() > 0
 
 
-def test_the_suffix_must_be_onnx(make_model, tmp_path):
+def test_the_suffix_must_be_onnx(shared_pair, tmp_path):
     with pytest.raises(ValueError, match=r"student\.ts does not end in \.onnx"):
-        export_onnx(make_model(), tmp_path / "student.ts")
+        export_onnx(shared_pair(), tmp_path / "student.ts")
 
 
-def test_a_failed_export_leaves_nothing(make_model, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(shared_pair, tmp_path, monkeypatch):
     def fail(self, output, **kwargs):
         open(output, "w").write("half")
         raise RuntimeError("disk full")
 
     monkeypatch.setattr("nemo.collections.asr.models.EncDecRNNTBPEModel.export", fail)
     with pytest.raises(RuntimeError, match="disk full"):
-        export_onnx(make_model().student_model(), tmp_path / "student.onnx")
+        export_onnx(shared_pair().student_model(), tmp_path / "student.onnx")
     assert list(tmp_path.iterdir()) == []

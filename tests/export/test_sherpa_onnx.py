@@ -40,8 +40,8 @@ def metadata(path) -> dict[str, str]:
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK], ids=["additive", "stock"])
 @pytest.mark.parametrize("student", [None, lstm()], ids=["conformer", "lstm"])
 @torch.no_grad()
-def test_each_part_equals_torch_at_other_lengths_and_batch_sizes(make_model, tmp_path, joint, student):
-    pair = make_model("shared_kd", joint, student=student)
+def test_each_part_equals_torch_at_other_lengths_and_batch_sizes(shared_pair, tmp_path, joint, student):
+    pair = shared_pair("shared_kd", joint, student=student)
     networks = networks_of(pair.eval())
     assert sorted(p.name for p in export_sherpa_onnx(pair, tmp_path)) == FILES
     for batch, frames in ((1, 83), (3, 161)):
@@ -67,8 +67,8 @@ def test_each_part_equals_torch_at_other_lengths_and_batch_sizes(make_model, tmp
         np.testing.assert_allclose(found, joint_logits(networks.joint, encoded, decoded).numpy(), **CLOSE)
 
 
-def test_the_joiner_of_an_additive_joint_adds_and_nothing_else(make_model, tmp_path):
-    pair = make_model("shared_kd", ADDITIVE)
+def test_the_joiner_of_an_additive_joint_adds_and_nothing_else(shared_pair, tmp_path):
+    pair = shared_pair("shared_kd", ADDITIVE)
     export_sherpa_onnx(pair, tmp_path / "sum")
     assert sorted({node.op_type for node in onnx.load(tmp_path / "sum/joiner.onnx").graph.node}) == [
         "Add",
@@ -103,8 +103,8 @@ def test_features_without_normalisation_are_said_to_be_so(make_model, tmp_path):
 
 
 @torch.no_grad()
-def test_int8_files_hold_8_bit_weights_and_say_nearly_the_same(make_model, tmp_path):
-    pair = make_model("shared_kd", ADDITIVE)
+def test_int8_files_hold_8_bit_weights_and_say_nearly_the_same(shared_pair, tmp_path):
+    pair = shared_pair("shared_kd", ADDITIVE)
     names = [path.name for path in export_sherpa_onnx(pair, tmp_path, int8=True)]
     assert sorted(names) == sorted([*FILES, *(f"{network}.int8.onnx" for network in NETWORKS)])
     # Signed weights of eight bits overflow on processors without VNNI, which a machine with it would not see below.
@@ -125,8 +125,8 @@ def test_int8_files_hold_8_bit_weights_and_say_nearly_the_same(make_model, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES  # none of an earlier export stays
 
 
-def test_the_model_is_left_as_it_is(make_model, batch, tmp_path):
-    pair = make_model("shared_kd", STOCK, student=lstm())
+def test_the_model_is_left_as_it_is(shared_pair, batch, tmp_path):
+    pair = shared_pair("shared_kd", STOCK, student=lstm())
     before = {name: value.clone() for name, value in pair.state_dict().items()}
     random_state = torch.random.get_rng_state()
     export_sherpa_onnx(pair, tmp_path)
@@ -136,51 +136,56 @@ def test_the_model_is_left_as_it_is(make_model, batch, tmp_path):
     assert pair.student_encoder.layers[0].weight_hr_l0.grad.abs().sum() > 0
 
 
-def test_a_failed_export_leaves_nothing(make_model, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(shared_pair, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("disk full")
 
     monkeypatch.setattr("nemo_codert.sherpa_onnx._write_tokens", fail)
     with pytest.raises(RuntimeError, match="disk full"):
-        export_sherpa_onnx(make_model(), tmp_path / "folder")
+        export_sherpa_onnx(shared_pair(), tmp_path / "folder")
     assert list((tmp_path / "folder").iterdir()) == []
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="file is a file: sherpa-onnx takes a folder"):
-        export_sherpa_onnx(make_model(), tmp_path / "file")
+        export_sherpa_onnx(shared_pair(), tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"window_stride": 0.02}, "window_stride is 0.02, sherpa-onnx has 0.01 only"),
-        ({"window_size": 0.02}, "window_size is 0.02, sherpa-onnx has 0.025 only"),
-        ({"n_fft": 1024}, "n_fft is 1024, sherpa-onnx has 512 at 16000 Hz"),
-        ({"window": "hamming"}, "window is 'hamming', sherpa-onnx has 'hann' only"),
-        ({"lowfreq": 100}, "lowfreq is 100, sherpa-onnx has 0 only"),
-        ({"highfreq": 4000}, r"highfreq is 4000, sherpa-onnx has 7600.0 or 8000.0 only"),
-        ({"log": False}, "log is False, sherpa-onnx has True only"),
-        ({"preemph": None}, "preemph is None, sherpa-onnx has 0.97 only"),
-        ({"mag_power": 1.0}, "mag_power is 1.0, sherpa-onnx has 2.0 only"),
-        ({"mel_norm": None}, "mel_norm is None, sherpa-onnx has 'slaney' only"),
-        ({"exact_pad": True}, "exact_pad is True, sherpa-onnx has False only"),
-        ({"normalize": "all_features"}, "normalize is 'all_features', sherpa-onnx has 'NA' or 'per_feature' only"),
-        ({"log_zero_guard_type": "clamp"}, "log_zero_guard_type is 'clamp', sherpa-onnx has 'add' only"),
-        ({"log_zero_guard_value": 1e-3}, "log_zero_guard_value is 0.001, sherpa-onnx has "),
-    ],
-)
-def test_features_that_sherpa_onnx_cannot_compute_are_refused_by_name(make_model, tmp_path, changes, message):
+# Of the preprocessor, what sherpa-onnx says of it.
+FOREIGN_FEATURES = {
+    "window_stride": (0.02, "is 0.02, sherpa-onnx has 0.01 only"),
+    "window_size": (0.02, "is 0.02, sherpa-onnx has 0.025 only"),
+    "n_fft": (1024, "is 1024, sherpa-onnx has 512 at 16000 Hz"),
+    "window": ("hamming", "is 'hamming', sherpa-onnx has 'hann' only"),
+    "lowfreq": (100, "is 100, sherpa-onnx has 0 only"),
+    "highfreq": (4000, "is 4000, sherpa-onnx has 7600.0 or 8000.0 only"),
+    "log": (False, "is False, sherpa-onnx has True only"),
+    "preemph": (None, "is None, sherpa-onnx has 0.97 only"),
+    "mag_power": (1.0, "is 1.0, sherpa-onnx has 2.0 only"),
+    "mel_norm": (None, "is None, sherpa-onnx has 'slaney' only"),
+    "exact_pad": (True, "is True, sherpa-onnx has False only"),
+    "normalize": ("all_features", "is 'all_features', sherpa-onnx has 'NA' or 'per_feature' only"),
+    "log_zero_guard_type": ("clamp", "is 'clamp', sherpa-onnx has 'add' only"),
+    "log_zero_guard_value": (1e-3, "is 0.001, sherpa-onnx has "),
+}
+
+
+def test_features_that_sherpa_onnx_cannot_compute_are_refused_by_name_all_at_once(make_model, tmp_path):
     folder = tmp_path / "folder"
-    with pytest.raises(ValueError, match=f"cannot serve this model:\n  - model.preprocessor.{message}"):
-        export_sherpa_onnx(make_model(preprocessor=changes), folder)
-    assert not folder.exists()
+    pair = make_model(preprocessor={key: value for key, (value, _) in FOREIGN_FEATURES.items()})
+    with pytest.raises(ValueError, match="cannot serve this model:\n  - ") as caught:
+        export_sherpa_onnx(pair, folder)
+    problems = str(caught.value).split("\n  - ")[1:]
+    assert len(problems) == len(FOREIGN_FEATURES) and not folder.exists()
+    for key, (_, message) in FOREIGN_FEATURES.items():
+        assert any(problem.startswith(f"model.preprocessor.{key} {message}") for problem in problems), key
 
 
-def test_features_that_it_can_compute_are_not_refused(make_model):
-    for changes in ({}, {"highfreq": 8000}, {"highfreq": 7600}, {"features": 32, "n_fft": None}):
+def test_features_that_it_can_compute_are_not_refused(shared_pair, make_model):
+    assert front_end_problems(shared_pair()) == []
+    for changes in ({"highfreq": 8000}, {"highfreq": 7600, "features": 32, "n_fft": None}):
         assert front_end_problems(make_model(preprocessor=changes)) == []
 
 
-def test_every_fault_of_the_networks_is_told_at_once(make_model, tmp_path):
+def test_every_fault_of_the_networks_is_told_at_once(make_model, shared_pair, tmp_path):
     with pytest.raises(ValueError) as caught:
         front_end = {"preemph": 0.9, "window": "none"}
         export_sherpa_onnx(make_model(decoder={"blank_as_pad": False}, preprocessor=front_end), tmp_path)
@@ -190,7 +195,7 @@ def test_every_fault_of_the_networks_is_told_at_once(make_model, tmp_path):
     with pytest.raises(ValueError, match="projected or normalised LSTM"):
         export_sherpa_onnx(make_model(decoder={"prednet": {"rnn_hidden_size": 24}}), tmp_path)
     stateless = StatelessTransducerDecoder(prednet={"pred_hidden": 20, "context_size": 1}, vocab_size=32)
-    networks = networks_of(make_model())
+    networks = networks_of(shared_pair())
     (problem,) = network_problems(Transducer(networks.encoder, stateless, networks.joint))
     assert problem == "model.decoder is StatelessTransducerDecoder, sherpa-onnx runs NeMo's RNNTDecoder only"
 
@@ -223,6 +228,9 @@ def test_streams_that_the_online_recognizer_cannot_serve_are_refused(
 ):
     with pytest.raises(ValueError, match=message):
         export_sherpa_onnx(make_model(student=cache_aware(**encoder), preprocessor=front_end), tmp_path)
+
+
+def test_an_online_recognizer_of_another_sample_rate_is_refused(make_model):
     problems = front_end_problems(make_model(sample_rate=8000, preprocessor={"sample_rate": 8000, "n_fft": 256}), True)
     assert any("sample_rate is 8000, sherpa-onnx's online recognizer has 16000 only" in line for line in problems)
 
@@ -252,13 +260,13 @@ def test_the_windows_of_a_stream_make_the_frames_of_the_whole_utterance(make_mod
     np.testing.assert_allclose(streamed.numpy(), expected.numpy(), **CLOSE)
 
 
-def test_int8_without_onnxruntime_is_refused_before_anything_is_written(make_model, tmp_path, monkeypatch):
+def test_int8_without_onnxruntime_is_refused_before_anything_is_written(shared_pair, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime.quantization", None)
     with pytest.raises(ValueError, match="int8 needs onnxruntime, which is not installed: pip install"):
-        export_sherpa_onnx(make_model(), tmp_path / "folder", int8=True)
+        export_sherpa_onnx(shared_pair(), tmp_path / "folder", int8=True)
     assert not (tmp_path / "folder").exists()
 
 
-def test_a_stock_copy_exports_the_joint_it_has(make_model, tmp_path):
-    export_sherpa_onnx(stock_of(make_model("shared_kd", ADDITIVE)), tmp_path)
+def test_a_stock_copy_exports_the_joint_it_has(shared_pair, tmp_path):
+    export_sherpa_onnx(stock_of(shared_pair("shared_kd", ADDITIVE)), tmp_path)
     assert "Relu" in {node.op_type for node in onnx.load(tmp_path / "joiner.onnx").graph.node}

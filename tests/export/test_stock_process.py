@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 from nemo.collections.asr.modules import RNNTJoint
 from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
-from nemo_codert.export import load_model, save_model
+from nemo_codert.export import load_model, save_model, save_with_card
+from nemo_codert.model_card import CardOptions, Result, model_card
+from nemo_codert.models import EncDecCoDERTBPEModel
 from tests.conftest import SENTENCES
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
@@ -44,6 +47,10 @@ for path in paths:
         "text": model.transcribe([wav], verbose=False)[0].text,
         "keys": sorted(model.state_dict()),
     }
+    if "model_card" in model.cfg:
+        model.save_to(path.replace(".nemo", "_again.nemo"))
+        again = ASRModel.restore_from(path.replace(".nemo", "_again.nemo"), return_config=True)
+        found[path]["card"] = again.model_card
 print("RESULT" + json.dumps(found))
 """
 
@@ -59,30 +66,53 @@ def wav(manifest):
     return json.loads(manifest.read_text().splitlines()[4])["audio_filepath"]
 
 
-def test_students_transcribe_the_same_text_where_nemo_codert_cannot_be_imported(make_model, wav, tmp_path):
+@pytest.fixture(scope="module")
+def written(make_config, wav, tmp_path_factory) -> tuple[dict[str, str], Path]:
+    """Path -> text of students that were saved, and the card of one of them, which lies beside it."""
+    folder = tmp_path_factory.mktemp("students")
     expected = {}
     for name, joint, form in (
         ("additive", ADDITIVE, "auto"),
         ("narrow", ADDITIVE, "narrow"),
         ("stock", STOCK, "auto"),
     ):
-        pair = make_model("shared_kd", joint)
+        torch.manual_seed(0)
+        pair = EncDecCoDERTBPEModel(make_config("shared_kd", joint))
         make_talkative(pair.student_joint)
         student = pair.student_model(form)
         (hypothesis,) = student.transcribe([wav], verbose=False)
-        expected[str(save_model(student, tmp_path / f"{name}.nemo"))] = hypothesis.text
-        save_model(pair, tmp_path / f"pair_{name}.nemo")
-        restored = load_model(tmp_path / f"pair_{name}.nemo").student_model(form)
-        again = save_model(restored, tmp_path / f"{name}_of_restored.nemo")
-        expected[str(again)] = expected[str(tmp_path / f"{name}.nemo")]
-    assert all(len(set(text)) > 3 for text in expected.values()), expected
-    assert expected[str(tmp_path / "narrow.nemo")] == expected[str(tmp_path / "additive.nemo")]
+        expected[str(save_model(student, folder / f"{name}.nemo"))] = hypothesis.text
+        if name == "additive":
+            continue  # narrow's joint is additive too
+        save_model(pair, folder / f"pair_{name}.nemo")
+        student = load_model(folder / f"pair_{name}.nemo").student_model(form)
+        path = folder / f"{name}_of_restored.nemo"
+        expected[str(path)] = hypothesis.text
+        if name == "stock":
+            results = [Result("ü_${x}", 1, 1, 0.5)]  # what OmegaConf would take for a reference
+            about = {"name": "tiny", "branch": "student", "parameters": 1, "record": None}
+            text = model_card(student.cfg, results=results, options=CardOptions(), **about)
+            _, card = save_with_card(student, path, text)
+        else:
+            save_model(student, path)
+    return expected, card
 
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, wav, *expected], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+
+@pytest.fixture(scope="module")
+def found(written, wav) -> dict[str, dict]:
+    """What a process that has NeMo alone says of those files."""
+    expected, card = written
+    command = [sys.executable, "-c", SCRIPT, wav, *expected]
+    done = subprocess.run(command, cwd=card.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.split("RESULT")[1])
+    return json.loads(done.stdout.split("RESULT")[1])
+
+
+def test_students_transcribe_the_same_text_where_nemo_codert_cannot_be_imported(written, found):
+    expected, _ = written
+    assert len(expected) == 5 and all(len(set(text)) > 3 for text in expected.values()), expected
+    texts = {Path(path).stem: text for path, text in expected.items()}
+    assert texts["narrow"] == texts["additive"]
     assert {path: entry["text"] for path, entry in found.items()} == expected
     for entry in found.values():
         assert entry["class"].startswith("nemo.") and entry["joint"].startswith("nemo.")
@@ -90,8 +120,16 @@ def test_students_transcribe_the_same_text_where_nemo_codert_cannot_be_imported(
         assert {key.split(".")[0] for key in entry["keys"]} == {"preprocessor", "encoder", "decoder", "joint"}
 
 
-def test_a_student_file_names_no_class_of_ours_and_no_path_of_this_machine(make_model, tokenizer_dir, tmp_path):
-    path = save_model(make_model("shared_kd", ADDITIVE).student_model(), tmp_path / "student.nemo")
+def test_nemo_alone_restores_a_model_with_a_card_and_finds_the_card(written, found):
+    _, card = written
+    text = card.read_text(encoding="utf-8")
+    assert "| ü_$ {x} | 1 |" in text
+    assert found[str(card.with_suffix(".nemo"))]["card"] == text
+    assert [path for path, entry in found.items() if "card" in entry] == [str(card.with_suffix(".nemo"))]
+
+
+def test_a_student_file_names_no_class_of_ours_and_no_path_of_this_machine(shared_pair, tokenizer_dir, tmp_path):
+    path = save_model(shared_pair("shared_kd", ADDITIVE).student_model(), tmp_path / "student.nemo")
     with tarfile.open(path) as archive:
         member = next(name for name in archive.getnames() if name.endswith("model_config.yaml"))
         config = archive.extractfile(member).read().decode()

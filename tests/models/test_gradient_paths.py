@@ -27,8 +27,8 @@ def with_joint(groups: set[str], joint: str) -> set[str]:
 
 @pytest.mark.parametrize("joint", JOINTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_step_moves_exactly_what_the_strategy_trains(make_model, batch, strategy, joint):
-    model = make_model(strategy=strategy, joint=JOINTS[joint])
+def test_a_step_moves_exactly_what_the_strategy_trains(shared_pair, batch, strategy, joint):
+    model = shared_pair(strategy=strategy, joint=JOINTS[joint])
     model.training_step(batch, 0)["loss"].backward()
     trained = with_joint(TRAINED[strategy], joint)
     assert moved_groups(model) == touched_groups(model) == trained
@@ -42,8 +42,8 @@ def test_a_step_moves_exactly_what_the_strategy_trains(make_model, batch, strate
 
 @pytest.mark.parametrize("joint", JOINTS)
 @pytest.mark.parametrize("strategy", ["tandem_kd", "shared_kd"])
-def test_the_distillation_term_moves_the_students_encoder_logits_alone(make_model, batch, strategy, joint):
-    model = make_model(strategy=strategy, joint=JOINTS[joint])
+def test_the_distillation_term_moves_the_students_encoder_logits_alone(shared_pair, batch, strategy, joint):
+    model = shared_pair(strategy=strategy, joint=JOINTS[joint])
     branch_losses(model, batch)["train_distillation_loss"].backward()
     expected = with_joint({"student_encoder", "student_joint.enc", "student_joint.joint_net"}, joint)
     assert moved_groups(model) == touched_groups(model) == expected
@@ -51,25 +51,25 @@ def test_the_distillation_term_moves_the_students_encoder_logits_alone(make_mode
 
 @pytest.mark.parametrize("joint", JOINTS)
 @pytest.mark.parametrize("strategy", ["shared", "shared_kd"])
-def test_the_students_rnnt_loss_moves_the_shared_prediction_network(make_model, batch, strategy, joint):
-    model = make_model(strategy=strategy, joint=JOINTS[joint])
+def test_the_students_rnnt_loss_moves_the_shared_prediction_network(shared_pair, batch, strategy, joint):
+    model = shared_pair(strategy=strategy, joint=JOINTS[joint])
     branch_losses(model, batch)["train_rnnt_loss_student"].backward()
     assert moved_groups(model) == with_joint(OWN_STUDENT | {"decoder", "joint.pred"}, joint)
 
 
 @pytest.mark.parametrize("joint", JOINTS)
 @pytest.mark.parametrize("strategy", ["tandem_kd", "shared_kd"])
-def test_the_teachers_rnnt_loss_moves_no_part_of_the_students_own(make_model, batch, strategy, joint):
-    model = make_model(strategy=strategy, joint=JOINTS[joint])
+def test_the_teachers_rnnt_loss_moves_no_part_of_the_students_own(shared_pair, batch, strategy, joint):
+    model = shared_pair(strategy=strategy, joint=JOINTS[joint])
     branch_losses(model, batch)["train_rnnt_loss_teacher"].backward()
     assert moved_groups(model) == touched_groups(model) == with_joint(TEACHER, joint)
 
 
 @pytest.mark.parametrize("joint", JOINTS)
-def test_distillation_changes_no_gradient_of_the_teacher(make_model, batch, joint):
+def test_distillation_changes_no_gradient_of_the_teacher(shared_pair, batch, joint):
     gradients = []
     for weight in (0.0, 5.0):
-        model = make_model(strategy="tandem_kd", joint=JOINTS[joint], codert={"distillation": {"weight": weight}})
+        model = shared_pair(strategy="tandem_kd", joint=JOINTS[joint], codert={"distillation": {"weight": weight}})
         model.training_step(batch, 0)["loss"].backward()
         gradients.append(
             {n: p.grad for n, p in model.named_parameters() if n.startswith(("encoder.", "decoder.", "joint."))}
@@ -83,16 +83,16 @@ def test_the_teacher_does_not_run_where_nothing_needs_its_frames(make_model, bat
     assert torch.isfinite(model.training_step(batch, 0)["loss"])
 
 
-def test_a_student_without_its_own_loss_learns_from_the_teacher_alone(make_model, batch):
-    model = make_model(strategy="shared_kd", codert={"student_loss_weight": 0.0})
+def test_a_student_without_its_own_loss_learns_from_the_teacher_alone(shared_pair, batch):
+    model = shared_pair(strategy="shared_kd", codert={"student_loss_weight": 0.0})
     model.training_step(batch, 0)["loss"].backward()
     assert moved_groups(model) == with_joint(TEACHER | OWN_STUDENT, "additive")
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def test_the_loss_weights_scale_their_parts(make_model, batch):
+def test_the_loss_weights_scale_their_parts(shared_pair, batch):
     weights = {"teacher_loss_weight": 0.5, "student_loss_weight": 2.0, "distillation": {"weight": 3.0}}
-    parts = branch_losses(make_model(strategy="shared_kd", codert=weights), batch)
+    parts = branch_losses(shared_pair(strategy="shared_kd", codert=weights), batch)
     expected = (
         0.5 * parts["train_rnnt_loss_teacher"]
         + 2.0 * parts["train_rnnt_loss_student"]

@@ -18,8 +18,8 @@ ROUNDING = dict(rtol=2e-5, atol=0)
 
 
 @pytest.fixture(params=PAIRS)
-def pair(request, make_model):
-    return make_model(strategy="shared_kd", **{"joint": ADDITIVE, **PAIRS[request.param]})
+def pair(request, shared_pair):
+    return shared_pair(strategy="shared_kd", **{"joint": ADDITIVE, **PAIRS[request.param]})
 
 
 @torch.no_grad()

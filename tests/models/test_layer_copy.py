@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.layer_copy import spaced_layers
 from tests.conftest import ADDITIVE, STOCK, conformer, lstm
-from tests.models.teacher_files import pair_config, save_teacher
+from tests.models.teacher_files import pair_config
 from tests.models.training_runs import equal_states, train
 
 WIDE = conformer(layers=5, channels=16)
@@ -39,11 +39,11 @@ def test_the_layers_are_distinct_in_order_and_end_with_the_last(sizes):
 
 
 @pytest.fixture
-def make_pair(make_config, tmp_path):
+def make_pair(make_config, saved_teacher, tmp_path):
     """Factory of a pair whose student starts from a teacher of some kind."""
 
     def make(kind="rnnt", student=None, teacher=WIDE, init=True, strategy="static", **settings):
-        path, _ = save_teacher(make_config, tmp_path, kind, teacher=teacher)
+        path, _ = saved_teacher(tmp_path, kind, teacher=teacher)
         student = student or conformer(layers=3, channels=16)
         cfg = pair_config(make_config, kind, path, strategy=strategy, student=student, teacher=teacher, **settings)
         cfg.student.init_from_teacher = init

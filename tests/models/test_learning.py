@@ -17,7 +17,7 @@ def test_both_branches_learn_three_utterances_by_heart(make_model, batch, strate
     model = make_model(strategy=strategy, joint=joint, decoding=decoding, **networks)
     signal, signal_len, transcript, transcript_len = (part[:3] for part in batch)
     batch = (signal[:, : signal_len.max()], signal_len, transcript[:, : transcript_len.max()], transcript_len)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, foreach=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()

@@ -34,26 +34,22 @@ def save_and_restore(model, folder: Path, restore_class: type = EncDecCoDERTBPEM
     return restore_class.restore_from(str(folder / "pair.nemo"), map_location="cpu")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_names_of_weights_are_what_other_files_rely_on(make_model, strategy):
-    keys = make_model(strategy=strategy).state_dict().keys()
+@pytest.mark.parametrize("strategy, joint", zip(STRATEGIES, ("additive", "stock", "additive") * 2, strict=True))
+def test_a_pair_is_restored_as_it_was_saved_under_names_that_other_files_rely_on(
+    shared_pair, tmp_path, strategy, joint
+):
+    model = shared_pair(strategy=strategy, joint=JOINTS[joint])
+    keys, shared = model.state_dict().keys(), strategy in SHARED
     assert {"encoder.pre_encode.out.weight", "joint.enc.weight", "student_encoder.pre_encode.out.weight"} <= keys
     assert {"decoder.prediction.embed.weight", "joint.pred.weight", "student_joint.enc.weight"} <= keys
     for prefix in ("student_decoder.", "student_joint.pred."):
-        assert any(key.startswith(prefix) for key in keys) is (strategy not in SHARED)
-
-
-@pytest.mark.parametrize("joint", JOINTS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_pair_is_restored_as_it_was_saved(make_model, tmp_path, strategy, joint):
-    model = make_model(strategy=strategy, joint=JOINTS[joint])
+        assert any(key.startswith(prefix) for key in keys) is not shared
     restored = save_and_restore(model, tmp_path)
     assert type(restored) is EncDecCoDERTBPEModel
     assert equal_states(model.state_dict(), restored.state_dict())
     assert restored.cfg.nemo_codert_version == nemo_codert.__version__
     assert restored.cfg.codert == model.cfg.codert and restored.cfg.student == model.cfg.student
     assert restored.cfg.target == "nemo_codert.models.EncDecCoDERTBPEModel"
-    shared = strategy in SHARED
     assert (restored.student_decoder is restored.decoder) is shared
     assert (restored.student_joint.pred is restored.joint.pred) is shared
     assert {n for n, p in restored.named_parameters() if p.requires_grad} == {
@@ -61,14 +57,13 @@ def test_a_pair_is_restored_as_it_was_saved(make_model, tmp_path, strategy, join
     }
 
 
-@pytest.mark.parametrize("restore_class", [ASRModel, EncDecRNNTBPEModel, EncDecCoDERTBPEModel])
-def test_every_class_that_restores_a_pair_gives_the_pair(make_model, tmp_path, restore_class):
-    restored = save_and_restore(make_model(), tmp_path, restore_class)
-    assert type(restored) is EncDecCoDERTBPEModel
+def test_nemos_classes_too_restore_a_pair_as_a_pair(shared_pair, tmp_path):
+    for restore_class in (ASRModel, EncDecRNNTBPEModel):
+        assert type(save_and_restore(shared_pair(), tmp_path, restore_class)) is EncDecCoDERTBPEModel
 
 
-def test_a_restored_pair_trains_on_as_the_live_one(make_model, batch, tmp_path):
-    model = make_model(strategy="shared_kd")
+def test_a_restored_pair_trains_on_as_the_live_one(shared_pair, batch, tmp_path):
+    model = shared_pair(strategy="shared_kd")
     train(model, [batch])
     restored = save_and_restore(model, tmp_path)
     assert train(model, [batch] * 2) == train(restored, [batch] * 2)
@@ -82,10 +77,8 @@ def test_sharing_survives_a_move_to_another_dtype(make_model):
     assert len({id(p) for p in model.parameters()}) == len(list(model.parameters()))
 
 
-def test_an_unshared_checkpoint_does_not_load_into_a_shared_config(
-    make_model, make_config, tmp_path, no_failed_restore
-):
-    unshared, shared = make_model(strategy="tandem_kd"), make_model(strategy="shared_kd")
+def test_an_unshared_checkpoint_does_not_load_into_a_shared_config(shared_pair, tmp_path, no_failed_restore):
+    unshared, shared = shared_pair(strategy="tandem_kd"), shared_pair(strategy="shared_kd")
     with pytest.raises(RuntimeError, match="Unexpected key.*student_decoder"):
         shared.load_state_dict(unshared.state_dict())
     with pytest.raises(RuntimeError, match="Missing key.*student_decoder"):
@@ -99,54 +92,76 @@ def test_an_unshared_checkpoint_does_not_load_into_a_shared_config(
 
 
 @pytest.mark.parametrize(
-    "joint, form", [("additive", "exact"), ("additive", "compact"), ("additive", "narrow"), ("stock", "auto")]
+    "strategy, joint, forms, restored",
+    [
+        ("tandem_kd", "additive", ["exact", "narrow"], False),
+        ("shared_kd", "additive", ["exact", "compact"], False),
+        ("shared_kd", "additive", ["narrow"], True),
+        ("tandem_kd", "stock", ["auto"], False),
+        ("shared_kd", "stock", ["auto"], False),
+        ("shared_kd", "stock", ["auto"], True),
+    ],
 )
-@pytest.mark.parametrize("strategy, restored", [("tandem_kd", False), ("shared_kd", False), ("shared_kd", True)])
 @torch.no_grad()
 def test_the_stock_models_of_a_pair_compute_what_its_branches_do(
-    make_model, batch, tmp_path, strategy, joint, form, restored
+    shared_pair, batch, tmp_path, strategy, joint, forms, restored
 ):
-    model = make_model(strategy=strategy, joint=JOINTS[joint]).eval()
+    model = shared_pair(strategy=strategy, joint=JOINTS[joint]).eval()
     if restored:
         model = save_and_restore(model, tmp_path).eval()
+    for form in forms:
+        for branch, stock in (
+            (model.student_transducer, model.student_model(form)),
+            (model.teacher_transducer, model.teacher_model(form)),
+        ):
+            # compact: float32 sums of D_enc + D_pred = 44 terms of size 1 in another order; narrow: of size up to 5.
+            assert_same_logits(model, branch, stock, batch, atol={"compact": 2e-6, "narrow": 4e-6}.get(form, 0.0))
+
+
+def assert_same_logits(pair, branch: Transducer, stock: EncDecRNNTBPEModel, batch, atol: float) -> None:
     signal, signal_len, transcript, transcript_len = batch
-    for branch, stock in (
-        (model.student_transducer, model.student_model(form)),
-        (model.teacher_transducer, model.teacher_model(form)),
-    ):
-        assert type(stock) is EncDecRNNTBPEModel and type(stock.joint) is RNNTJoint
-        assert not stock.training and "codert" not in stock.cfg
-        encoded, encoded_len = stock(input_signal=signal, input_signal_length=signal_len)
-        features, features_len = model.extract_features(signal, signal_len)
-        ours, ours_len = branch.encoder(audio_signal=features, length=features_len)
-        assert torch.equal(encoded, ours) and torch.equal(encoded_len, ours_len)
-        copied = Transducer(stock.encoder, stock.decoder, stock.joint)
-        logits = joint_logits(stock.joint, encoded, predict(copied, transcript, transcript_len))
-        expected = joint_logits(branch.joint, ours, predict(branch, transcript, transcript_len))
-        # compact: float32 sums of D_enc + D_pred = 44 terms of size 1 in another order; narrow: of size up to 5.
-        tolerance = {"compact": 2e-6, "narrow": 4e-6}.get(form, 0.0)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
+    assert type(stock) is EncDecRNNTBPEModel and type(stock.joint) is RNNTJoint
+    assert not stock.training and "codert" not in stock.cfg
+    encoded, encoded_len = stock(input_signal=signal, input_signal_length=signal_len)
+    features, features_len = pair.extract_features(signal, signal_len)
+    ours, ours_len = branch.encoder(audio_signal=features, length=features_len)
+    assert torch.equal(encoded, ours) and torch.equal(encoded_len, ours_len)
+    copied = Transducer(stock.encoder, stock.decoder, stock.joint)
+    logits = joint_logits(stock.joint, encoded, predict(copied, transcript, transcript_len))
+    expected = joint_logits(branch.joint, ours, predict(branch, transcript, transcript_len))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("joint, form", [("additive", "auto"), ("additive", "narrow"), ("stock", "auto")])
+DECODINGS = ("greedy_batch", "greedy", "beam", "malsd_batch")
+
+
+@pytest.mark.parametrize(
+    "joint, form, strategies",
+    [
+        ("additive", "auto", ("greedy_batch", "malsd_batch")),
+        ("additive", "narrow", DECODINGS),
+        ("stock", "auto", DECODINGS),
+    ],
+)
 @torch.no_grad()
-def test_every_decoding_gives_the_same_transcripts_in_the_pair_and_in_its_stock_models(make_model, batch, joint, form):
+def test_every_decoding_gives_the_same_transcripts_in_the_pair_and_in_its_stock_models(
+    make_model, batch, joint, form, strategies
+):
     model = make_model(joint=JOINTS[joint]).eval()
     for part in (model.joint, model.student_joint):  # untrained nets babble: a higher blank keeps the texts short
         (part.enc if joint == "additive" else part.joint_net[-1]).bias[-1] += 0.3
-    features, features_len = model.extract_features(batch[0][:2, :9600], torch.tensor([9600, 6400]))  # beams are slow
-    texts = {}
-    for strategy in ("greedy_batch", "greedy", "beam", "malsd_batch"):
-        model.change_decoding_strategy(
-            OmegaConf.create(
-                {"strategy": strategy, "greedy": {"max_symbols": 5}, "beam": {"beam_size": 2, "max_symbols": 5}}
-            ),
-            verbose=False,
-        )
-        for branch, decoding, stock in (
-            (model.student_transducer, model.student_decoding, model.student_model(form)),
-            (model.teacher_transducer, model.decoding, model.teacher_model(form)),
-        ):
+    features, features_len = model.extract_features(batch[0][:2, :6400], torch.tensor([6400, 4800]))  # beams are slow
+    texts, stocks = {}, ()
+    for strategy in strategies:
+        settings = {"strategy": strategy, "greedy": {"max_symbols": 5}, "beam": {"beam_size": 2, "max_symbols": 5}}
+        model.change_decoding_strategy(OmegaConf.create(settings), verbose=False)
+        if strategy in (strategies[0], strategies[-1]):  # they leave with the pair's present decoding
+            stocks = model.student_model(form), model.teacher_model(form)
+        else:  # and take another as the pair does
+            for stock in stocks:
+                stock.change_decoding_strategy(OmegaConf.create(settings), verbose=False)
+        branches = (model.student_transducer, model.student_decoding), (model.teacher_transducer, model.decoding)
+        for (branch, decoding), stock in zip(branches, stocks, strict=True):
             encoded, encoded_len = branch.encoder(audio_signal=features, length=features_len)
             ours = decoding.rnnt_decoder_predictions_tensor(encoded, encoded_len, return_hypotheses=False)
             theirs = stock.decoding.rnnt_decoder_predictions_tensor(encoded, encoded_len, return_hypotheses=False)
@@ -165,33 +180,37 @@ def values_of(node: object, path: tuple = ()) -> list[tuple[tuple, object]]:
     return [(path, node)]
 
 
-@pytest.mark.parametrize("restored", [False, True])
-def test_a_students_file_names_neither_teacher_nor_training_machine(make_model, manifest, tmp_path, restored):
+def test_a_students_file_names_neither_teacher_nor_training_machine(make_model, manifest, tmp_path):
     dev = tmp_path / "dev.json"  # NeMo names validation sets by their file and refuses `manifest`
     dev.write_text(manifest.read_text())
     data = {"manifest_filepath": str(dev), "sample_rate": 16000, "batch_size": 2, "shuffle": False}
     model = make_model(train_ds=data, validation_ds=data)
-    if restored:
-        model = save_and_restore(model, tmp_path)
-    model.student_model().save_to(str(tmp_path / "student.nemo"))
-    with tarfile.open(tmp_path / "student.nemo") as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    files = {path.name for path in (tmp_path / "unpacked").iterdir()}
+    for name, pair in (("built", model), ("restored", save_and_restore(model, tmp_path))):
+        pair.student_model().save_to(str(tmp_path / f"{name}.nemo"))
+        assert_names_nothing(tmp_path / f"{name}.nemo", str(tmp_path), str(manifest.parent))
+
+
+def assert_names_nothing(student: Path, *paths: str) -> None:
+    """Of the teacher, the pair and those paths of the machine."""
+    unpacked = student.with_suffix("")
+    with tarfile.open(student) as archive:
+        archive.extractall(unpacked, filter="data")
+    files = {path.name for path in unpacked.iterdir()}
     assert {"model_config.yaml", "model_weights.ckpt"} <= files and len(files) == 5  # and three tokenizer files
-    text = (tmp_path / "unpacked" / "model_config.yaml").read_text()
-    for forbidden in ("codert:", "student:", "teacher", "AdditiveRNNTJoint", str(tmp_path), str(manifest.parent)):
+    text = (unpacked / "model_config.yaml").read_text()
+    for forbidden in ("codert:", "student:", "teacher", "AdditiveRNNTJoint", *paths):
         assert forbidden not in text
     config = yaml.safe_load(text)
     assert {"train_ds", "test_ds", "codert", "student"}.isdisjoint(config)
     leaves = [(path, value) for path, value in values_of(config) if path[-1] not in ("labels", "vocabulary")]
     assert not [path for path, value in leaves if isinstance(value, str) and value.startswith("/")]
-    weights = torch.load(tmp_path / "unpacked" / "model_weights.ckpt", weights_only=True)
+    weights = torch.load(unpacked / "model_weights.ckpt", weights_only=True)
     assert {name.split(".")[0] for name in weights} == {"preprocessor", "encoder", "decoder", "joint"}
     assert weights["encoder.pre_encode.out.weight"].shape[0] == 16
 
 
-def test_a_students_file_restores_and_transcribes_as_the_student(make_model, manifest, tmp_path):
-    model = make_model()
+def test_a_students_file_restores_and_transcribes_as_the_student(shared_pair, manifest, tmp_path):
+    model = shared_pair()
     files = [str(manifest.parent / f"{i}.wav") for i in range(2)]
     model.student_model().save_to(str(tmp_path / "student.nemo"))
     restored = ASRModel.restore_from(str(tmp_path / "student.nemo"), map_location="cpu")
@@ -228,12 +247,11 @@ def assert_unchanged(model, before: dict) -> None:
         assert before[part] == after[part], part
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("strategy", ["static", "shared_kd"])
+@pytest.mark.parametrize("strategy, training", [("static", True), ("shared_kd", False)])
 def test_a_pair_is_the_same_after_it_transcribed_and_was_exported(
-    make_model, batch, manifest, tmp_path, strategy, training
+    shared_pair, batch, manifest, tmp_path, strategy, training
 ):
-    model = make_model(strategy=strategy).train(training)
+    model = shared_pair(strategy=strategy).train(training)
     before = snapshot(model)
     model.transcribe([str(manifest.parent / "0.wav")], verbose=False)
     model.export(str(tmp_path / "student.onnx"), verbose=False)
@@ -242,8 +260,8 @@ def test_a_pair_is_the_same_after_it_transcribed_and_was_exported(
     assert torch.isfinite(model.training_step(batch, 0)["loss"])
 
 
-def test_taking_the_stock_models_draws_no_random_numbers(make_model):
-    model = make_model()
+def test_taking_the_stock_models_draws_no_random_numbers(shared_pair):
+    model = shared_pair()
     state, before = torch.random.get_rng_state(), snapshot(model)
     model.student_model()
     model.teacher_model()
@@ -251,8 +269,8 @@ def test_taking_the_stock_models_draws_no_random_numbers(make_model):
     assert_unchanged(model, before)
 
 
-def test_a_stock_model_holds_copies(make_model):
-    model = make_model()
+def test_a_stock_model_holds_copies(shared_pair):
+    model = shared_pair()
     student = model.student_model()
     before = student.state_dict()["encoder.pre_encode.out.weight"].clone()
     with torch.no_grad():

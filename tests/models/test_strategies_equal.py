@@ -27,13 +27,13 @@ def batches(batch):
     return made
 
 
-@pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-@pytest.mark.parametrize("share_decoder", [True, False])
-def test_weight_zero_is_the_run_without_distillation_bit_for_bit(make_model, batches, joint, share_decoder):
+@pytest.mark.parametrize("share_decoder, joint", [(True, ADDITIVE), (False, STOCK)])
+def test_weight_zero_is_the_run_without_distillation_bit_for_bit(shared_pair, batches, joint, share_decoder):
     def run(distillation: dict, loss_of=None):
         codert = {"share_decoder": share_decoder, "distillation": distillation}
-        model = make_model(strategy="tandem_kd", joint=joint, codert=codert)
-        return train(model, batches, loss_of and loss_of(model)), model.state_dict()
+        model = shared_pair(strategy="tandem_kd", joint=joint, codert=codert)
+        losses = train(model, batches, loss_of and loss_of(model))
+        return losses, {name: value.clone() for name, value in model.state_dict().items()}
 
     def the_two_rnnt_losses(model):
         def loss_of(batch):
@@ -120,23 +120,24 @@ def test_with_a_stock_joint_the_tandem_student_is_the_lone_student_to_rounding(m
     cfg = make_config(strategy="tandem", joint=STOCK, codert=codert)
     pair, lone = make_model(strategy="tandem", joint=STOCK, codert=codert), lone_student(cfg)
     assert equal_states(student_state(pair), student_state(lone))
-    ours, theirs = fit(pair, batches[:3]), fit(lone, batches[:3])
+    few = [batches[0], batches[2]]  # the short ones: on a CPU NeMo's loss is a Python loop
+    ours, theirs = fit(pair, few), fit(lone, few)
     # float32 recursion of NeMo: 1e-6 a step, amplified by AdamW where a gradient is near 0.
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-4)
     assert min(ours.norms) > CLIP
 
 
-def test_one_norm_for_both_branches_would_scale_the_student_by_the_teacher(make_model, batches):
+def test_one_norm_for_both_branches_would_scale_the_student_by_the_teacher(shared_pair, batches):
     """The control of the clipping test: the two branches are really clipped apart."""
-    model = make_model(strategy="tandem", joint=ADDITIVE)
+    model = shared_pair(strategy="tandem", joint=ADDITIVE)
     model.training_step(batches[0], 0)["loss"].backward()
     model.configure_gradient_clipping(None, CLIP, "norm")
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
     assert norm == pytest.approx(CLIP * 2**0.5, rel=1e-4)  # float32 rounding of two norms
 
 
-def test_shared_parameters_are_clipped_once_with_the_teacher(make_model, batch):
-    model = make_model(strategy="shared_kd", joint=ADDITIVE)
+def test_shared_parameters_are_clipped_once_with_the_teacher(shared_pair, batch):
+    model = shared_pair(strategy="shared_kd", joint=ADDITIVE)
     model.training_step(batch, 0)["loss"].backward()
     teacher = model.teacher_transducer.parameters()
     student = list(model.student_encoder.parameters()) + list(model.student_joint.enc.parameters())
@@ -146,16 +147,14 @@ def test_shared_parameters_are_clipped_once_with_the_teacher(make_model, batch):
         assert norm == pytest.approx(CLIP, rel=1e-4)  # float32 rounding
 
 
-@pytest.mark.parametrize("scaler, fused, refused", [(True, True, True), (True, False, False), (None, True, False)])
-def test_an_optimizer_that_takes_the_scale_off_after_the_clipping_is_refused(
-    make_model, batch, scaler, fused, refused
-):
+def test_an_optimizer_that_takes_the_scale_off_after_the_clipping_is_refused(make_model, batch):
     model = make_model(strategy="tandem", joint=ADDITIVE)
     model.training_step(batch, 0)["loss"].backward()
-    model._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
-    with pytest.raises(ValueError, match=r"model\.optim\.fused.*16-mixed") if refused else nullcontext():
-        model.configure_gradient_clipping(optimizer, CLIP, "norm")
+    for scaler, fused, refused in ((True, True, True), (True, False, False), (None, True, False)):
+        model._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+        optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+        with pytest.raises(ValueError, match=r"model\.optim\.fused.*16-mixed") if refused else nullcontext():
+            model.configure_gradient_clipping(optimizer, CLIP, "norm")
 
 
 def test_the_students_initial_weights_depend_on_the_seed_alone(make_config):
@@ -167,7 +166,7 @@ def test_the_students_initial_weights_depend_on_the_seed_alone(make_config):
     first = weights(strategy="tandem")
     assert equal_states(first, weights(strategy="tandem", teacher=conformer(layers=1, channels=40)))
     assert equal_states(first, weights(strategy="tandem", teacher=lstm()))
-    for strategy in ("static", "tandem_kd", "shared", "shared_kd", "static_shared"):
+    for strategy in ("static", "tandem_kd", "shared_kd", "static_shared"):
         assert equal_states(first, weights(strategy=strategy))
     assert not equal_states(first, weights(seed=1, strategy="tandem"))
 

@@ -120,14 +120,17 @@ def test_a_streaming_student_learns_from_a_teacher_that_hears_everything(tokeniz
 
 
 def test_the_shift_and_fastemit_change_their_own_part_of_the_loss(tokenizer_dir, batch):
-    def parts(*overrides: str) -> dict[str, float]:
-        pair = streaming_pair(tokenizer_dir, *overrides).eval()
+    pair = streaming_pair(tokenizer_dir).eval()
+
+    def parts(shift: int = 0, fastemit: float = 0.0) -> dict[str, float]:
+        pair.cfg.codert.distillation.frame_shift = shift
+        pair.cfg.loss.warprnnt_numba_kwargs.fastemit_lambda = fastemit
+        pair._setup_losses()  # as when it was built
         return {name: value.item() for name, value in branch_losses(pair, batch).items()}
 
-    plain, none = parts(), parts("model.codert.distillation.frame_shift=0")
-    assert plain == none
-    shifted = parts("model.codert.distillation.frame_shift=2")
-    emitting = parts("model.loss.warprnnt_numba_kwargs.fastemit_lambda=0.01")
+    plain = {name: value.item() for name, value in branch_losses(pair, batch).items()}
+    assert plain == parts()
+    shifted, emitting = parts(shift=2), parts(fastemit=0.01)
     student, distillation = "train_rnnt_loss_student", "train_distillation_loss"
     assert shifted[student] == plain[student] and shifted[distillation] != plain[distillation]
     assert emitting[student] == pytest.approx(1.01 * plain[student]) and emitting[distillation] == plain[distillation]

@@ -12,8 +12,8 @@ from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.transducer import Encoded, predict, project, project_prediction
 from nemo_codert.stock_options import RNNT_REDUCTIONS
 from tests.conftest import ADDITIVE, STOCK
-from tests.models.teacher_files import pair_config, save_teacher
-from tests.models.training_runs import branch_losses
+from tests.models.teacher_files import pair_config
+from tests.models.training_runs import branch_losses, shortest
 
 LHOTSE = {"use_lhotse": True, "sample_rate": 16000, "batch_size": 4, "shuffle": True, "num_workers": 0, "seed": 0}
 LHOTSE.update(shard_seed=0, pretokenize=False)
@@ -69,11 +69,8 @@ def data_blocks(sets, train: dict, *evaluated: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("loader", ["lhotse", "classic"])
-def test_a_run_logs_every_part_and_both_word_error_rates(make_config, sets, loader):
-    cfg = make_config(strategy="shared_kd", **data_blocks(sets, LHOTSE if loader == "lhotse" else CLASSIC, "dev"))
-    every = {"limit_train_batches": 2, "max_epochs": -1}
-    model, trainer, history = fit(cfg, use_distributed_sampler=loader == "classic", **every)
+def check_run(model, trainer, history) -> dict[str, torch.Tensor]:
+    """Four steps logged every part of the loss; what the validation after them said."""
     assert trainer.global_step == 4 and len(history.steps) == 4
     for logged in history.steps:
         assert all(math.isfinite(logged[name]) and logged[name] > 0 for name in TRAINED)
@@ -81,21 +78,31 @@ def test_a_run_logs_every_part_and_both_word_error_rates(make_config, sets, load
         total = logged["train_rnnt_loss_teacher"] + logged["train_rnnt_loss_student"]
         assert logged["train_loss"] == pytest.approx(total + 0.1 * logged["train_distillation_loss"], rel=1e-5)
     validated = dict(trainer.callback_metrics)
-    assert {"val_loss", "val_wer", "val_wer_teacher"} <= validated.keys()
     trainer.test(model, verbose=False)
+    return validated
+
+
+def test_a_run_logs_every_part_and_both_word_error_rates(make_config, sets):
+    cfg = make_config(strategy="shared_kd", **data_blocks(sets, LHOTSE, "dev"))
+    model, trainer, history = fit(cfg, use_distributed_sampler=False, limit_train_batches=2, max_epochs=-1)
+    validated = check_run(model, trainer, history)
+    assert {"val_loss", "val_wer", "val_wer_teacher"} <= validated.keys()
     assert {"test_loss", "test_wer", "test_wer_teacher"} <= trainer.callback_metrics.keys()
     assert trainer.callback_metrics["test_wer"] == validated["val_wer"]
     assert trainer.callback_metrics["test_wer_teacher"] == validated["val_wer_teacher"]
 
 
-def test_with_two_validation_sets_each_has_both_word_error_rates(make_config, sets):
-    cfg = make_config(**data_blocks(sets, CLASSIC, "dev", "other"))
-    model, trainer, _ = fit(cfg, max_steps=2)
+def test_with_nemos_own_loader_and_two_validation_sets_each_has_both_word_error_rates(make_config, sets):
+    cfg = make_config(strategy="shared_kd", **data_blocks(sets, CLASSIC, "dev", "other"))
+    model, trainer, history = fit(cfg, limit_train_batches=2, max_epochs=-1)
+    validated = check_run(model, trainer, history)
     names = {f"{stem}val_{metric}" for stem in ("dev_", "other_") for metric in ("loss", "wer", "wer_teacher")}
-    assert names | {"val_wer", "val_loss"} <= trainer.callback_metrics.keys()
-    assert trainer.callback_metrics["val_wer"] == trainer.callback_metrics["dev_val_wer"]
-    trainer.test(model, verbose=False)
-    assert {"dev_test_wer_teacher", "other_test_wer_teacher", "other_test_wer"} <= trainer.callback_metrics.keys()
+    assert names | {"val_wer", "val_loss"} <= validated.keys()
+    assert validated["val_wer"] == validated["dev_val_wer"]
+    tested = {"dev_test_wer", "dev_test_wer_teacher", "other_test_wer_teacher", "other_test_wer"}
+    assert tested <= trainer.callback_metrics.keys()
+    for name in tested:
+        assert trainer.callback_metrics[name] == validated[name.replace("test", "val")]
 
 
 def test_word_error_rates_are_summed_errors_over_summed_words(make_config, sets, monkeypatch):
@@ -114,18 +121,13 @@ def test_word_error_rates_are_summed_errors_over_summed_words(make_config, sets,
     assert trainer.callback_metrics["val_wer_teacher"] == pytest.approx(4 / 7)
 
 
-def first_distillation_loss(cfg, batch) -> float:
-    return fit(cfg, [batch], max_steps=1)[2].steps[0]["train_distillation_loss"]
-
-
-def test_reduction_and_temperature_of_the_config_are_those_of_the_run(make_config, batch):
-    settings = {"weight": 0.1}, {"weight": 0.1, "reduction": "per_frame"}, {"weight": 0.1, "temperature": 2.0}
-    per_utterance, per_frame, softer = (
-        first_distillation_loss(make_config(codert={"distillation": setting}), batch) for setting in settings
-    )
-    model = EncDecCoDERTBPEModel(make_config())
-    features, features_len = model.extract_features(*batch[:2])
-    _, lengths = model.student_encoder(audio_signal=features, length=features_len)
+def test_reduction_and_temperature_of_the_config_are_those_of_the_loss(make_model, batch):
+    settings = {"weight": 0.1, "reduction": "per_frame"}, {"weight": 0.1, "temperature": 2.0}, {"weight": 0.1}
+    models = [make_model(codert={"distillation": setting}).train() for setting in settings]
+    losses = [branch_losses(model, batch)["train_distillation_loss"].item() for model in models]
+    per_frame, softer, per_utterance = losses
+    features, features_len = models[-1].extract_features(*batch[:2])
+    _, lengths = models[-1].student_encoder(audio_signal=features, length=features_len)
     assert per_utterance / per_frame == pytest.approx(float(lengths.sum()) / len(lengths), rel=1e-5)
     assert 0 < softer and softer != pytest.approx(per_utterance, rel=1e-3)
 
@@ -181,26 +183,29 @@ def test_a_step_that_is_not_finite_is_skipped_where_the_config_says_so(make_conf
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("joint, checkpointed", [(ADDITIVE, False), (STOCK, False), (ADDITIVE, True)])
+@pytest.mark.parametrize("joint, checkpointed", [(ADDITIVE, [False, True]), (STOCK, [False])])
 def test_mixed_precision_is_finite_and_near_full_precision(make_config, batch, joint, checkpointed):
-    cfg = make_config(joint=joint, codert={"activation_checkpointing": checkpointed})
-    mixed, full = (fit(cfg, [batch] * 3, max_steps=3, precision=p)[2].steps for p in ("bf16-mixed", "32-true"))
-    for ours, theirs in zip(mixed, full, strict=True):
-        for name in ("train_loss", "train_rnnt_loss_teacher", "train_rnnt_loss_student"):
-            # bfloat16 has 8 bits of mantissa: 0.4% an operation, averaged over the lattice.
-            assert math.isfinite(ours[name]) and ours[name] == pytest.approx(theirs[name], rel=0.02)
+    full = fit(make_config(joint=joint), [batch] * 3, max_steps=3, precision="32-true")[2].steps
+    for on in checkpointed:  # in full precision to the bit the same: test_activation_checkpointing.py
+        cfg = make_config(joint=joint, codert={"activation_checkpointing": on})
+        mixed = fit(cfg, [batch] * 3, max_steps=3, precision="bf16-mixed")[2].steps
+        for ours, theirs in zip(mixed, full, strict=True):
+            for name in ("train_loss", "train_rnnt_loss_teacher", "train_rnnt_loss_student"):
+                # bfloat16 has 8 bits of mantissa: 0.4% an operation, averaged over the lattice.
+                assert math.isfinite(ours[name]) and ours[name] == pytest.approx(theirs[name], rel=0.02), on
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_accumulated_gradients_are_those_of_the_whole_batch(make_config, batch, checkpointed):
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_config, batch):
     halves = [tuple(part[rows] for part in batch) for rows in ([0, 1], [2, 3])]
-    cfg = make_config(optim={"name": "sgd", "lr": 1e-3}, codert={"activation_checkpointing": checkpointed})
-    accumulated, trainer, history = fit(cfg, halves, max_steps=1, accumulate_grad_batches=2)
-    whole, _, _ = fit(cfg, [batch], max_steps=1)
-    assert trainer.global_step == 1 and len(history.steps) == 2
-    for (name, ours), theirs in zip(accumulated.named_parameters(), whole.parameters(), strict=True):
-        # mean_batch of two halves is the mean of the whole; float32 sums in other groups, a step of 1e-3.
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+    optim = {"name": "sgd", "lr": 1e-3}
+    whole, _, _ = fit(make_config(optim=optim), [batch], max_steps=1)
+    for checkpointed in (False, True):
+        cfg = make_config(optim=optim, codert={"activation_checkpointing": checkpointed})
+        accumulated, trainer, history = fit(cfg, halves, max_steps=1, accumulate_grad_batches=2)
+        assert trainer.global_step == 1 and len(history.steps) == 2
+        for (name, ours), theirs in zip(accumulated.named_parameters(), whole.parameters(), strict=True):
+            # mean_batch of two halves is the mean of the whole; float32 sums in other groups, a step of 1e-3.
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_weight_of_the_distillation_follows_its_ramp(make_config, batch):
@@ -217,37 +222,37 @@ def test_without_distillation_no_distillation_loss_is_logged(make_config, batch)
     assert history.steps[0]["train_distillation_weight"] == 0.0
 
 
-def rnnt_parts(make_model, batch, fastemit: float = 0.0, **settings) -> dict[str, torch.Tensor]:
+def rnnt_parts(model, batch, rnnt_loss: str, fastemit: float = 0.0) -> dict[str, torch.Tensor]:
+    """The parts of a pair's loss, with these settings in its config: the losses are set up as when it was built."""
+    model.cfg.codert.rnnt_loss = rnnt_loss
+    model.cfg.loss.warprnnt_numba_kwargs.fastemit_lambda = fastemit
+    model._setup_losses()
     # With gradients: without them NeMo's kernels leave FastEmit's factor out of the value they report.
-    loss = {"warprnnt_numba_kwargs": {"fastemit_lambda": fastemit}}
-    parts = branch_losses(make_model(loss=loss, **settings), batch)
-    return {name: value.detach() for name, value in parts.items()}
+    return {name: value.detach() for name, value in branch_losses(model, batch).items()}
 
 
-@pytest.mark.parametrize("fastemit", [0.0, 0.01])
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_the_exact_loss_is_nemos(make_model, batch, joint, fastemit):
-    exact, nemo, auto = (
-        rnnt_parts(make_model, batch, fastemit, joint=joint, codert={"rnnt_loss": choice})
-        for choice in ("exact", "nemo", "auto")
-    )
-    for name in ("train_rnnt_loss_teacher", "train_rnnt_loss_student"):
-        # NeMo's recursion is float32: 6e-6 relative at logits of standard deviation 1.
-        torch.testing.assert_close(exact[name], nemo[name], rtol=1e-4, atol=0)
-        assert torch.equal(auto[name], exact[name])
+def test_the_exact_loss_is_nemos(make_model, batch, joint):
+    model, batch = make_model(joint=joint), shortest(batch)
+    for fastemit in (0.0, 0.01):
+        exact, nemo, auto = (rnnt_parts(model, batch, choice, fastemit) for choice in ("exact", "nemo", "auto"))
+        for name in ("train_rnnt_loss_teacher", "train_rnnt_loss_student"):
+            # NeMo's recursion is float32: 6e-6 relative at logits of standard deviation 1.
+            torch.testing.assert_close(exact[name], nemo[name], rtol=1e-4, atol=0)
+            assert torch.equal(auto[name], exact[name])
 
 
-@pytest.mark.parametrize("rnnt_loss, size", [("exact", 1), ("exact", 3), ("nemo", 3)])
-def test_fused_sub_batches_change_no_loss_of_a_stock_joint(make_model, make_config, batch, rnnt_loss, size):
-    codert = {"rnnt_loss": rnnt_loss}
-    plain = rnnt_parts(make_model, batch, joint=STOCK, codert=codert)
-    cfg = make_config(joint=STOCK, codert=codert)
-    cfg.joint.update(fuse_loss_wer=True, fused_batch_size=size)
-    torch.manual_seed(0)
-    parts = branch_losses(EncDecCoDERTBPEModel(cfg), batch)
-    for name in ("train_rnnt_loss_teacher", "train_rnnt_loss_student"):
-        # Linear layers over other numbers of rows: float32 rounding; NeMo's own recursion is float32 too.
-        torch.testing.assert_close(parts[name], plain[name], rtol=1e-5, atol=0)
+def test_fused_sub_batches_change_no_loss_of_a_stock_joint(make_model, make_config, batch):
+    model, batch = make_model(joint=STOCK), shortest(batch, 3)
+    plain = {rnnt_loss: rnnt_parts(model, batch, rnnt_loss) for rnnt_loss in ("exact", "nemo")}
+    for rnnt_loss, size in (("exact", 1), ("exact", 2), ("nemo", 2)):
+        cfg = make_config(joint=STOCK, codert={"rnnt_loss": rnnt_loss})
+        cfg.joint.update(fuse_loss_wer=True, fused_batch_size=size)
+        torch.manual_seed(0)
+        parts = branch_losses(EncDecCoDERTBPEModel(cfg), batch)
+        for name in ("train_rnnt_loss_teacher", "train_rnnt_loss_student"):
+            # Linear layers over other numbers of rows: float32 rounding; NeMo's own recursion is float32 too.
+            torch.testing.assert_close(parts[name], plain[rnnt_loss][name], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("joint, rnnt_loss", [(ADDITIVE, "exact"), (STOCK, "exact"), (STOCK, "nemo")])
@@ -279,13 +284,16 @@ def test_the_reduction_of_the_config_is_that_of_the_loss(make_model, batch, join
             torch.testing.assert_close(loss(reduction), expected[reduction], rtol=1e-5, atol=0, msg=reduction)
 
 
-@pytest.mark.parametrize("reduction", RNNT_REDUCTIONS)
-def test_a_pair_trains_under_every_reduction(make_model, batch, reduction):
-    model = make_model(rnnt_reduction=reduction)
-    assert model.loss.reduction == reduction
-    parts = branch_losses(model, batch)
-    parts["train_loss"].backward()
-    assert model.student_encoder.pre_encode.out.weight.grad.abs().max() > 0
+def test_a_pair_trains_under_every_reduction(make_model, batch):
+    model = make_model(rnnt_reduction="sum")
+    assert model.loss.reduction == "sum"
+    for reduction in RNNT_REDUCTIONS:
+        model.cfg.rnnt_reduction = reduction
+        model.zero_grad()
+        model._setup_losses()  # as when it was built
+        assert model.loss.reduction == reduction
+        branch_losses(model, batch)["train_loss"].backward()
+        assert model.student_encoder.pre_encode.out.weight.grad.abs().max() > 0, reduction
 
 
 def test_spec_augment_acts_once_and_on_both_branches(make_model, batch):
@@ -302,8 +310,10 @@ def test_spec_augment_acts_once_and_on_both_branches(make_model, batch):
 
 
 @pytest.mark.parametrize("kind, logits", [("hybrid", "joint"), ("hybrid_tdt", "ctc")])
-def test_a_teacher_of_another_kind_is_distilled_and_validated_in_a_run(make_config, sets, tmp_path, kind, logits):
-    path, original = save_teacher(make_config, tmp_path, kind)
+def test_a_teacher_of_another_kind_is_distilled_and_validated_in_a_run(
+    make_config, saved_teacher, sets, tmp_path, kind, logits
+):
+    path, original = saved_teacher(tmp_path, kind)
     cfg = pair_config(make_config, kind, path, {"teacher_logits": logits}, **data_blocks(sets, CLASSIC, "dev"))
     model, trainer, history = fit(cfg, max_steps=2)
     assert len(history.steps) == 2

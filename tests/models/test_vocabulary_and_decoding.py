@@ -26,18 +26,19 @@ def longer_batch(model, batch):
     return batch[0], batch[1], padded, torch.tensor([len(t) for t in tokens])
 
 
-@pytest.mark.parametrize("strategy", ["greedy", "beam", "malsd_batch"])
-def test_a_decoding_strategy_is_changed_in_both_branches(make_model, strategy):
+def test_a_decoding_strategy_is_changed_in_both_branches(make_model):
     model = make_model()
     assert type(model.decoding.decoding) is type(model.student_decoding.decoding)
-    before = type(model.student_decoding.decoding)
-    model.change_decoding_strategy(OmegaConf.create({"strategy": strategy, "beam": {"beam_size": 2}}), verbose=False)
-    assert type(model.decoding.decoding) is type(model.student_decoding.decoding) is not before
-    assert model.cfg.decoding.strategy == strategy
-    assert model.student_decoding.decoding.decoder is model.student_decoder
-    assert model.student_decoding.decoding.joint is model.student_joint
-    assert model.decoding.decoding.joint is model.joint
-    assert model.student_wer.decoding is model.student_decoding and model.wer.decoding is model.decoding
+    for strategy in ("greedy", "beam", "malsd_batch"):
+        before = type(model.student_decoding.decoding)
+        decoding = OmegaConf.create({"strategy": strategy, "beam": {"beam_size": 2}})
+        model.change_decoding_strategy(decoding, verbose=False)
+        assert type(model.decoding.decoding) is type(model.student_decoding.decoding) is not before
+        assert model.cfg.decoding.strategy == strategy
+        assert model.student_decoding.decoding.decoder is model.student_decoder
+        assert model.student_decoding.decoding.joint is model.student_joint
+        assert model.decoding.decoding.joint is model.joint
+        assert model.student_wer.decoding is model.student_decoding and model.wer.decoding is model.decoding
 
 
 def test_a_softmax_temperature_is_the_same_in_both_branches(make_model):
@@ -46,8 +47,7 @@ def test_a_softmax_temperature_is_the_same_in_both_branches(make_model):
     assert model.joint.temperature == model.student_joint.temperature == 0.5
 
 
-@pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-@pytest.mark.parametrize("strategy", ["shared_kd", "tandem_kd"])
+@pytest.mark.parametrize("strategy, joint", [("shared_kd", ADDITIVE), ("tandem_kd", STOCK)])
 def test_a_new_vocabulary_keeps_sharing_and_loss_settings_and_trains(
     make_model, batch, larger_tokenizer, tmp_path, strategy, joint
 ):
@@ -89,28 +89,28 @@ def test_the_students_new_output_is_that_of_a_pair_built_with_the_vocabulary(mak
 
 
 @pytest.mark.parametrize("strategy", ["static", "static_shared"])
-def test_a_new_vocabulary_is_refused_with_a_frozen_teacher(make_model, larger_tokenizer, strategy):
-    model = make_model(strategy=strategy)
+def test_a_new_vocabulary_is_refused_with_a_frozen_teacher(shared_pair, larger_tokenizer, strategy):
+    model = shared_pair(strategy=strategy)
     with pytest.raises(ValueError, match="change_vocabulary: the teacher is frozen.*teacher to co_trained"):
         model.change_vocabulary(str(larger_tokenizer), "bpe")
     assert model.joint.num_classes_with_blank == 33
 
 
-def test_a_word_piece_tokenizer_of_another_type_is_refused(make_model, larger_tokenizer):
+def test_a_word_piece_tokenizer_of_another_type_is_refused(shared_pair, larger_tokenizer):
     with pytest.raises(ValueError, match="tokenizer type is 'wpe', wanted bpe"):
-        make_model().change_vocabulary(str(larger_tokenizer), "wpe")
+        shared_pair().change_vocabulary(str(larger_tokenizer), "wpe")
 
 
-def test_a_folder_without_a_tokenizer_is_refused_and_the_pair_stays_as_it_was(make_model, tmp_path):
-    model = make_model()
+def test_a_folder_without_a_tokenizer_is_refused_and_the_pair_stays_as_it_was(shared_pair, tmp_path):
+    model = shared_pair()
     with pytest.raises(ValueError, match="change_vocabulary: .*absent' has no tokenizer.model. Give its folder"):
         model.change_vocabulary(str(tmp_path / "absent"), "bpe")
     assert model.joint.num_classes_with_blank == 33
 
 
 @torch.no_grad()
-def test_prediction_gives_the_students_text(make_model, batch):
-    model = make_model("tandem_kd").eval()
+def test_prediction_gives_the_students_text(shared_pair, batch):
+    model = shared_pair("tandem_kd").eval()
     model.joint.pred.weight.mul_(-100)  # untrained joints say nothing, or one piece for ever
     model.student_joint.pred.weight.mul_(100)
     sample_ids = torch.arange(4) + 7
