@@ -1,6 +1,5 @@
 """Timing in turns, peak memory with known answers, and fits of known laws."""
 
-import multiprocessing
 import os
 
 import pytest
@@ -77,12 +76,6 @@ def test_a_fresh_process_measures_the_floor_as_it_can_be_counted():
     memory = peak_memory_in_own_process(LossCase(FLOOR, shape), threads=1)
     # Two exponentials, two gradients, the normaliser: float32 [B, T, V+1] and [B, U+1, V+1] twice, [B, T, U+1].
     assert memory.allocator == 4 * 2 * (2 * (40 + 10) * 501 + 40 * 10)
-
-
-@pytest.fixture
-def forking(monkeypatch) -> None:
-    """Processes of their own start in no time: what they hand back is the point, not what they hold."""
-    monkeypatch.setattr("nemo_codert.analysis.cost_measures.get_context", lambda _: multiprocessing.get_context("fork"))
 
 
 class Fatal:
