@@ -247,7 +247,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
     branches = {"student": make_branch(), "teacher": make_branch()}
     models = [make_model(f"{n}.ckpt", branches, Agreement(10, n, 1.0), 100 * n) for n in (1, 2)]
-    report = LogitReport("test.json", 4, 9.5, 3, models, Analysis(branches), [make_page(num_frames=4), make_page("../c d", 26)])
+    report = LogitReport(
+        "test.json", 4, 9.5, 3, models, Analysis(branches), [make_page(num_frames=4), make_page("../c d", 26)]
+    )
     path = write_report(tmp_path, report)
     page = Page(path.read_text(encoding="utf-8"))
     assert len(set(page.ids)) == len(page.ids)
