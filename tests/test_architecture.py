@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import nemo_codert
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nemo_codert"
 FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
@@ -91,46 +93,52 @@ def functions(tree: ast.AST) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
+@cache
+def source_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(source_of(path))
 
 
 def test_every_part_of_the_package_has_its_place():
     assert {part_of(path) for path in FILES} - {"__init__"} <= MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_go_one_way(path):
-    part = part_of(path)
-    if part == "__init__":
-        allowed = set()
-    else:
-        allowed = MAY_IMPORT[part] | {part, "__version__"}
-    ours = {name.split(".")[1] for name in imports(parse(path)) if name.startswith("nemo_codert.")}
-    assert ours <= allowed, f"{name_of(path)} imports {sorted(ours - allowed)}"
+def test_imports_go_one_way():
+    faults = []
+    for path in FILES:
+        part = part_of(path)
+        allowed = set() if part == "__init__" else MAY_IMPORT[part] | {part, "__version__"}
+        ours = {name.split(".")[1] for name in imports(parse(path)) if name.startswith("nemo_codert.")}
+        if not ours <= allowed:
+            faults.append(f"{name_of(path)} imports {sorted(ours - allowed)}")
+    assert not faults
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_light_parts_stay_light(path):
-    tree, part = parse(path), part_of(path)
-    found = imports(tree) if part in ("losses", "config") else imports_at_import(tree)
-    packages = {name.split(".")[0] for name in found}
-    assert not packages & FORBIDDEN.get(part, set())
-    if part == "__init__":
-        assert packages <= {"importlib"}
+def test_light_parts_stay_light():
+    faults = []
+    for path in FILES:
+        tree, part = parse(path), part_of(path)
+        found = imports(tree) if part in ("losses", "config") else imports_at_import(tree)
+        packages = {name.split(".")[0] for name in found}
+        if heavy := packages - {"importlib"} if part == "__init__" else packages & FORBIDDEN.get(part, set()):
+            faults.append(f"{name_of(path)} imports {sorted(heavy)}")
+    assert not faults
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=name_of)
-def test_scripts_are_imported_by_nobody_and_import_no_other_script(path):
-    assert not any(name.split(".")[0] in ("scripts", "tests") for name in imports(parse(path)))
-    assert not any(name.split(".")[0] in ("scripts", "tests") for file in FILES for name in imports(parse(file)))
+def test_scripts_are_imported_by_nobody_and_import_no_other_script():
+    names = [(path, name) for path in FILES + SCRIPTS for name in imports(parse(path))]
+    faults = [f"{name_of(path)} imports {name}" for path, name in names if name.split(".")[0] in ("scripts", "tests")]
+    assert SCRIPTS and not faults
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_one_file_touches_the_internals_of_nemo(path):
-    if part_of(path) != "nemo_compat":
-        source = path.read_text(encoding="utf-8")
-        assert "ALLOWED_TARGET_PREFIXES" not in source and "AppState" not in source
+def test_only_one_file_touches_the_internals_of_nemo():
+    internals = ("ALLOWED_TARGET_PREFIXES", "AppState")
+    touching = {part_of(path) for path in FILES if any(name in source_of(path) for name in internals)}
+    assert touching == {"nemo_compat"}
 
 
 def test_the_allowed_targets_grow_by_our_prefix_once_and_nothing_else():
@@ -145,13 +153,16 @@ def test_the_allowed_targets_grow_by_our_prefix_once_and_nothing_else():
     assert [*ast.literal_eval(lists[0].value), "nemo_codert."] == common.ALLOWED_TARGET_PREFIXES
 
 
-@pytest.mark.parametrize("path", FILES + sorted((ROOT / "scripts").glob("*.py")), ids=name_of)
-def test_files_and_functions_stay_short(path):
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= MAX_FILE_LINES
-    for function in functions(ast.parse(source)):
-        lines = function.end_lineno - function.lineno + 1
-        assert lines <= MAX_FUNCTION_LINES, f"{function.name} has {lines} lines"
+def test_files_and_functions_stay_short():
+    faults = []
+    for path in FILES + SCRIPTS:
+        if (lines := len(source_of(path).splitlines())) > MAX_FILE_LINES:
+            faults.append(f"{name_of(path)} has {lines} lines")
+        for function in functions(parse(path)):
+            lines = function.end_lineno - function.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                faults.append(f"{name_of(path)}: {function.name} has {lines} lines")
+    assert not faults
 
 
 def is_called_by_a_library(method: ast.AST, owner: ast.AST) -> bool:
@@ -164,7 +175,7 @@ def is_called_by_a_library(method: ast.AST, owner: ast.AST) -> bool:
 
 def undocumented(path: Path) -> list[str]:
     """Public functions, methods and classes without a docstring. Overridden methods say so in a first comment."""
-    source = path.read_text(encoding="utf-8").splitlines()
+    source = source_of(path).splitlines()
     missing = []
 
     def visit(node: ast.AST) -> None:
@@ -176,27 +187,31 @@ def undocumented(path: Path) -> list[str]:
                 continue
             head = "\n".join(source[child.lineno - 1 : child.body[0].lineno])
             if not (ast.get_docstring(child) or "# Overrides " in head or is_called_by_a_library(child, node)):
-                missing.append(f"{child.lineno}: {child.name}")
+                missing.append(f"{name_of(path)}:{child.lineno}: {child.name}")
             if not is_function:
                 visit(child)
 
-    visit(ast.parse("\n".join(source)))
+    visit(parse(path))
     return missing
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_file_and_every_public_function_has_a_docstring(path):
-    assert ast.get_docstring(parse(path)), "no module docstring"
-    assert not undocumented(path)
+def test_every_file_and_every_public_function_has_a_docstring():
+    bare = [name_of(path) for path in FILES if not ast.get_docstring(parse(path))]
+    assert not bare, "no module docstring"
+    assert not [missing for path in FILES for missing in undocumented(path)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_public_function_is_annotated(path):
-    for function in functions(parse(path)):
-        if not function.name.startswith("_"):
+def test_every_public_function_is_annotated():
+    faults = []
+    for path in FILES:
+        for function in functions(parse(path)):
+            if function.name.startswith("_"):
+                continue
             arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
             bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
-            assert not bare and function.returns is not None, f"{function.name}: {bare or 'return value'}"
+            if bare or function.returns is None:
+                faults.append(f"{name_of(path)}: {function.name}: {bare or 'return value'}")
+    assert not faults
 
 
 def tracked_files() -> list[Path]:

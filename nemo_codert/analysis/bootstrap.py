@@ -4,8 +4,9 @@ F folds, S seeds of a fold, N recordings of its test set, R resamples. Both syst
 and transcribed the same recordings, so every resample draws the same seeds and recordings for both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,6 +15,7 @@ CONFIDENCE = 0.95
 MINIMUM_WORDS = 100  # 1% of WER is one word there: less says nothing
 MINIMUM_RECORDINGS = 10  # a resample of fewer is often all of one recording
 BLOCK = 2_000_000  # counts held at a time, 16 MB
+REMEMBERED = 4 * BLOCK  # counts kept for the next pair of systems on the same recordings
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def relative_reduction(
         raise ValueError("folds have different numbers of seeds: give the seeds that all of them have")
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, wanted 1 or more; confidence {confidence}, wanted 0 to 1")
-    totals = _resampled_totals(folds, np.random.default_rng(seed), resamples)
+    totals = _resampled_totals(folds, seed, resamples)
     low, high = _percentiles(_reductions(*totals.T), confidence)
     sums = np.array([[np.sum(fold.system), np.sum(fold.baseline)] for fold in folds], dtype=float).sum(axis=0)
     return Reduction(
@@ -152,40 +154,58 @@ def _speakers(folds: Sequence[PairedErrors]) -> list[str]:
     return sorted({speaker for fold in folds for speaker in fold.speakers})
 
 
-def _resampled_totals(folds: Sequence[PairedErrors], generator: np.random.Generator, resamples: int) -> np.ndarray:
+def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) -> np.ndarray:
     """[R, 2] summed errors of system and baseline."""
-    speakers = _speakers(folds)
+    size = resamples * sum(len(fold.speakers) for fold in folds)
+    drawn = _remembered_resamples if size <= REMEMBERED else _resamples
+    totals = np.zeros((resamples, 2))
+    speakers = tuple(tuple(fold.speakers) for fold in folds)
+    for resample in drawn(speakers, len(folds[0].system), seed, resamples):
+        fold = folds[resample.fold]
+        pair = np.stack([fold.system, fold.baseline], axis=1)[:, :, resample.recordings].astype(float)  # [S, 2, n]
+        errors = np.tensordot(resample.counts, pair, axes=(1, 2))  # [rows, S, 2]
+        totals[resample.rows] += np.einsum("rs,rsk->rk", resample.seed_counts, errors)
+    return totals
+
+
+@dataclass(frozen=True)
+class _Resample:
+    """How often some resamples (`rows` of all) draw each seed, [rows, S], and some recordings of a fold, [rows, n]."""
+
+    fold: int
+    recordings: np.ndarray  # [N] bool
+    rows: slice
+    seed_counts: np.ndarray
+    counts: np.ndarray
+
+
+def _resamples(
+    folds: tuple[tuple[str, ...], ...], seeds: int, generator_seed: int, resamples: int
+) -> Iterator[_Resample]:
+    """All resamples of `folds`, which are given by the speaker of every recording; `BLOCK` counts at a time."""
+    generator = np.random.default_rng(generator_seed)
+    speakers = sorted({speaker for fold in folds for speaker in fold})
     if len(speakers) > 1:
         speaker_counts = _draw(generator, np.full(resamples, len(speakers)), len(speakers))
     else:
         speaker_counts = np.ones((resamples, 1), dtype=int)
-    seeds = len(folds[0].system)
     seed_counts = _draw(generator, np.full(resamples, seeds), seeds)  # [R, S]
-    totals = np.zeros((resamples, 2))
-    for fold in folds:
-        pair = np.stack([fold.system, fold.baseline], axis=1).astype(float)  # [S, 2, N]
-        for place, speaker in enumerate(speakers):
-            own = np.array([name == speaker for name in fold.speakers])
-            if own.any():
-                draws = own.sum() * speaker_counts[:, place]
-                totals += _drawn_errors(generator, draws, seed_counts, pair[:, :, own])
-    return totals
+    for place, fold in enumerate(folds):
+        for speaker, times in zip(speakers, speaker_counts.T, strict=True):
+            own = np.array([name == speaker for name in fold])
+            recordings = int(own.sum())
+            step = max(1, BLOCK // max(1, recordings))
+            for start in range(0, resamples if recordings else 0, step):
+                rows = slice(start, start + step)
+                counts = _draw(generator, recordings * times[rows], recordings).astype(float)
+                yield _Resample(place, own, rows, seed_counts[rows], counts)
+
+
+@lru_cache(maxsize=1)  # a table compares many systems on the same recordings, and drawing is nearly all of the work
+def _remembered_resamples(*arguments) -> list[_Resample]:
+    return list(_resamples(*arguments))
 
 
 def _draw(generator: np.random.Generator, draws: np.ndarray, units: int) -> np.ndarray:
     """[R] numbers of draws -> [R, units] how often each unit was drawn, all being equally likely."""
     return generator.multinomial(draws, np.full(units, 1 / units))
-
-
-def _drawn_errors(
-    generator: np.random.Generator, draws: np.ndarray, seed_counts: np.ndarray, pair: np.ndarray
-) -> np.ndarray:
-    """Errors [R, 2] when `draws` [R] recordings are drawn from errors `pair` [S, 2, N], seeds `seed_counts` [R, S]."""
-    totals, recordings = np.empty((len(draws), 2)), pair.shape[2]
-    step = max(1, BLOCK // recordings)
-    for start in range(0, len(draws), step):
-        rows = slice(start, start + step)
-        counts = _draw(generator, draws[rows], recordings).astype(float)  # [rows, N]
-        errors = np.tensordot(counts, pair, axes=(1, 2))  # [rows, S, 2]
-        totals[rows] = np.einsum("rs,rsk->rk", seed_counts[rows], errors)
-    return totals

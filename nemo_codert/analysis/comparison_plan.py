@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,11 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     Raises:
         ValueError: no such config, strategy or key.
     """
+    return dict(_composed(config_name, strategy, tuple(overrides)))
+
+
+@cache  # a fifth of a second each, and a comparison asks for the lone student's twice
+def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     known = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
     if strategy not in known:
         raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")

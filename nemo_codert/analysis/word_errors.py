@@ -43,7 +43,9 @@ class WordErrors:
 def word_errors(reference: str, hypothesis: str) -> WordErrors:
     """Counts of the alignment with the fewest errors; words are split at white space and compared as they are."""
     words = reference.split()
-    counts = kaldialign.edit_distance(words, hypothesis.split())
+    if words == (guess := hypothesis.split()):  # as most are
+        return WordErrors(words=len(words))
+    counts = kaldialign.edit_distance(words, guess)
     return WordErrors(counts["sub"], counts["ins"], counts["del"], len(words))
 
 

@@ -78,11 +78,6 @@ def test_a_fresh_process_measures_the_floor_as_it_can_be_counted():
     assert memory.allocator == 4 * 2 * (2 * (40 + 10) * 501 + 40 * 10)
 
 
-def test_an_exception_in_the_fresh_process_is_raised_here():
-    with pytest.raises(ValueError, match="not enough values|unpack"):
-        peak_memory_in_own_process(LossCase("unheard of", LossShape(1, 2, 1, 4)))
-
-
 class Fatal:
     """A case that ends the process which unpickles it, as the kernel does when memory runs out."""
 
@@ -97,15 +92,20 @@ class Greedy:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_process_that_the_gpu_had_no_memory_for_gives_none():
+def test_an_exception_in_the_fresh_process_is_raised_here(forking):
+    with pytest.raises(ValueError, match="not enough values|unpack"):
+        peak_memory_in_own_process(LossCase("unheard of", LossShape(1, 2, 1, 4)))
+
+
+def test_a_process_that_the_gpu_had_no_memory_for_gives_none(forking):
     assert peak_memory_in_own_process(Greedy()) is None
 
 
-def test_a_process_that_was_killed_gives_none():
+def test_a_process_that_was_killed_gives_none(forking):
     assert peak_memory_in_own_process(Fatal()) is None
 
 
-def test_measuring_gives_rounds_first_results_and_memory_where_asked():
+def test_measuring_gives_rounds_first_results_and_memory_where_asked(forking):
     cases = [LossCase(name, LossShape(2, 6, 3, 8)) for name in (OURS, NEMO)]
     measured = measure(cases, MeasureSettings(rounds=3, slow_rounds=1, memory=False), "test")
     assert [len(measured[name].seconds) for name in (OURS, NEMO)] == [3, 1]

@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 from nemo_codert.analysis.deployment import Deployed, OnnxGreedy, SherpaOnnx, read_signal, report
 from nemo_codert.export import export_onnx, stock_of
 from tests.conftest import ADDITIVE, SAMPLE_RATE, STOCK, lstm, tone
 
 pytest.importorskip("onnxruntime")
+
+
+GREEDY = {
+    "greedy": {"max_symbols": 3, "loop_labels": False},
+    "greedy_batch": {"max_symbols": 3, "loop_labels": True},
+}
 
 
 def nemo_tokens(model, signal):
@@ -22,25 +29,30 @@ def nemo_tokens(model, signal):
     return [int(token) for token in hypothesis.y_sequence]
 
 
-@pytest.mark.parametrize("strategy", ["greedy", "greedy_batch"])
 @pytest.mark.parametrize(
     "joint, form, student",
     [(ADDITIVE, "exact", None), (ADDITIVE, "compact", lstm()), (STOCK, "auto", None), (STOCK, "auto", lstm())],
     ids=["exact", "compact-lstm", "stock", "stock-lstm"],
 )
-def test_greedy_decoding_under_onnxruntime_gives_nemos_tokens(make_model, tmp_path, joint, form, student, strategy):
-    greedy = {"max_symbols": 3, "loop_labels": strategy == "greedy_batch"}
-    pair = make_model("shared_kd", joint, student=student, decoding={"strategy": strategy, "greedy": greedy})
+def test_greedy_decoding_under_onnxruntime_gives_the_tokens_of_both_of_nemos(
+    make_model, tmp_path, joint, form, student
+):
+    pair = make_model("shared_kd", joint, student=student, decoding={"strategy": "greedy", "greedy": GREEDY["greedy"]})
     with torch.no_grad():  # an untrained joint says nothing, or one piece for ever
         for parameter in pair.student_joint.parameters():
             parameter.normal_()
         pair.student_joint.pred.weight.normal_(std=30.0)
     stock = stock_of(pair, joint=form)
-    decoder = OnnxGreedy(stock, *export_onnx(stock, tmp_path / "student.onnx"))
-    said = [decoder.tokens(tone(seconds, seed=i)) for i, seconds in enumerate((0.6, 0.9, 1.3))]
-    assert len({token for tokens in said for token in tokens}) > 3, said
-    assert said == [nemo_tokens(stock, tone(seconds, seed=i)) for i, seconds in enumerate((0.6, 0.9, 1.3))]
-    assert decoder.text(tone(0.6, seed=0)) == stock.tokenizer.ids_to_text(said[0])
+    files = export_onnx(stock, tmp_path / "student.onnx")
+    signals = [tone(seconds, seed=i) for i, seconds in enumerate((0.6, 0.9, 1.3))]
+    for strategy, greedy in GREEDY.items():
+        decoding = OmegaConf.merge(stock.cfg.decoding, {"strategy": strategy, "greedy": greedy})
+        stock.change_decoding_strategy(decoding, verbose=False)
+        decoder = OnnxGreedy(stock, *files)
+        said = [decoder.tokens(signal) for signal in signals]
+        assert len({token for tokens in said for token in tokens}) > 3, said
+        assert said == [nemo_tokens(stock, signal) for signal in signals], strategy
+    assert decoder.text(signals[0]) == stock.tokenizer.ids_to_text(said[0])
 
 
 def test_a_signal_is_read_from_its_offset_at_the_models_rate(tmp_path):

@@ -22,7 +22,7 @@ def test_nemos_is_left_out_where_its_lattice_is_too_large():
     assert [row.name for row in rows] == [CHUNKED] and len(rows[0].seconds) == 1
 
 
-def test_peak_memory_is_a_finding_with_a_target_at_the_shape_named_for_it():
+def test_peak_memory_is_a_finding_with_a_target_at_the_shape_named_for_it(forking):
     rows, (finding,) = joint_rows([SHAPE], 6, "cpu", 1, MeasureSettings(rounds=1, slow_rounds=1))
     assert rows[0].memory.allocator > 0 and finding.at_most is None
     assert MEMORY_SHAPE.lattice_bytes == 4 * 4 * 400 * 101 * 4097

@@ -466,7 +466,7 @@ def blocks(schema: type, nested: dict | None = None):
     return st.builds(lambda a, b: {**a, **b}, st.fixed_dictionaries({}, optional=known), odd) | VALUES
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     student=blocks(StudentConfig, {"encoder": st.just(CONFORMER) | st.just(RNN) | VALUES}),
     codert=blocks(CoDERTConfig, {"distillation": blocks(DistillationConfig)}),
@@ -486,7 +486,7 @@ STOCK_KEYS = ["_target_", "feat_in", "features", "subsampling_factor", "proj_siz
 STOCK_KEYS += ["warprnnt_numba_kwargs", "clamp", "fastemit_lambda", "masking_prob", "fused_batch_size", "prednet"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     name=st.sampled_from([*STOCK_BLOCKS, "variational_noise", "freeze_updates", "optim_param_groups", "aux_ctc"]),
     value=VALUES | st.dictionaries(st.sampled_from(STOCK_KEYS), VALUES, max_size=4),

@@ -14,9 +14,18 @@ def script():
     return load_script("train")
 
 
-@pytest.fixture
-def make_bases(manifest, tokenizer_dir, tmp_path):
-    return lambda pairs: base_configs(manifest, tokenizer_dir, tmp_path / "runs", pairs)
+@pytest.fixture(scope="module")
+def make_bases(manifest, tokenizer_dir, tmp_path_factory):
+    """Configs of pairs of names, each composed once; they may be changed."""
+    made, runs = {}, tmp_path_factory.mktemp("bases") / "runs"
+
+    def make(pairs: list[tuple[str, str]]) -> list[dict]:
+        for pair in pairs:
+            if pair not in made:
+                (made[pair],) = base_configs(manifest, tokenizer_dir, runs, [pair])
+        return [copy.deepcopy(made[pair]) for pair in pairs]
+
+    return make
 
 
 def test_the_configs_that_are_changed_are_valid_as_they_are(script, make_bases, batch):
@@ -62,6 +71,5 @@ def test_faults_that_ended_in_a_traceback_or_never_are_named_by_key(script, make
 def test_no_schedule_is_a_schedule_of_null(script, make_bases):
     for strategy in ("shared_kd", "student"):
         (cfg,) = make_bases([("fsdd", strategy)])
-        cfg = copy.deepcopy(cfg)
         cfg["model"]["optim"]["sched"] = None
         assert "sched" not in built(script, OmegaConf.create(cfg)).cfg.optim

@@ -15,7 +15,7 @@ from tests.data.test_manifest import entry, write_tone
 
 FAULTS = {value for name, value in vars(LineFault).items() if name.isupper()}
 SETTINGS = settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 json_values = st.recursive(

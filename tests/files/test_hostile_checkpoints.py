@@ -28,8 +28,8 @@ def mark(tmp_path) -> Path:
     return tmp_path / "executed"
 
 
-@pytest.fixture
-def trainer(tmp_path):
+@pytest.fixture(scope="module")
+def trainer():
     def make(**options) -> pl.Trainer:
         defaults = {"logger": False, "enable_checkpointing": False, "plugins": [CheckpointFiles()]}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -38,12 +38,18 @@ def trainer(tmp_path):
     return make
 
 
-@pytest.fixture
-def checkpoint(make_model, trainer, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def pair(make_config) -> EncDecCoDERTBPEModel:
+    """Only read."""
+    torch.manual_seed(0)
+    return EncDecCoDERTBPEModel(make_config("shared_kd"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(pair, trainer, tmp_path_factory) -> Path:
     """As training leaves it."""
-    model, path = make_model("shared_kd"), tmp_path / "good.ckpt"
-    fit = trainer()
-    fit.strategy.connect(model)
+    path, fit = tmp_path_factory.mktemp("checkpoint") / "good.ckpt", trainer()
+    fit.strategy.connect(pair)
     fit.save_checkpoint(path)
     return path
 
@@ -127,9 +133,9 @@ def test_a_trap_is_found_wherever_it_is(checkpoint, tmp_path, mark, place):
     assert not mark.exists()
 
 
-def test_checkpoints_load_back_into_pairs_and_stock_models(make_config, make_model, trainer, tmp_path):
+def test_checkpoints_load_back_into_pairs_and_stock_models(make_config, pair, trainer, tmp_path):
     lone = EncDecRNNTBPEModel(student_config(make_config("tandem_kd")))
-    for model in (make_model("shared_kd"), lone):
+    for model in (pair, lone):
         path, fit = tmp_path / f"{type(model).__name__}.ckpt", trainer()
         fit.strategy.connect(model)
         fit.save_checkpoint(path)
@@ -140,8 +146,8 @@ def test_checkpoints_load_back_into_pairs_and_stock_models(make_config, make_mod
         assert equal_states(load_trained(path).model.state_dict(), model.state_dict())
 
 
-def test_checkpoints_with_omegaconf_objects_still_load(make_model, trainer, tmp_path):
-    model, path, fit = make_model("shared_kd"), tmp_path / "old.ckpt", trainer(plugins=[])
+def test_checkpoints_with_omegaconf_objects_still_load(pair, trainer, tmp_path):
+    model, path, fit = pair, tmp_path / "old.ckpt", trainer(plugins=[])
     fit.strategy.connect(model)
     fit.save_checkpoint(path)  # by Lightning's own file format
     with pytest.raises(pickle.UnpicklingError, match="omegaconf"):  # as PyTorch's own reader would

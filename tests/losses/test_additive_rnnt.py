@@ -89,11 +89,12 @@ def test_maxima_that_disagree_do_not_underflow_unseen(B, T, U, V, disagreement):
     assert_exact((losses, *gradients), (expected_losses, *expected))
 
 
-@pytest.mark.parametrize("margin", [0.0, 10.0])
-@pytest.mark.parametrize("disagreement", [12.0, 14.0, 16.0, 17.0, 18.0, 19.0])
+@pytest.mark.parametrize("disagreement, margin", [
+    (12.0, 10.0), (14.0, 0.0), (16.0, 10.0), (17.0, 0.0), (17.0, 10.0), (18.0, 0.0), (19.0, 10.0)
+])  # fmt: skip
 def test_many_small_terms_are_not_lost_beside_two_large_ones(disagreement, margin):
     """Float32 sums of 1024 terms drop those that are below the last bit of e^17; every frame then errs alike."""
-    batch = random_batch(2, 40, 10, 1024, scale=0.3, disagreement=disagreement)
+    batch = random_batch(2, 20, 5, 1024, scale=0.3, disagreement=disagreement)
     batch = dominated_by_blank(batch, margin)
     assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
 
@@ -194,10 +195,13 @@ def one_hot_confident(batch: dict, margin: float) -> dict:
     return batch | dict(zip(LOGITS, (encoder_logits, prediction_logits), strict=True))
 
 
-@pytest.mark.parametrize("V", [2, 16, 1024, 4096])
-@pytest.mark.parametrize("make, margin", [
-    (dominated_by_blank, 10.0), (dominated_by_blank, 30.0), (dominated_by_blank, 100.0), (one_hot_confident, 10.0),
-    (one_hot_confident, 20.0), (one_hot_confident, 30.0),
+CERTAIN = [(dominated_by_blank, 10.0), (dominated_by_blank, 30.0), (dominated_by_blank, 100.0)]
+CERTAIN += [(one_hot_confident, 10.0), (one_hot_confident, 20.0), (one_hot_confident, 30.0)]
+
+
+@pytest.mark.parametrize("make, margin, V", [
+    *((*how, V) for how in CERTAIN for V in (2, 16)), *((*how, 1024) for how in CERTAIN[::2]),
+    (dominated_by_blank, 100.0, 4096), (one_hot_confident, 30.0, 4096),
 ])  # fmt: skip
 def test_lattices_that_are_nearly_certain_are_exact_too(V, make, margin):
     # A loss of 1e-6 is what is left of sums near 1: float32 sums, or float64 ones of rounded terms, would lose it.
