@@ -23,8 +23,8 @@ SPEAKERS = ("jackson", "nicolas", "theo", "yweweler", "george")
 # Appended to the benchmark: every part at sizes that take milliseconds. Memory is in tests/scripts/test_benchmark.py.
 TINY_BENCHMARK = shlex.split(
     "--rounds 1 --slow-rounds 1 --skip-memory --shapes 1x6x2x8 --vocabularies 8 --lattice 1x6x2 --lattices 1x6x2 "
-    "--lattices-vocabulary 8 --batch-size 1 --seconds 0.5 --tokens 2 --vocabulary 64 --teacher 2x32 --student 1x16 "
-    "--pred-hidden 12 --joint-hidden 12 --decoding-batch-size 2 --decoding-frames 8"
+    "--lattices-vocabulary 8 --joint-shapes 1x6x2x8 --batch-size 1 --seconds 0.5 --tokens 2 --vocabulary 64 "
+    "--teacher 2x32 --student 1x16 --pred-hidden 12 --joint-hidden 12 --decoding-batch-size 2 --decoding-frames 8"
 )
 
 # Appended to every training command: a pair small enough to take two steps in a second.
