@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 from types import ModuleType
 
@@ -104,6 +105,16 @@ def preloaded_python() -> Iterator[str]:
         del os.environ[preloaded.SOCKET], os.environ[preloaded.INTERPRETER]
         server.stdin.close()
         server.wait()
+
+
+@pytest.fixture
+def preloaded_spawn(preloaded_python) -> Iterator[None]:
+    """Processes that multiprocessing starts anew are preloaded too."""
+    resource_tracker.ensure_running()  # that one stays an ordinary process
+    before = spawn.get_executable()
+    spawn.set_executable(preloaded_python)
+    yield
+    spawn.set_executable(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,14 @@
 
 As a program it takes the arguments of `python` (`-c CODE` or `SCRIPT`, and arguments) and hands them, with its
 folder, environment and open files, to a server, which forks a process for them: a new one in all but the modules that
-are loaded. Without a server, or with other arguments, it becomes the ordinary interpreter.
+are loaded and in what libraries find out once. Without a server, or with other arguments, it becomes the ordinary
+interpreter.
 
     python tests/preloaded_python.py --serve SOCKET     # the server, which says "ready"; it ends with its input
 """
 
 import array
+import fcntl
 import json
 import os
 import signal
@@ -18,20 +20,52 @@ import traceback
 
 SOCKET = "PRELOADED_PYTHON_SOCKET"
 INTERPRETER = "PRELOADED_PYTHON_INTERPRETER"
+MOST_FILES = 200  # numbers of files that a process may be started with; the kernel hands over 253
 PRELOADED = ("nemo.collections.asr.models", "nemo.utils.exp_manager", "nemo_codert.models", "matplotlib.pyplot")
+# What a training, a test of a model or an export imports on its way.
+PRELOADED += ("nemo_codert.training.resume", "nemo_codert.model_card", "nemo_codert.run_checks")
+PRELOADED += ("librosa.filters", "smart_open", "tensorboard.plugins.hparams", "torch.utils.tensorboard")
+PRELOADED += ("sentencepiece.sentencepiece_model_pb2", "torch.utils.serialization")
 
 
 def client(arguments: list[str]) -> int:
     """Let the server run it; the exit status is the process's."""
+    numbers = open_files()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(os.environ[SOCKET])
-        request = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-        files = array.array("i", [0, 1, 2])
+        request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "files": numbers}
+        request = json.dumps(request).encode()
         head = len(request).to_bytes(4, "big")
-        connection.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        connection.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))])
         connection.sendall(request)
         status = connection.recv(4)
     return int.from_bytes(status, "big", signed=True) if status else 1
+
+
+def open_files() -> list[int]:
+    """Numbers of the files this process was started with: 0, 1, 2, and pipes where multiprocessing starts it."""
+    others = []
+    for number in range(3, MOST_FILES):
+        try:
+            os.fstat(number)
+            others.append(number)
+        except OSError:
+            pass
+    return [0, 1, 2, *others]
+
+
+def remember() -> None:
+    """What a process finds out once: modules' files, the grammars of Hydra and OmegaConf, Numba's own functions."""
+    import inspect
+
+    import numba
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    inspect.stack()
+    OverridesParser.create().parse_overrides(["a.b=1", "+a.b='c d'", "~a", "a=[1,x.y,0.5]", "a=null", "a={b:true}"])
+    OmegaConf.to_container(OmegaConf.create({"a": {"b": 1}, "c": "${a.b}", "d": "${.a.b}/${c}"}), resolve=True)
+    numba.njit(lambda number: number + 1)(1)
 
 
 def serve(path: str) -> None:
@@ -39,8 +73,13 @@ def serve(path: str) -> None:
     import importlib
     import select
 
+    null = os.open(os.devnull, os.O_RDWR)
+    kept_free = [os.dup(null) for _ in range(null + 1, MOST_FILES)]  # libraries' own files get other numbers
     for name in PRELOADED:
         importlib.import_module(name)
+    remember()
+    for file in (null, *kept_free):
+        os.close(file)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -59,7 +98,7 @@ def handle(connection: socket.socket) -> None:
     """In a process of its own: fork the one asked for, wait for it, and end it when its client ends."""
     import select
 
-    head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(3 * array.array("i").itemsize))
+    head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(MOST_FILES * array.array("i").itemsize))
     files = array.array("i")
     files.frombytes(ancillary[0][2])
     request = b""
@@ -86,7 +125,10 @@ def run(request: dict, files: array.array) -> int:
     """In the process asked for: become it, and return its exit status."""
     import runpy
 
-    for number, file in enumerate(files):
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, MOST_FILES) for file in files]  # none where another is to be
+    for file in files:
+        os.close(file)
+    for number, file in zip(request["files"], aside, strict=True):
         os.dup2(file, number)
         os.close(file)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, closefd=False) for number, mode in enumerate("rww"))

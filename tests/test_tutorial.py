@@ -7,6 +7,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 
 from tests.conftest import REPOSITORY
 
@@ -27,9 +28,12 @@ def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatc
     monkeypatch.setenv("TUTORIAL_STEPS", "4")
     monkeypatch.setenv("TUTORIAL_UTTERANCES", "40")
     notebook = nbformat.read(TUTORIAL, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import sys; sys.executable = {preloaded_python!r}"))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%matplotlib inline"))  # as where pyplot is not there already
+    kernel = AsyncKernelManager(kernel_name="python3")
+    launch = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+    kernel.kernel_spec.argv = [preloaded_python, "-c", launch, "-f", "{connection_file}"]
     settings = {"metadata": {"path": str(TUTORIAL.parent)}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=settings).execute()
+    nbclient.NotebookClient(notebook, kernel, timeout=600, resources=settings).execute()
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"corpus", "curves", "curves.png", "logits", "pair.nemo", "student.nemo", "teacher.nemo"} <= made
     said = [text_of(cell).count("said: ") for cell in notebook.cells if cell.cell_type == "code"]

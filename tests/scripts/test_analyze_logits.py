@@ -92,13 +92,15 @@ def test_transcripts_that_cannot_be_aligned_are_counted_in_the_output_and_on_the
     lines = [{**audio, "text": text} for text in texts]
     given = tmp_path / "given.json"
     given.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    status, _, errors = run("--model", models["student"], "--manifest", given, "--output-dir", tmp_path / "out")
+    arguments = ["--model", models["student"], "--manifest", given, "--output-dir", tmp_path / "out"]
+    status, _, errors = run(*arguments, "--utterances", "0")
     counts = "empty transcript: 2, characters unknown to the tokenizer: 1, more tokens than encoder frames: 1"
     assert status == 0 and f"warning: 4 of 5 transcripts in {given} cannot be aligned" in errors and counts in errors
     assert counts in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     good = run("--model", models["student"], "--manifest", manifest, "--output-dir", tmp_path / "good")
     assert good[0] == 0 and "warning" not in good[2]
     assert 'class="warning"' not in (tmp_path / "good" / "report.html").read_text(encoding="utf-8")
+    assert len([*(tmp_path / "good").glob("utterance_*.png")]) == 3  # where --utterances does not say how many
 
 
 def test_a_student_is_compared_with_the_teacher_that_is_named(run, models, manifest, tmp_path):

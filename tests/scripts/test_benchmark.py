@@ -54,6 +54,7 @@ def test_the_joint_part_prints_and_writes_both_losses(run, tmp_path):
     assert [row["hidden"] for row in table(tmp_path)] == ["5", "5"]
 
 
+@pytest.mark.usefixtures("preloaded_spawn")
 def test_memory_is_measured_and_a_large_lattice_left_out(run, tmp_path):
     sizes = "--only loss --shapes 2x6x2x8 --vocabularies 8 --lattice 2x6x2 --lattices 2x6x2".split()
     sizes += ["--lattices-vocabulary", "8"]

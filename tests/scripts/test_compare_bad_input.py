@@ -11,26 +11,23 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--max-steps", "400"], "trainer.max_steps is 400, the folder has 2000"),
-        (["--", "model.optim.lr=0.5"], "model.optim.lr is 0.5, the folder has"),
-        (["--config-name", "quickstart", "--max-steps", "1800"], "config_name is 'quickstart', the folder has 'fsdd'"),
-        (
-            ["--override", "tandem_kd:model.codert.distillation.weight=0.3"],
-            "(of tandem_kd) is 0.3, the folder has 0.1",
-        ),
-        (["--threads", "2"], "threads is 2, the folder has 1"),
-    ],
-)
-def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(compare, starts, tmp_path, arguments, message):
+OTHER_SETTINGS = [
+    (["--max-steps", "400"], "trainer.max_steps is 400, the folder has 2000"),
+    (["--", "model.optim.lr=0.5"], "model.optim.lr is 0.5, the folder has"),
+    (["--config-name", "quickstart", "--max-steps", "1800"], "config_name is 'quickstart', the folder has 'fsdd'"),
+    (["--override", "tandem_kd:model.codert.distillation.weight=0.3"], "(of tandem_kd) is 0.3, the folder has 0.1"),
+    (["--threads", "2"], "threads is 2, the folder has 1"),
+]
+
+
+def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(compare, starts, tmp_path):
     compare("--strategies", "student", "tandem_kd", "--seeds", "0")
     starts()
     before = snapshot(tmp_path / "out")
-    status, _, err = compare("--seeds", "0", *arguments)
-    assert status == 2 and message in err and "or give another --output-dir" in err
-    assert snapshot(tmp_path / "out") == before and starts() == []
+    for arguments, message in OTHER_SETTINGS:
+        status, _, err = compare("--seeds", "0", *arguments)
+        assert status == 2 and message in err and "or give another --output-dir" in err, arguments
+        assert snapshot(tmp_path / "out") == before and starts() == [], arguments
 
 
 def test_a_folder_with_other_data_is_refused(compare, tmp_path):
@@ -98,21 +95,19 @@ def test_cells_that_heard_other_utterances_are_refused_by_name(compare, run, tmp
     assert (tmp_path / "out" / "table.md").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "content", ["{}", "[]", '{"updates": 20', '{"updates": 1, "test_sets": [{"fold": "all"}]}', ""]
-)
-def test_a_broken_result_is_named_and_once_deleted_its_cell_is_trained_again(content, compare, run, starts, tmp_path):
+def test_a_broken_result_is_named_and_once_deleted_its_cell_is_trained_again(compare, run, starts, tmp_path):
     compare("--strategies", "student", "--seeds", "0")
     starts()
     path = tmp_path / "out" / "cells" / "all" / "seed0" / "student" / "result.json"
-    path.write_text(content)
-    before = snapshot(tmp_path / "out")
-    for call in (compare, lambda: run("--report-only")):
-        status, _, err = call()
-        assert status == 2 and f"{path} is not the result of a cell" in err and "delete it" in err
-        assert "Traceback" not in err and starts() == []
-        lock = {"comparison.lock": before["comparison.lock"]}
-        assert {**snapshot(tmp_path / "out"), **lock} == before
+    for content in ("{}", "[]", '{"updates": 20', '{"updates": 1, "test_sets": [{"fold": "all"}]}', ""):
+        path.write_text(content)
+        before = snapshot(tmp_path / "out")
+        for call in (compare, lambda: run("--report-only")):
+            status, _, err = call()
+            assert status == 2 and f"{path} is not the result of a cell" in err and "delete it" in err, content
+            assert "Traceback" not in err and starts() == [], content
+            lock = {"comparison.lock": before["comparison.lock"]}
+            assert {**snapshot(tmp_path / "out"), **lock} == before, content
     path.unlink()
     assert compare("--seeds", "0")[0] == 0 and starts() == ["all/student/0"]
 
@@ -129,36 +124,40 @@ def test_reported_runs_whose_cells_are_gone_are_never_lost(compare, run, starts,
         assert snapshot(tmp_path / "out") == before and starts() == []
 
 
-@pytest.mark.parametrize("lost", ["predictions.jsonl.gz", "results.csv of another"])
-def test_a_comparison_handed_on_in_pieces_or_mixed_is_refused_and_left_as_it_is(lost, compare, starts, tmp_path):
+def test_a_comparison_handed_on_in_pieces_or_mixed_is_refused_and_left_as_it_is(compare, starts, tmp_path):
     compare("--strategies", "student", "tandem_kd")
     starts()
     folder = tmp_path / "out"
     shutil.rmtree(folder / "cells")
-    if lost == "predictions.jsonl.gz":
-        (folder / lost).unlink()
-    else:
-        text = (folder / "results.csv").read_text()
-        (folder / "results.csv").write_text(text.replace(",400,", ",40,", 1).replace("student,0", "student,7", 1))
-    before = snapshot(folder)
-    status, _, err = compare("--seeds", "0-2")
-    assert status == 2 and "results.csv" in err and "Traceback" not in err
-    assert {**snapshot(folder), "comparison.lock": before["comparison.lock"]} == before and starts() == []
+    text = (folder / "results.csv").read_text()
+    predictions = (folder / "predictions.jsonl.gz").read_bytes()
+
+    def refused() -> None:
+        before = snapshot(folder)
+        status, _, err = compare("--seeds", "0-2")
+        assert status == 2 and "results.csv" in err and "Traceback" not in err
+        assert {**snapshot(folder), "comparison.lock": before["comparison.lock"]} == before and starts() == []
+
+    (folder / "predictions.jsonl.gz").unlink()
+    refused()
+    (folder / "predictions.jsonl.gz").write_bytes(predictions)
+    (folder / "results.csv").write_text(text.replace(",400,", ",40,", 1).replace("student,0", "student,7", 1))
+    refused()  # results.csv of another
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["--data-dir", "data"], ["--strategies", "student"], ["--seeds", "1"], ["--folds", "all"]),
-        *(["--max-steps", "0"], ["--only", "student"], ["--override", "student:a=1"], ["KEY=VALUE"]),
-    ],
-)
-def test_options_of_a_training_are_refused_where_only_the_report_is_written(arguments, compare, run, tmp_path):
-    compare("--strategies", "student")
+TRAINING_OPTIONS = [
+    *(["--data-dir", "data"], ["--strategies", "student"], ["--seeds", "1"], ["--folds", "all"]),
+    *(["--max-steps", "0"], ["--only", "student"], ["--override", "student:a=1"], ["KEY=VALUE"]),
+]
+
+
+def test_options_of_a_training_are_refused_where_only_the_report_is_written(compare, run, tmp_path):
+    compare("--strategies", "student", "--seeds", "0")
     before = snapshot(tmp_path / "out")
-    status, _, err = run("--report-only", *arguments)
-    assert status == 2 and f"{arguments[0]} has no effect with --report-only" in err
-    assert snapshot(tmp_path / "out") == before
+    for arguments in TRAINING_OPTIONS:
+        status, _, err = run("--report-only", *arguments)
+        assert status == 2 and f"{arguments[0]} has no effect with --report-only" in err, arguments
+        assert snapshot(tmp_path / "out") == before, arguments
 
 
 def test_a_broken_results_file_is_an_error_without_a_traceback(compare, run, tmp_path):

@@ -40,6 +40,7 @@ def parameters_of(path: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded_spawn")
 def test_models_stand_side_by_side_with_size_speed_and_memory(evaluate, models, tmp_path):
     output = tmp_path / "said.json"
     status, text, errors = evaluate("--model", models["teacher"], "--model", models["student"], "--output", output)

@@ -23,8 +23,8 @@ SPEAKERS = ("jackson", "nicolas", "theo", "yweweler", "george")
 # Appended to the benchmark: every part at sizes that take milliseconds. Memory is in tests/scripts/test_benchmark.py.
 TINY_BENCHMARK = shlex.split(
     "--rounds 1 --slow-rounds 1 --skip-memory --shapes 1x6x2x8 --vocabularies 8 --lattice 1x6x2 --lattices 1x6x2 "
-    "--lattices-vocabulary 8 --batch-size 1 --seconds 0.5 --tokens 2 --vocabulary 64 --teacher 2x32 --student 1x16 "
-    "--pred-hidden 12 --joint-hidden 12 --decoding-batch-size 2 --decoding-frames 8"
+    "--lattices-vocabulary 8 --joint-shapes 1x6x2x8 --batch-size 1 --seconds 0.5 --tokens 2 --vocabulary 64 "
+    "--teacher 2x32 --student 1x16 --pred-hidden 12 --joint-hidden 12 --decoding-batch-size 2 --decoding-frames 8"
 )
 
 # Appended to every training command: a pair small enough to take two steps in a second.
@@ -163,9 +163,11 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.fixture(autouse=True)
-def quickly(preloaded_python, monkeypatch):
-    monkeypatch.setattr(sys, "executable", preloaded_python)
+@pytest.fixture(scope="module", autouse=True)
+def quickly(preloaded_python):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", preloaded_python)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,7 @@ def test_the_commands_of_the_readme_run_as_written(workplace):
     run([*script(train), *SHORT], workplace)
     (pair,) = workplace.glob("runs/fsdd/fsdd/*/pair.nemo")
     (pair.parents[1] / "DATE").symlink_to(pair.parent)
-    run(script(analyze), workplace)
+    run([*script(analyze), "--utterances", "1"], workplace)
     assert (workplace / "runs" / "logits" / "report.html").is_file()
     tiny = ["--strategies", "student", "--seeds", "0", "--max-steps", "2", "--jobs", "1", "--", *SHORT[1:]]
     run([*script(compare), *tiny], workplace)
@@ -221,22 +223,6 @@ def test_the_commands_of_the_readme_run_as_written(workplace):
         "encoder-student.onnx",
         "decoder_joint-student.onnx",
     }
-
-
-@pytest.mark.slow
-def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_compute(workplace, digits):
-    export, check = (words for words in shell_commands(README) if "PAIR.nemo" in words)
-    front_end = ["model.preprocessor.window_stride=0.01", "model.preprocessor.highfreq=null"]
-    common = [*SHORT, *front_end, f"exp_manager.exp_dir={workplace / 'sherpa_runs'}"]
-    train = script(["python", "scripts/train.py", "--config-name=fsdd", "strategy=shared_kd"])
-    run([*train, *common, *(f"{key}={value}" for key, value in digits.items())], workplace)
-    (pair,) = workplace.glob("sherpa_runs/fsdd/*/pair.nemo")
-    given = {"PAIR.nemo": str(pair), "TEST.json": str(workplace / "digits" / "test_seen.json")}
-    run(script([given.get(word, word) for word in export]), workplace)
-    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(workplace / "sherpa")
-    if find_spec("sherpa_onnx"):
-        out = run(script([given.get(word, word) for word in check]), workplace)
-        assert "| sherpa-onnx int8 |" in out
 
 
 @pytest.fixture(scope="module")
@@ -272,13 +258,34 @@ def test_a_teacher_trained_alone_teaches_a_static_student_on_two_devices(workpla
     assert lists == {teacher.parent, folder}
 
 
-@pytest.mark.slow
-def test_a_pair_that_shares_its_decoder_is_trained_on_two_devices(workplace, digits):
-    common = [*SHORT, f"exp_manager.exp_dir={workplace / 'ddp'}", *(f"{k}={v}" for k, v in digits.items())]
+@pytest.fixture(scope="module")
+def shared_run(workplace, digits) -> Path:
+    """Folder of a pair that shares its decoder, trained on two devices, with features that sherpa-onnx can compute."""
+    front_end = ["model.preprocessor.window_stride=0.01", "model.preprocessor.highfreq=null"]
+    common = [*SHORT, *front_end, f"exp_manager.exp_dir={workplace / 'ddp'}", *(f"{k}={v}" for k, v in digits.items())]
     train = script(["python", "scripts/train.py", "--config-name=fsdd", "strategy=shared_kd"])
     run([*train, "trainer.devices=2", "trainer.strategy=ddp", *common], workplace)
     (folder,) = (workplace / "ddp" / "fsdd").iterdir()
-    assert {"pair.nemo", "student.nemo"} <= names_in(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_pair_that_shares_its_decoder_is_trained_on_two_devices(shared_run):
+    assert {"pair.nemo", "student.nemo"} <= names_in(shared_run)
+
+
+@pytest.mark.slow
+def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_compute(workplace, shared_run):
+    export, check = (words for words in shell_commands(README) if "PAIR.nemo" in words)
+    given = {
+        "PAIR.nemo": str(shared_run / "pair.nemo"),
+        "TEST.json": str(workplace / "digits" / "test_seen.json"),
+    }
+    run(script([given.get(word, word) for word in export]), workplace)
+    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(workplace / "sherpa")
+    if find_spec("sherpa_onnx"):
+        out = run(script([given.get(word, word) for word in check]), workplace)
+        assert "| sherpa-onnx int8 |" in out
 
 
 def names_in(folder: Path) -> set[str]:

@@ -68,18 +68,21 @@ def test_a_model_trained_alone_starts_from_its_checkpoint(branch, key, script, s
     assert equal_states(started.state_dict(), weights)
 
 
-@pytest.mark.parametrize("strategy", ["student", "teacher", "shared_kd"])
-def test_a_model_trained_alone_has_no_activation_checkpointing_and_says_so(strategy, script, small_run, monkeypatch):
+@pytest.mark.parametrize(
+    "strategy, on", [("student", "false"), ("student", "true"), ("teacher", "true"), ("shared_kd", "true")]
+)
+def test_a_model_trained_alone_has_no_activation_checkpointing_and_says_so(
+    strategy, on, script, small_run, monkeypatch
+):
     said = []
     monkeypatch.setattr(script.logger, "warning", lambda message, *args: said.append(message % args))
-    for on in ("false", "true"):
-        cfg = small_run(f"strategy={strategy}", f"model.codert.activation_checkpointing={on}")
-        script.check_run(cfg)
-        model = script.build_model(cfg, script.make_trainer(cfg))
-        alone = strategy != "shared_kd"
-        assert ("codert" in model.cfg) is not alone
-        warned = [text for text in said if "activation_checkpointing has no effect" in text]
-        assert bool(warned) is (alone and on == "true")
+    cfg = small_run(f"strategy={strategy}", f"model.codert.activation_checkpointing={on}")
+    script.check_run(cfg)
+    model = script.build_model(cfg, script.make_trainer(cfg))
+    alone = strategy != "shared_kd"
+    assert ("codert" in model.cfg) is not alone
+    warned = [text for text in said if "activation_checkpointing has no effect" in text]
+    assert bool(warned) is (alone and on == "true")
 
 
 def test_a_student_alone_is_built_with_its_own_decoder(script, small_run, tmp_path):
