@@ -148,23 +148,25 @@ class _AdditiveLoss(torch.autograd.Function):
             return result
 
         with _full_precision("cpu"):
-            gradients = [gradient(side, slice(None), exps[0].dtype) for side in (0, 1)]
-            for b in unbalanced(*gradients, ctx.batch):
-                for side in (0, 1):
+            wanted = [side for side in (0, 1) if ctx.needs_input_grad[side]]
+            gradients = {side: gradient(side, slice(None), exps[0].dtype) for side in wanted}
+            for b in unbalanced(*gradients.values(), ctx.batch) if len(wanted) == 2 else ():  # one has no check
+                for side in wanted:
                     gradients[side][b] = gradient(side, slice(b, b + 1), torch.float64)
         for b, occupancies in ctx.occupancies.items():
             upstreams = [-upstream[b] * each for each in occupancies]
             t, u = ctx.batch.sizes[b]
             utterance = _Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
             parts = utterance.gradients(ctx.batch.targets[b, :u], ctx.blank, *upstreams)
-            for whole, part in zip(gradients, parts, strict=True):
+            for side, whole in gradients.items():
                 whole[b] = 0.0
-                whole[b, : len(part)] = part
-        for side, (rows, dtype) in enumerate(ctx.inputs):
-            if rows > gradients[side].shape[1]:  # pad alone would copy all of it
-                gradients[side] = pad(gradients[side], (0, 0, 0, rows - gradients[side].shape[1]))
-            gradients[side] = gradients[side].to(dtype)
-        return *gradients, None, None, None, None
+                whole[b, : len(parts[side])] = parts[side]
+        for side, whole in gradients.items():
+            rows, dtype = ctx.inputs[side]
+            if rows > whole.shape[1]:  # pad alone would copy all of it
+                whole = pad(whole, (0, 0, 0, rows - whole.shape[1]))
+            gradients[side] = whole.to(dtype)
+        return gradients.get(0), gradients.get(1), None, None, None, None
 
 
 class _AdditiveLogProbs(torch.autograd.Function):
