@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip compiles nothing here (two minutes, mostly for modules that are never imported): what is imported is compiled once
 # and kept, also where the environment says otherwise. Without that every process compiles NeMo anew, for half a minute.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-deploy test-reliability lint install clean
@@ -32,16 +33,18 @@ lint: install
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml
 	@echo "== Installing into $(VENV) (PyTorch and NeMo, 2.4 GB on disk with a CPU build of PyTorch, more with a CUDA one; a few minutes)"
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 needed, $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) "$$(grep ^torch== requirements.txt)"
+	@# Two at a time and without the resolver, in half the time; where that does not fit the machine, pip decides.
+	grep -v '^#' requirements.lock | xargs -P 2 -n 47 $(PIP) --quiet --no-deps && $(BIN)/python -m pip check || $(PIP) -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.installed-deploy: $(VENV)/.installed requirements-deploy.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-deploy.txt
+	$(PIP) --no-deps -r requirements-deploy.txt
 	@touch $@
 
 clean:
