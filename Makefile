@@ -1,5 +1,6 @@
 # Two commands from a fresh clone: `make quickstart` and `make test`. Each makes its own .venv first.
-# `make test-deploy` adds the programs that serve an exported student and runs the tests that need them.
+# `make test-deploy` adds programs that serve an exported student, and runs the tests of these, of NeMo's pipelines and of
+# the tutorial (3 minutes).
 # `make test-reliability` injects faults for up to 40 minutes and prints one table of what came of them.
 PYTHON ?= python3
 VENV := .venv
@@ -16,10 +17,10 @@ quickstart: install
 
 test: install
 	@echo "== Testing (two workers, one thread each)"
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m "not reliability and not deploy" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-deploy: $(VENV)/.installed-deploy
-	@echo "== Testing the exported student in the programs that serve it"
+	@echo "== Testing the exported student in the programs that serve it, and the tutorial"
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy -rs
 
 test-reliability: install

@@ -22,6 +22,7 @@ def text_of(cell: dict) -> str:
     return "".join("".join(output.get("text", "")) for output in cell["outputs"])
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatch, preloaded_python):
     monkeypatch.setenv("TUTORIAL_FOLDER", str(tmp_path / "run"))

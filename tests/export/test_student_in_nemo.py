@@ -14,7 +14,7 @@ from nemo_codert.export import save_model
 from tests.conftest import SAMPLE_RATE, conformer, load_script, lstm
 from tests.export.tone_words import CACHE_AWARE, trained_student, utterances
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 SETTINGS = Path(__file__).resolve().parents[2] / "conf" / "inference"
 
 
