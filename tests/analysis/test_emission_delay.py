@@ -52,8 +52,8 @@ def found(manifest):
     return utterances([json.loads(line) for line in manifest.read_text().splitlines()])
 
 
-def test_a_branch_has_no_delay_against_itself(kept_model, found):
-    student, _ = branches_of(kept_model(strategy="tandem_kd").eval())
+def test_a_branch_has_no_delay_against_itself(shared_pair, found):
+    student, _ = branches_of(shared_pair(strategy="tandem_kd").eval())
     delays = emission_delays(student, student, found)
     tokens = sum(len(student.model.tokenizer.text_to_ids(utterance.text)) for utterance in found)
     assert len(delays) == tokens and not delays.any()
@@ -84,8 +84,8 @@ def test_tokens_are_found_in_the_frames_that_they_are_said_in(make_model, found)
     assert summarise(delays).median == pytest.approx(80)
 
 
-def test_batches_do_not_change_the_delays(kept_model, found):
-    student, teacher = branches_of(kept_model(strategy="tandem_kd").eval())
+def test_batches_do_not_change_the_delays(shared_pair, found):
+    student, teacher = branches_of(shared_pair(strategy="tandem_kd").eval())
     alone = emission_delays(student, teacher, found, batch_size=1)
     assert np.array_equal(alone, emission_delays(student, teacher, found, batch_size=8))
 

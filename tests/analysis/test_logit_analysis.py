@@ -47,8 +47,8 @@ def zero(*layers):
 
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_equal_logits_are_measured_as_such(kept_model, found, joint):
-    pair = kept_model("tandem_kd", joint).eval()
+def test_equal_logits_are_measured_as_such(shared_pair, found, joint):
+    pair = shared_pair("tandem_kd", joint).eval()
     for own in (pair.joint, pair.student_joint):
         zero(*([own.enc, own.pred] if joint == ADDITIVE else [own.joint_net[-1]]))
     measured = analyze(branches_of(pair), found)
@@ -62,8 +62,8 @@ def test_equal_logits_are_measured_as_such(kept_model, found, joint):
 
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_a_joint_without_prediction_projection_says_what_its_encoder_says(kept_model, found, joint):
-    pair = kept_model("tandem_kd", joint).eval()
+def test_a_joint_without_prediction_projection_says_what_its_encoder_says(shared_pair, found, joint):
+    pair = shared_pair("tandem_kd", joint).eval()
     zero(pair.joint.pred)
     (teacher,) = analyze(branches_of(pair, "teacher"), found, shown=range(len(found))).branches.values()
     starts = np.cumsum([0] + [len(teacher.shown[place].states) for place in range(len(found))])
@@ -79,8 +79,8 @@ def test_a_joint_without_prediction_projection_says_what_its_encoder_says(kept_m
         np.testing.assert_allclose(own.blank, encoder.blank, rtol=0, atol=1e-6)
 
 
-def test_rows_are_frames_states_and_frames_that_emit(kept_model, found):
-    pair = kept_model("tandem_kd").eval()
+def test_rows_are_frames_states_and_frames_that_emit(shared_pair, found):
+    pair = shared_pair("tandem_kd").eval()
     branch = analyze(branches_of(pair, "student"), found, shown=range(8)).branches["student"]
     tokens = [len(pair.tokenizer.text_to_ids(utterance.text)) for utterance in found]
     shown = [branch.shown[place] for place in range(8)]
@@ -106,8 +106,8 @@ def test_rows_are_frames_states_and_frames_that_emit(kept_model, found):
 
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_the_size_of_a_batch_does_not_matter(kept_model, found, joint):
-    branches = branches_of(kept_model("shared_kd", joint).eval())
+def test_the_size_of_a_batch_does_not_matter(shared_pair, found, joint):
+    branches = branches_of(shared_pair("shared_kd", joint).eval())
     one, all_together = (analyze(branches, found, batch_size=size, shown=[2]) for size in (1, 8))
     for name in one.branches:
         a, b = one.branches[name], all_together.branches[name]
@@ -121,8 +121,8 @@ def test_the_size_of_a_batch_does_not_matter(kept_model, found, joint):
 
 
 @pytest.mark.parametrize("shape", [{}, TWO_EACH])
-def test_the_divergence_is_the_distillation_loss_of_training(kept_model, found, shape):
-    pair = kept_model("tandem_kd", **shape).eval()
+def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found, shape):
+    pair = shared_pair("tandem_kd", **shape).eval()
     measured = analyze(branches_of(pair), found).agreement
     total = 0.0
     with torch.no_grad():
@@ -147,8 +147,8 @@ def test_a_lone_model_and_its_exact_stock_copy_say_the_same(make_lone, found):
         np.testing.assert_allclose(readings[0][key].entropy, readings[1][key].entropy, rtol=0, atol=1e-5)
 
 
-def test_two_models_trained_alone_are_compared_as_the_pair_they_came_from(kept_model, found):
-    pair = kept_model("tandem_kd", **TWO_EACH).eval()
+def test_two_models_trained_alone_are_compared_as_the_pair_they_came_from(shared_pair, found):
+    pair = shared_pair("tandem_kd", **TWO_EACH).eval()
     together = analyze(branches_of(pair), found)
     apart = analyze(branches_of(pair.student_model(), teacher=pair.teacher_model()), found)
     assert list(apart.branches) == ["student", "teacher"] and apart.agreement.frames == together.agreement.frames
@@ -157,8 +157,8 @@ def test_two_models_trained_alone_are_compared_as_the_pair_they_came_from(kept_m
     assert with_pair.agreement.divergence == pytest.approx(together.agreement.divergence, rel=1e-4)
 
 
-def test_branches_that_a_model_does_not_have_are_refused(kept_model, make_lone):
-    pair, lone = kept_model("tandem_kd"), make_lone()
+def test_branches_that_a_model_does_not_have_are_refused(shared_pair, make_lone):
+    pair, lone = shared_pair("tandem_kd"), make_lone()
     assert [branch.name for branch in branches_of(pair, "teacher")] == ["teacher"]
     assert [branch.name for branch in branches_of(lone, "student")] == ["model"]
     with pytest.raises(ValueError, match="this model is one RNN-T and no pair: leave the branch out"):
@@ -196,31 +196,31 @@ def write_manifest(folder, *lines):
     return path
 
 
-def test_utterances_without_a_transcript_have_no_emission(kept_model, tmp_path):
+def test_utterances_without_a_transcript_have_no_emission(shared_pair, tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(1.0, seed=3), SAMPLE_RATE)
     lines = [{"audio_filepath": "a.wav", "duration": 1.0, "text": ""}]
     found = utterances(read_manifest(write_manifest(tmp_path, *lines)))
-    branch = analyze(branches_of(kept_model("tandem_kd").eval(), "student"), found, shown=[0]).branches["student"]
+    branch = analyze(branches_of(shared_pair("tandem_kd").eval(), "student"), found, shown=[0]).branches["student"]
     counts = {key: len(own.entropy) for key, own in branch.readings.items()}
     assert counts["encoder", "all"] == counts["joint", "all"] == 25 and counts["prediction", "all"] == 1
     assert all(counts[source, "non-blank"] == 0 for source in SOURCES)
     assert branch.confusions.most_frequent(5) == [] and len(branch.shown[0].emitting) == 0
 
 
-def test_transcripts_are_held_against_the_frames_of_the_coarsest_encoder(kept_model, found):
-    branches = branches_of(kept_model("tandem_kd", **TWO_EACH).eval())  # 40 ms, and 80 ms of the student
+def test_transcripts_are_held_against_the_frames_of_the_coarsest_encoder(shared_pair, found):
+    branches = branches_of(shared_pair("tandem_kd", **TWO_EACH).eval())  # 40 ms, and 80 ms of the student
     tokens = len(branches[0].model.tokenizer.text_to_ids(found[0].text))
     enough, less = (replace(found[0], duration=tokens * 0.08 * share) for share in (1.01, 0.99))
     assert transcript_faults(branches, [enough, less]) == {"more tokens than encoder frames": 1}
     assert transcript_faults(branches[1:], [enough, less]) == {}  # the teacher's frames are half as long
 
 
-def test_audio_that_is_too_short_or_broken_is_named(kept_model, tmp_path):
+def test_audio_that_is_too_short_or_broken_is_named(shared_pair, tmp_path):
     soundfile.write(tmp_path / "short.wav", tone(0.005, seed=3), SAMPLE_RATE)
     soundfile.write(tmp_path / "whole.flac", tone(2.0, seed=3), SAMPLE_RATE)
     content = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "half.flac").write_bytes(content[: len(content) // 2])
-    branches = branches_of(kept_model("tandem_kd").eval(), "student")
+    branches = branches_of(shared_pair("tandem_kd").eval(), "student")
     for name, seconds, message in (
         ("short.wav", 0.005, "short: shorter than one encoder frame"),
         ("half.flac", 2.0, r"half\.flac: audio breaks off"),
@@ -230,8 +230,8 @@ def test_audio_that_is_too_short_or_broken_is_named(kept_model, tmp_path):
             analyze(branches, utterances(read_manifest(write_manifest(tmp_path, line))))
 
 
-def test_a_diverged_model_is_refused(kept_model, found):
-    pair = kept_model("tandem_kd").eval()
+def test_a_diverged_model_is_refused(shared_pair, found):
+    pair = shared_pair("tandem_kd").eval()
     pair.student_joint.enc.bias.data[3] = math.nan
     with pytest.raises(ValueError, match="student: the logits on 0 are not finite"):
         analyze(branches_of(pair), found)

@@ -25,8 +25,8 @@ def zero(*layers):
         layer.bias.zero_()
 
 
-def test_the_report_has_all_figures_and_reads_as_text(kept_model, batch):
-    report = teacher_report(kept_model("tandem_kd"), iter([batch]))
+def test_the_report_has_all_figures_and_reads_as_text(shared_pair, batch):
+    report = teacher_report(shared_pair("tandem_kd"), iter([batch]))
     assert report.keys() == {
         "wer",
         "words",
@@ -47,8 +47,8 @@ def test_the_report_has_all_figures_and_reads_as_text(kept_model, batch):
 
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_uniform_logits_have_the_entropy_of_all_classes(kept_model, batch, joint):
-    pair = kept_model("tandem_kd", joint)
+def test_uniform_logits_have_the_entropy_of_all_classes(shared_pair, batch, joint):
+    pair = shared_pair("tandem_kd", joint)
     zero(*([pair.joint.enc, pair.joint.pred] if joint == ADDITIVE else [pair.joint.joint_net[-1]]))
     report = teacher_report(pair, iter([batch]))
     # mean of some 100 frames of float32 sums over 33 classes
@@ -57,8 +57,8 @@ def test_uniform_logits_have_the_entropy_of_all_classes(kept_model, batch, joint
 
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
-def test_without_a_prediction_projection_the_encoder_says_what_the_joint_says(kept_model, batch, joint):
-    pair = kept_model("tandem_kd", joint)
+def test_without_a_prediction_projection_the_encoder_says_what_the_joint_says(shared_pair, batch, joint):
+    pair = shared_pair("tandem_kd", joint)
     assert teacher_report(pair, iter([batch]))["encoder_joint_top1_agreement"] < 1.0
     zero(pair.joint.pred)
     report = teacher_report(pair, iter([batch]))
@@ -66,15 +66,15 @@ def test_without_a_prediction_projection_the_encoder_says_what_the_joint_says(ke
     assert report["encoder_entropy"] == pytest.approx(report["joint_entropy"], abs=1e-5)
 
 
-def test_the_first_loader_counts(kept_model, batch):
-    pair = kept_model("tandem_kd")
+def test_the_first_loader_counts(shared_pair, batch):
+    pair = shared_pair("tandem_kd")
     once = teacher_report(pair, iter([batch]))
     assert teacher_report(pair, [[batch], ["another loader"]]) == once
     assert teacher_report(pair, iter([batch, batch]))["words"] == 2 * once["words"]
 
 
-def test_max_batches_bounds_the_frames_and_not_the_word_errors(kept_model, batch):
-    pair = kept_model("tandem_kd")
+def test_max_batches_bounds_the_frames_and_not_the_word_errors(shared_pair, batch):
+    pair = shared_pair("tandem_kd")
     half = [part[:2] for part in batch]
     first, whole = (teacher_report(pair, iter(batches)) for batches in ([half], [half, batch]))
     bounded = teacher_report(pair, iter([half, batch]), max_batches=1)
@@ -86,8 +86,8 @@ def test_max_batches_bounds_the_frames_and_not_the_word_errors(kept_model, batch
 
 
 @pytest.mark.parametrize("strategy", ["shared_kd", "static"])
-def test_mode_weights_and_metric_are_as_before(kept_model, batch, strategy):
-    pair = kept_model(strategy).train()
+def test_mode_weights_and_metric_are_as_before(shared_pair, batch, strategy):
+    pair = shared_pair(strategy).train()
     modes = [module.training for module in pair.modules()]
     state = {name: value.clone() for name, value in pair.state_dict().items()}
     report = teacher_report(pair, iter([batch]))

@@ -43,8 +43,8 @@ def test_pairs_and_lone_models_are_restored_from_both_kinds_of_file(make_model, 
             assert (trained.path, trained.step, trained.model.training) == (path, step, False)
 
 
-def test_checkpoints_come_in_the_order_of_their_steps_and_each_step_once(kept_model, tmp_path):
-    run, pair = tmp_path / "run", kept_model("tandem_kd")
+def test_checkpoints_come_in_the_order_of_their_steps_and_each_step_once(make_model, tmp_path):
+    run, pair = tmp_path / "run", make_model("tandem_kd")
     names = {"a--val_wer=0.9-epoch=1.ckpt": 900, "b--val_wer=0.2-epoch=0.ckpt": 30, "b-last.ckpt": 900, "c.ckpt": 1000}
     for name, step in names.items():
         save_checkpoint(pair, run / "checkpoints" / name, step)
@@ -102,8 +102,8 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
         assert name in str(error.value)
 
 
-def test_a_checkpoint_whose_tokenizer_or_weights_are_gone_is_refused(make_model, kept_model, tmp_path):
-    path = save_checkpoint(kept_model("tandem_kd"), tmp_path / "pair.ckpt", step=1)
+def test_a_checkpoint_whose_tokenizer_or_weights_are_gone_is_refused(make_model, tmp_path):
+    path = save_checkpoint(make_model("tandem_kd"), tmp_path / "pair.ckpt", step=1)
     content = torch.load(path, weights_only=False)
     state = {key: value for key, value in content["state_dict"].items() if not key.startswith("joint.")}
     torch.save({**content, "state_dict": state}, tmp_path / "half.ckpt")
