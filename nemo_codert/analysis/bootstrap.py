@@ -103,7 +103,7 @@ def relative_reduction(
         words=int(sum(np.sum(fold.words) for fold in folds)),
         recordings=sum(len(fold.words) for fold in folds),
         seeds=len(folds[0].system),
-        speakers=len(_speakers(folds)),
+        speakers=len(_speakers([fold.speakers for fold in folds])),
     )
 
 
@@ -150,8 +150,9 @@ def _reductions(system: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     return 1.0 - ratios
 
 
-def _speakers(folds: Sequence[PairedErrors]) -> list[str]:
-    return sorted({speaker for fold in folds for speaker in fold.speakers})
+def _speakers(folds: Sequence[Sequence[str]]) -> list[str]:
+    """All speakers of folds that are given by the speaker of every recording."""
+    return sorted({speaker for fold in folds for speaker in fold})
 
 
 def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) -> np.ndarray:
@@ -184,7 +185,7 @@ def _resamples(
 ) -> Iterator[_Resample]:
     """All resamples of `folds`, which are given by the speaker of every recording; `BLOCK` counts at a time."""
     generator = np.random.default_rng(generator_seed)
-    speakers = sorted({speaker for fold in folds for speaker in fold})
+    speakers = _speakers(folds)
     if len(speakers) > 1:
         speaker_counts = _draw(generator, np.full(resamples, len(speakers)), len(speakers))
     else:
