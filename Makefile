@@ -39,7 +39,8 @@ $(VENV)/.installed: requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 needed, $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep ^torch== requirements.txt)"
-	@# Two at a time and without the resolver, in half the time; where that does not fit the machine, pip decides.
+	@# Two at a time and without the resolver, in half the time, without warnings of what the other has half written;
+	@# where that does not fit the machine, pip decides.
 	grep -v '^#' requirements.lock | xargs -P 2 -n 47 $(PIP) --quiet --no-deps && $(BIN)/python -m pip check || $(PIP) -r requirements.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
