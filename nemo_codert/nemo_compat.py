@@ -5,7 +5,7 @@ Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's p
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from nemo.collections.asr.losses.rnnt import RNNTLoss
-from nemo.collections.asr.parts.numba.rnnt_loss import RNNTLossNumba
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
 from nemo.core.classes import common
 from nemo.utils.app_state import AppState
@@ -78,14 +77,6 @@ def utterance_losses(
         )
     finally:
         loss.reduction = reduction
-
-
-def numba_cuda_kernel(loss: RNNTLoss) -> Callable[..., torch.Tensor]:
-    """NeMo's Numba loss of lattices of three classes (blank 2), utterance by utterance, with the FastEmit of `loss`.
-
-    It is taken from inside of `RNNTLoss`, which would compare lengths and sizes and wait for the GPU twice more.
-    """
-    return RNNTLossNumba(blank=2, reduction="none", fastemit_lambda=fastemit_lambda(loss))
 
 
 def seed_augmentation(module: torch.nn.Module, seed: int) -> None:

@@ -4,7 +4,6 @@ from nemo_codert.losses.additive_rnnt import additive_rnnt_loss
 from nemo_codert.losses.encoder_distillation import EncoderDistillationLoss, encoder_distillation_loss
 from nemo_codert.losses.frames import group_frames, paired_frames, valid_frames
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
-from nemo_codert.losses.three_columns import three_column_loss
 
 __all__ = [
     "EncoderDistillationLoss",
@@ -14,6 +13,5 @@ __all__ = [
     "group_frames",
     "joint_rnnt_loss",
     "paired_frames",
-    "three_column_loss",
     "valid_frames",
 ]

@@ -23,7 +23,8 @@ UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as the
 TRUSTED_Z = 1e-6  # of the maxima's product: terms below it may be off by more than a millionth
 TRUSTED_SUMS = 2.5e-7  # relative error of Z's rows and columns: cells of one further off may be a millionth off
 TRUSTED_BALANCE = 5e-7  # relative, of the gradients' sums over frames and over states
-CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
+# Or nearly: longer float32 sums are carried on in float64. A GPU may be off by 1e-4, and waits for its host.
+CLASSES_PER_PRODUCT, CLASSES_PER_PRODUCT_ON_GPU = 256, 1024
 
 
 def compute_dtype(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> torch.dtype:
@@ -114,7 +115,8 @@ def _normaliser(encoder: Side, prediction: Side) -> torch.Tensor:
     """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns."""
     z = torch.bmm(encoder.exp_columns, prediction.exp_columns.transpose(1, 2))
     sides = encoder.all.exp, prediction.all.exp
-    products = max(round(sides[0].shape[2] / CLASSES_PER_PRODUCT), 1)
+    most = CLASSES_PER_PRODUCT if z.device.type == "cpu" else CLASSES_PER_PRODUCT_ON_GPU
+    products = max(round(sides[0].shape[2] / most), 1)
     for part in zip(*(exp.chunk(products, 2) for exp in sides), strict=True):
         z += torch.bmm(part[0], part[1].transpose(1, 2))
     return z

@@ -1,7 +1,8 @@
 """The RNN-T forward-backward over label and blank log-probabilities (Graves, arXiv:1211.3711, equations 16 to 21).
 
-What the additive and the full-joint loss share: argument checks, the recursion in float64 (Numba on CPU, torch on any
-other device), its gradient with FastEmit (arXiv:2010.11148), the reductions. Imports torch, numpy, numba, `frames`.
+What the additive and the full-joint loss share: argument checks, the recursion in float64 (Numba on CPU and CUDA, torch
+on any other device), its gradient with FastEmit (arXiv:2010.11148), the reductions. Imports torch, numpy, numba,
+`frames`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states
@@ -165,6 +166,16 @@ def _numba_occupancies(
     return losses, *occupancies
 
 
+def _cuda_occupancies(
+    label: torch.Tensor, blank: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`lattice_occupancies` of float64 CUDA tensors by the compiled kernels, where a block has the threads."""
+    from nemo_codert.losses.cuda_kernels import MOST_STATES, cuda_occupancies  # Numba's CUDA half, no use on a CPU
+
+    compute = cuda_occupancies if blank.shape[2] <= MOST_STATES else _torch_occupancies
+    return compute(label, blank, encoded_lengths, target_lengths)
+
+
 def _skew(nodes: torch.Tensor) -> torch.Tensor:
     """[B, T+1, M] -> [T+M, B, M]: row n holds the anti-diagonal t + u = n, -inf where it leaves the lattice."""
     batch, num_rows, num_states = nodes.shape
@@ -237,7 +248,7 @@ def lattice_occupancies(
     and each blank step [B, T, U+1], 0 beyond the lengths; no graph. Padding is never read. A likelihood of 0 gives
     inf and NaN occupancies.
     """
-    compute = _numba_occupancies if label_log_probs.device.type == "cpu" else _torch_occupancies
+    compute = {"cpu": _numba_occupancies, "cuda": _cuda_occupancies}.get(blank_log_probs.device.type, _torch_occupancies)
     with torch.no_grad():
         return compute(label_log_probs.double(), blank_log_probs.double(), encoded_lengths, target_lengths)
 

@@ -10,11 +10,11 @@ from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.asr.modules import ConvASRDecoder, RNNTJoint
 from torch import nn
 
-from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, three_column_loss
-from nemo_codert.losses.lattice import LatticeLoss, reduce_losses, rnnt_lattice_loss
+from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss
+from nemo_codert.losses.lattice import reduce_losses
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.encoder_logits import ctc_logits, projected_logits
-from nemo_codert.nemo_compat import fastemit_lambda, numba_cuda_kernel, utterance_losses
+from nemo_codert.nemo_compat import fastemit_lambda, utterance_losses
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,8 @@ class TransducerLoss:
     """The RNN-T loss of a branch: the seam behind `model.codert.rnnt_loss`.
 
     Args:
-        choice: `exact` (our own; `recursion` says who runs that part), `nemo` (NeMo's kernel on the expanded lattice)
-            or `auto`: exact for the additive joint and for any joint on CPU, NeMo's Numba-CUDA kernel for a stock
-            joint on a GPU.
+        choice: `exact` (our own), `nemo` (NeMo's kernel on the expanded lattice) or `auto`: exact for the additive
+            joint and for any joint on CPU, NeMo's Numba-CUDA kernel for a stock joint on a GPU.
         nemo_loss: NeMo's loss of the model; its kernel, blank, FastEmit and reduction are honoured by both.
     """
 
@@ -124,7 +123,7 @@ class TransducerLoss:
             "fastemit_lambda": fastemit_lambda(self.nemo_loss),
         }
         if isinstance(joint, AdditiveRNNTJoint):
-            return additive_rnnt_loss(*batch, **settings, lattice_loss=recursion(self.nemo_loss, transcript.device))
+            return additive_rnnt_loss(*batch, **settings)
         return chunked_joint_rnnt_loss(
             lambda encoder, prediction: joint.joint_net(encoder + prediction),
             *batch,
@@ -147,14 +146,6 @@ class TransducerLoss:
         frames, tokens = int(lengths.max()), int(target_lengths.max())
         logits = joint.joint_net(encoder[rows, :frames, None] + prediction[rows, None, : tokens + 1])
         return utterance_losses(self.nemo_loss, logits, transcript[rows, :tokens], lengths, target_lengths)
-
-
-def recursion(nemo_loss: RNNTLoss, device: torch.device) -> LatticeLoss:
-    """Who runs the recursion of the additive loss: NeMo's Numba-CUDA kernel (float32) on a GPU, else ours, in float64.
-
-    NeMo's kernel on the CPU, given the same three columns, had gradients off by 3e-4 at T = 400, U = 100.
-    """
-    return three_column_loss(numba_cuda_kernel(nemo_loss)) if device.type == "cuda" else rnnt_lattice_loss
 
 
 def keep_losses(model: nn.Module, losses: dict[str, torch.Tensor], step: int) -> None:

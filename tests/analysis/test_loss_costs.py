@@ -16,7 +16,6 @@ from nemo_codert.analysis.loss_costs import (
     MEMORY_SHAPE,
     NEMO,
     OURS,
-    OURS_ON_GPU,
     SPEED_SHAPE,
     Implementation,
     LossCase,
@@ -143,40 +142,40 @@ def test_rows_have_ratios_to_the_floor_and_the_bytes_of_the_logits():
 
 
 def costs(**of: float) -> dict[str, Measured]:
-    names = {"ours": OURS, "nemo": NEMO, "floor": FLOOR, "gpu": OURS_ON_GPU}
+    names = {"ours": OURS, "nemo": NEMO, "floor": FLOOR}
     memory = PeakMemory(LossShape(*MEMORY_SHAPE).logits_bytes * 3)
-    first = {"ours": torch.tensor(5.0), "nemo": torch.tensor(5.00001), "floor": None, "gpu": torch.tensor(5.0)}
+    first = {"ours": torch.tensor(5.0), "nemo": torch.tensor(5.00001), "floor": None}
     return {names[name]: Measured([seconds], first[name], memory) for name, seconds in of.items()}
 
 
 def test_targets_stand_at_the_shapes_they_were_set_for():
-    (speed, times) = loss_findings(LossShape(*SPEED_SHAPE), costs(ours=0.2, nemo=80.0, floor=0.1))
+    (speed, times) = loss_findings(LossShape(*SPEED_SHAPE), costs(ours=0.2, nemo=80.0, floor=0.1), "cpu")
     assert (speed.value, speed.met, times.value, times.met) == (2.0, True, 400.0, True)
-    (speed, memory) = loss_findings(LossShape(*MEMORY_SHAPE), costs(ours=0.3, nemo=80.0, floor=0.1))
+    (speed, memory) = loss_findings(LossShape(*MEMORY_SHAPE), costs(ours=0.3, nemo=80.0, floor=0.1), "cpu")
     assert speed.met is False and (memory.value, memory.met) == (1.5, True)
-    assert loss_findings(LossShape(8, 150, 40, 256), costs(ours=0.3, floor=0.1)) == []
+    assert loss_findings(LossShape(8, 150, 40, 256), costs(ours=0.3, floor=0.1), "cpu") == []
 
 
 @pytest.mark.parametrize("lattice", [(8, 37, 20), (8, 150, 80), (1, 4, 2)])
 @pytest.mark.parametrize("vocabulary, count", [(1023, 0), (1024, 1), (16384, 1)])
 def test_the_floor_is_held_at_every_lattice_from_v_1024_on(lattice, vocabulary, count):
-    found = loss_findings(LossShape(*lattice, vocabulary), costs(ours=0.3, floor=0.1))
+    found = loss_findings(LossShape(*lattice, vocabulary), costs(ours=0.3, floor=0.1), "cpu")
     assert [(finding.value, finding.met) for finding in found] == [(pytest.approx(3.0), False)] * count
 
 
-def test_a_gpu_is_held_to_targets_of_its_own_with_the_loss_that_a_model_has_there():
+def test_a_gpu_is_held_to_targets_of_its_own():
     shape = LossShape(*GPU_SHAPE)
     assert named_shapes("cuda") == [*named_shapes("cpu"), shape] and shape not in named_shapes("cpu")
-    measured = costs(ours=0.05, nemo=0.12, floor=0.1, gpu=0.01)
+    measured = costs(ours=0.01, nemo=0.12, floor=0.001)
     measured[NEMO] = replace(measured[NEMO], memory=PeakMemory(60_000))
-    measured[OURS_ON_GPU] = replace(measured[OURS_ON_GPU], memory=PeakMemory(3_000))
-    floor, times, memory = loss_findings(shape, measured)
+    measured[OURS] = replace(measured[OURS], memory=PeakMemory(3_000))
+    floor, times, memory = loss_findings(shape, measured, "cuda")
+    assert floor.met is None  # 2.5 is the CPU's
     assert (times.value, times.at_least, times.met) == (pytest.approx(12.0), 10, True)
     assert (memory.value, memory.at_least, memory.met) == (20.0, 30, False)
-    _, times = loss_findings(LossShape(*SPEED_SHAPE), measured)
+    _, times = loss_findings(LossShape(*SPEED_SHAPE), measured, "cuda")
     assert times.value == pytest.approx(12.0) and times.met is None  # 300 is the CPU's
-    del measured[OURS_ON_GPU]
-    _, times, memory = loss_findings(shape, measured)
+    _, times, memory = loss_findings(shape, measured, "cpu")
     assert times.met is memory.met is None  # on the CPU nobody promised anything at this shape
 
 
@@ -189,5 +188,5 @@ def test_a_quarter_of_a_gpu_is_enough_for_nemos_lattice_at_the_shape_of_the_targ
 def test_a_loss_that_differs_from_ours_is_named():
     measured = costs(ours=0.2, nemo=80.0, floor=0.1)
     measured[NEMO] = Measured([80.0], torch.tensor(5.1), None)
-    (finding,) = loss_findings(SHAPE, measured)
+    (finding,) = loss_findings(SHAPE, measured, "cpu")
     assert NEMO in finding.text and finding.met is False and finding.value == pytest.approx(0.02, rel=1e-3)

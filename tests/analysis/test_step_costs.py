@@ -122,5 +122,6 @@ def test_on_a_gpu_the_tandem_step_is_held_against_the_stock_teachers_alone(monke
     seconds = {STOCK_TEACHER: [6.0], STOCK_STUDENT: [4.0], TANDEM: [tandem], NETWORKS: [1.2], OPTIMIZER: [0.3]}
     measured = {name: Measured(own, None) for name, own in seconds.items()}
     monkeypatch.setattr("nemo_codert.analysis.step_costs.measure", lambda cases, settings, title: measured)
-    _, (both, teacher, *_) = step_rows(TINY, "cuda", MeasureSettings())
+    _, (both, teacher, *networks) = step_rows(TINY, "cuda", MeasureSettings())
     assert both.met is None and (teacher.at_most, teacher.met) == (1.0, met)
+    assert [finding.met for finding in networks] == [None, None]

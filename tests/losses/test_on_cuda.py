@@ -1,0 +1,166 @@
+"""The losses' CUDA path: its kernels in Numba's simulator anywhere, and the whole against the float64 recursion on a
+GPU, where 1e-4 is asked for."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, lattice
+from tests.losses.test_additive_rnnt import (
+    LOGITS,
+    SHAPES,
+    dominated_by_blank,
+    fill_padding,
+    in_float64,
+    one_hot_confident,
+    random_batch,
+)
+
+on_a_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the kernels cannot run"),
+]
+gpu = lambda test: on_a_gpu[0](on_a_gpu[1](test))  # noqa: E731
+
+
+def test_the_kernels_give_the_cpus_losses_and_occupancies_in_the_simulator():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.losses.simulated_cuda"]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert run.stdout.endswith("as on the CPU"), run.stderr
+
+
+def test_longer_targets_than_a_block_has_threads_go_by_torch(monkeypatch):
+    from nemo_codert.losses import cuda_kernels
+
+    monkeypatch.setattr(cuda_kernels, "cuda_occupancies", lambda *_: "kernels")
+    monkeypatch.setattr(lattice, "_torch_occupancies", lambda *_: "torch")
+    lengths = torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    found = [lattice._cuda_occupancies(torch.zeros(1, 1, u), torch.zeros(1, 1, u + 1), *lengths) for u in (1023, 1024)]
+    assert found == ["kernels", "torch"]
+
+
+def on_cuda(batch: dict, **options: object) -> tuple[torch.Tensor, ...]:
+    """Losses [B] and the gradients of their sum, computed on the GPU, on the CPU."""
+    moved = {name: value.cuda() if torch.is_tensor(value) else value for name, value in batch.items()}
+    leaves = {name: moved[name].detach().requires_grad_() for name in LOGITS}
+    loss = additive_rnnt_loss(**(moved | leaves), reduction="none", **options)
+    loss.sum().backward()
+    return tuple(tensor.cpu() for tensor in (loss.detach(), *(leaf.grad for leaf in leaves.values())))
+
+
+def assert_exact(results: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    """Within 1e-4: of each loss, and of the largest entry of each gradient."""
+    torch.testing.assert_close(results[0].double(), expected[0].double(), rtol=1e-4, atol=0)
+    for gradient, wanted in zip(results[1:], expected[1:], strict=True):
+        atol = 1e-4 * wanted.abs().max().item()
+        torch.testing.assert_close(gradient.double(), wanted.double(), rtol=0, atol=atol)
+
+
+@gpu
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0, 100.0])
+@pytest.mark.parametrize("B, T, U, V", [*SHAPES, (4, 60, 20, 600), (2, 300, 80, 4096)])
+def test_value_and_gradients_match_the_recursion_at_any_scale(B, T, U, V, scale):
+    batch = random_batch(B, T, U, V, scale)
+    assert_exact(on_cuda(batch), in_float64(batch))
+
+
+@gpu
+@pytest.mark.parametrize("disagreement", [8.0, 14.0, 18.0, 22.0, 50.0, 200.0, 1000.0])
+def test_maxima_that_disagree_do_not_underflow_unseen(disagreement):
+    batch = random_batch(2, 12, 5, 16, disagreement=disagreement)
+    assert_exact(on_cuda(batch), in_float64(batch))
+
+
+@gpu
+@pytest.mark.parametrize("make", [dominated_by_blank, one_hot_confident])
+@pytest.mark.parametrize("margin", [10.0, 20.0])
+def test_lattices_that_are_nearly_certain_are_exact_too(make, margin):
+    batch = make(random_batch(2, 24, 6, 1024), margin)
+    assert_exact(on_cuda(batch), in_float64(batch))
+
+
+@gpu
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.25])
+def test_fastemit_is_that_of_the_cpu(fastemit_lambda):
+    batch = random_batch()
+    leaves = {name: batch[name].clone().requires_grad_() for name in LOGITS}
+    loss = additive_rnnt_loss(**(batch | leaves), reduction="none", fastemit_lambda=fastemit_lambda)
+    loss.sum().backward()
+    expected = loss.detach(), *(leaf.grad for leaf in leaves.values())
+    assert_exact(on_cuda(batch, fastemit_lambda=fastemit_lambda), expected)
+
+
+@gpu
+def test_more_states_than_a_block_has_threads_are_exact_too():
+    batch = random_batch(1, 20, 1100, 4)
+    assert_exact(on_cuda(batch), in_float64(batch))
+
+
+@gpu
+def test_garbage_in_the_padding_changes_nothing():
+    batch = random_batch()
+    for result, expected in zip(on_cuda(fill_padding(batch, float("nan"))), on_cuda(batch), strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+@gpu
+def test_another_stream_than_the_default_is_followed():
+    batch = random_batch(2, 60, 20, 64)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        results = on_cuda(batch)
+    assert_exact(results, in_float64(batch))
+
+
+@gpu
+def test_the_loss_of_any_joint_is_that_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    encoder, prediction, weight = (
+        torch.randn(*shape, generator=generator) for shape in ((2, 9, 8), (2, 5, 8), (8, 17))
+    )
+    lengths = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), torch.tensor([9, 6]), torch.tensor([4, 2])
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [each.to(device).requires_grad_() for each in (encoder, prediction, weight)]
+        loss = chunked_joint_rnnt_loss(
+            lambda e, g, leaves=leaves: (e + g).tanh() @ leaves[2],
+            *leaves[:2],
+            *(each.to(device) for each in lengths),
+            num_classes=17,
+            blank=16,
+            reduction="sum",
+        )
+        loss.backward()
+        results.append([loss.detach().cpu()[None], *(leaf.grad.cpu() for leaf in leaves)])
+    assert_exact(tuple(results[1]), tuple(results[0]))
+
+
+@gpu
+def test_the_host_waits_no_more_often_than_in_nemos_own_loss():
+    from nemo.collections.asr.losses.rnnt import RNNTLoss
+
+    batch = {name: value.cuda() if torch.is_tensor(value) else value for name, value in random_batch().items()}
+    encoder_logits, prediction_logits = (batch[name].requires_grad_() for name in LOGITS)
+    lengths = {"input_lengths": batch["encoded_lengths"], "target_lengths": batch["target_lengths"]}
+    nemos = RNNTLoss(batch["blank"], loss_name="warprnnt_numba")
+
+    def nemos_loss() -> torch.Tensor:
+        lattice_logits = encoder_logits[:, :, None] + prediction_logits[:, None]
+        return nemos(log_probs=lattice_logits, targets=batch["targets"], **lengths)
+
+    waits = []
+    for loss in (nemos_loss, lambda: additive_rnnt_loss(**batch)):
+        loss().sum().backward()  # compiled
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                loss().sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(len(caught))
+    assert waits[1] <= waits[0], waits
