@@ -12,7 +12,6 @@ predictions.json. A second run reuses the corpus and replaces the rest.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,6 @@ from nemo_codert.console import hydra_value
 SCRIPTS = Path(__file__).resolve().parent
 CORPUS_SIZES = {"train": 900, "dev": 60, "test": 100}
 STOCK_FILES = 5
-# glibc keeps what is freed: a step then asks the system for no new pages (docs/performance.md).
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
 
 STOCK_TRANSCRIPTION = """
 import json, sys
@@ -114,8 +111,7 @@ def train(corpus: Path, folder: Path, arguments: argparse.Namespace) -> Path:
 
 def run_script(name: str, *arguments: str) -> None:
     """Run one of our scripts as a user would; its output is shown as it comes."""
-    environment = {**KEEP_FREED_MEMORY, **os.environ}
-    finished = subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], env=environment, check=False)
+    finished = subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], check=False)
     if finished.returncode:
         sys.exit(f"scripts/{name} failed with exit status {finished.returncode}: see its message above.")
 

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.console import fault, quieten_libraries
+from nemo_codert.console import fault, keep_freed_memory, quieten_libraries
 
 quieten_libraries()
 
@@ -81,6 +81,8 @@ TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher":
 
 @hydra_runner(config_path="../conf", config_name="fsdd")
 def main(cfg: DictConfig) -> None:
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     try:
         trainer, model, folder = prepare(cfg)
     except USER_ERRORS as error:  # what a user wrote: one message, no traceback

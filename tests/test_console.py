@@ -1,8 +1,23 @@
 """What a script says and how it ends where the user's options, files or folders are at fault."""
 
+import subprocess
+import sys
+
 import pytest
 
 from nemo_codert.console import exit_status
+
+FAULTS_OF_SECOND_BLOCK = """
+import resource
+from nemo_codert.console import keep_freed_memory
+if {keep}:
+    keep_freed_memory()
+block = bytearray(2**26)
+del block
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+block = bytearray(2**26)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 def ends(work, capsys) -> tuple[int, str]:
@@ -40,3 +55,12 @@ def test_an_error_of_the_system_without_a_path_is_told_as_it_is(capsys):
 def test_a_fault_of_ours_stays_a_traceback():
     with pytest.raises(KeyError):
         exit_status(lambda: {}["absent"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_was_freed_is_kept_and_used_again():
+    faults = []
+    for keep in (False, True):
+        command = [sys.executable, "-c", FAULTS_OF_SECOND_BLOCK.format(keep=keep)]
+        faults.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert faults[1] < faults[0] / 4, faults  # pages of up to 2 MB

@@ -107,7 +107,10 @@ def step_rows(settings: StepSettings, device: str, measuring: MeasureSettings) -
         for name, result in measured.items()
     ]
     tandem, networks = [seconds[TANDEM]], [seconds[NETWORKS]]
-    both, alone = "tandem step / (its networks + clipping and optimizer)", "tandem step, optimizer included, / its networks"
+    both, alone = (
+        "tandem step / (its networks + clipping and optimizer)",
+        "tandem step, optimizer included, / its networks",
+    )
     on_gpu = device == "cuda"
     of_networks = None if on_gpu else 1.05
     return rows, [

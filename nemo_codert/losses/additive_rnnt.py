@@ -35,6 +35,7 @@ from nemo_codert.losses.lattice import (
 )
 from nemo_codert.losses.lattice_kernels import additive_kernel, token_kernel
 
+TERMS_PER_PRODUCT = 48  # or nearly, of the sums over frames and over states that gradients are
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
 
 
@@ -83,6 +84,16 @@ class _Utterance:
         gradients[1][:-1].scatter_add_(1, targets[:, None], label_upstream.sum(0)[:, None])
         gradients[1][:, blank] += blank_upstream.sum(0)
         return gradients
+
+
+def _product_in_pieces(weights: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+    """weights [B, M, T] @ exp [B, T, V+1]: a float32 sum is the less exact the longer it is."""
+    pieces = max(round(exp.shape[1] / TERMS_PER_PRODUCT), 1)
+    (weight, rows), *others = zip(weights.chunk(pieces, 2), exp.chunk(pieces, 1), strict=True)
+    product = torch.bmm(weight, rows)
+    for weight, rows in others:
+        product.baddbmm_(weight, rows)
+    return product
 
 
 class _AdditiveLoss(torch.autograd.Function):
@@ -136,21 +147,22 @@ class _AdditiveLoss(torch.autograd.Function):
         weight = weight * upstream[:, None, None]  # [B, T, M]
         weights = weight, weight.transpose(1, 2)
         first, classes = ctx.classes
+        largest = upstream.new_empty(2, len(upstream))  # of the tokens' gradients, on each side
 
         def gradient(side: int, part: slice, dtype: torch.dtype) -> torch.Tensor:
             """With respect to the logits of a side, of a part of the batch; dtype: of the product."""
-            factors = weights[side][part], exps[1 - side][part]
-            product = torch.bmm(*(each.to(dtype) for each in factors))
+            product = _product_in_pieces(weights[side][part].to(dtype), exps[1 - side][part].to(dtype))
             result = product.mul_(exps[side][part]).to(exps[side].dtype)  # 0 for the tokens
             tokens = weights[side][part].bmm(columns[1 - side][part])  # [B, T, K], the normaliser's part
             arrays = upstream[part], first[part], classes[part], tokens, *(each[part] for each in ctx.columns[side])
-            token_kernel(*(np.asarray(each) for each in arrays), result.numpy())
+            token_kernel(*(np.asarray(each) for each in (*arrays, result, largest[side, part])))
             return result
 
         with _full_precision("cpu"):
             wanted = [side for side in (0, 1) if ctx.needs_input_grad[side]]
             gradients = {side: gradient(side, slice(None), exps[0].dtype) for side in wanted}
-            for b in unbalanced(*gradients.values(), ctx.batch) if len(wanted) == 2 else ():  # one has no check
+            whole = list(gradients.values())
+            for b in unbalanced(whole, largest, classes, ctx.batch) if len(wanted) == 2 else ():  # one has no check
                 for side in wanted:
                     gradients[side][b] = gradient(side, slice(b, b + 1), torch.float64)
         for b, occupancies in ctx.occupancies.items():

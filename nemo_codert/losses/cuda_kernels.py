@@ -1,12 +1,13 @@
 """The RNN-T forward-backward in float64 on a CUDA device, as Numba-CUDA kernels (compiled at the first call).
 
-Forward and backward variables run side by side, a block for each of an utterance, a thread for each prediction state,
-an anti-diagonal of the lattice at a time. Imports torch and numba's CUDA half; kept apart, so that only a GPU needs it.
+Forward and backward variables run side by side, a block for each of an utterance, a thread for each state, an
+anti-diagonal of the lattice at a time. Imports torch and numba's CUDA half; kept apart, so that only a GPU needs it.
 """
 
 # B batch, T encoder frames, U target tokens, M = U + 1 prediction states
 
 import math
+from typing import Any
 
 import torch
 from numba import cuda, float64
@@ -14,6 +15,8 @@ from numba import cuda, float64
 WARP = 32  # threads
 MOST_STATES = 1024  # threads that a block can have
 CELL_THREADS = 256  # of a block of the kernel that has no order to keep
+
+Array = Any  # Numba's view of memory on the device
 
 
 @cuda.jit(device=True)
@@ -28,7 +31,7 @@ def _log_sum(x: float, y: float) -> float:
 
 
 @cuda.jit(device=True)
-def _ways_in(log_probs, b: int, t: int, u: int, tokens: int, backward: bool):  # noqa: ANN001, ANN202
+def _ways_in(log_probs: Array, b: int, t: int, u: int, tokens: int, backward: bool) -> tuple[float, float]:
     """Log-probabilities of the blank and of the label by which node (t, u) is entered, or left if backward; 0 where
     there is none: the sum then has nothing to add it to."""
     if backward:
@@ -37,7 +40,7 @@ def _ways_in(log_probs, b: int, t: int, u: int, tokens: int, backward: bool):  #
 
 
 @cuda.jit
-def variables_kernel(log_probs, lengths, variables):  # noqa: ANN001, ANN201
+def variables_kernel(log_probs: Array, lengths: Array, variables: Array) -> None:
     """Fill variables [2, B, T, M], logarithms: of having reached (t, u), and of ending from there.
 
     log_probs: [2, B, T, M] float64, of labels (nothing in the last state) and of blanks. lengths: [2, B] int64, of
@@ -69,7 +72,7 @@ def variables_kernel(log_probs, lengths, variables):  # noqa: ANN001, ANN201
 
 
 @cuda.jit
-def occupancies_kernel(log_probs, lengths, variables):  # noqa: ANN001, ANN201
+def occupancies_kernel(log_probs: Array, lengths: Array, variables: Array) -> None:
     """Put the occupancies of labels and blanks in the place of log_probs, 0 beyond the lengths.
 
     As `variables_kernel` left them. Grid: a thread for each cell [B, T, M].

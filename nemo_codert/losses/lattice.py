@@ -1,8 +1,7 @@
 """The RNN-T forward-backward over label and blank log-probabilities (Graves, arXiv:1211.3711, equations 16 to 21).
 
-What the additive and the full-joint loss share: argument checks, the recursion in float64 (Numba on CPU and CUDA, torch
-on any other device), its gradient with FastEmit (arXiv:2010.11148), the reductions. Imports torch, numpy, numba,
-`frames`.
+What the additive and the full-joint loss share: argument checks, the recursion in float64 (Numba on CPU and CUDA,
+torch elsewhere), its gradient with FastEmit (arXiv:2010.11148), the reductions. Imports torch, numpy, numba, `frames`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states
@@ -248,7 +247,9 @@ def lattice_occupancies(
     and each blank step [B, T, U+1], 0 beyond the lengths; no graph. Padding is never read. A likelihood of 0 gives
     inf and NaN occupancies.
     """
-    compute = {"cpu": _numba_occupancies, "cuda": _cuda_occupancies}.get(blank_log_probs.device.type, _torch_occupancies)
+    compute = {"cpu": _numba_occupancies, "cuda": _cuda_occupancies}.get(
+        blank_log_probs.device.type, _torch_occupancies
+    )
     with torch.no_grad():
         return compute(label_log_probs.double(), blank_log_probs.double(), encoded_lengths, target_lengths)
 

@@ -218,65 +218,6 @@ def column_kernel(
                 exp_prediction[b, u, classes[b, k]] = 0.0
 
 
-@numba.njit(nogil=True, fastmath={"reassoc", "contract"})  # else a sum cannot be taken several terms at a time
-def _accumulated(row: np.ndarray, weight: float, sums: np.ndarray, others: np.ndarray) -> float:
-    """The product of two rows [V+1], and add weight * row to sums."""
-    product = 0.0
-    for v in range(len(row)):
-        value = np.float64(row[v])
-        product += value * others[v]
-        sums[v] += weight * value
-    return product
-
-
-@numba.njit(nogil=True)
-def _agree(found: np.ndarray, per_cell: np.ndarray, exact: float, tolerance: float) -> bool:
-    """The sum of found * per_cell is exact, up to the relative tolerance; False for NaN."""
-    total = 0.0
-    for i in range(len(found)):
-        total += found[i] * per_cell[i]
-    return abs(total - exact) <= tolerance * exact
-
-
-@compiled
-def checksum_kernel(
-    tolerance: float,
-    sizes: np.ndarray,
-    exp_encoder: np.ndarray,
-    exp_prediction: np.ndarray,
-    encoder: np.ndarray,
-    prediction: np.ndarray,
-    z: np.ndarray,
-    wrong: np.ndarray,
-) -> None:
-    """Fill wrong [B] bool: the sum of a row or column of z is off by more than tolerance (relative), or not a number.
-
-    sizes: [B, 2] int64, frames and tokens. exp_encoder, exp_prediction: [B, T, V+1] and [B, M, V+1], of which z
-    [B, T, M] float64 is the product, plus that of the token columns encoder [B, T, K] and prediction [B, M, K]. The
-    sums are checked as those of any matrix product can be, by a product with the sum of the other side's rows. All
-    cells of the first frame weigh the same, and all of the first state: what is wrong in every cell of a row or
-    column shows, whichever cells are large.
-    """
-    num_classes, num_columns = exp_encoder.shape[2], encoder.shape[2]
-    for b in range(len(sizes)):
-        num_frames, num_states = sizes[b, 0], sizes[b, 1] + 1
-        per_state, per_frame = 1 / z[b, 0, :num_states], 1 / z[b, :num_frames, 0]
-        states, frames, unused = np.zeros(num_classes), np.zeros(num_classes), np.zeros(num_classes)
-        token_states, token_frames = np.zeros(num_columns), np.zeros(num_columns)
-        wrong[b] = False
-        for u in range(num_states):
-            _accumulated(exp_prediction[b, u], per_state[u], states, unused)
-            _accumulated(prediction[b, u], per_state[u], token_states, token_frames)
-        for t in range(num_frames):
-            exact = _accumulated(exp_encoder[b, t], per_frame[t], frames, states)
-            exact += _accumulated(encoder[b, t], per_frame[t], token_frames, token_states)
-            wrong[b] |= not _agree(z[b, t, :num_states], per_state, exact, tolerance)
-        for u in range(num_states):
-            exact = _accumulated(exp_prediction[b, u], 0.0, unused, frames)
-            exact += _accumulated(prediction[b, u], 0.0, token_states, token_frames)
-            wrong[b] |= not _agree(z[b, :num_frames, u], per_frame, exact, tolerance)
-
-
 @numba.njit(nogil=True)
 def _step_probabilities(
     encoder: np.ndarray,
@@ -388,50 +329,19 @@ def token_kernel(
     exp_columns: np.ndarray,
     taken: np.ndarray,
     gradient: np.ndarray,
+    largest: np.ndarray,
 ) -> None:
     """Fill in the gradient [B, T, V+1] of one side's logits where the classes [B, K] are its tokens and the blank.
 
     upstream: [B] float64. first: [B, K]. normaliser_part, exp_columns, taken: [B, T, K] float64, the normaliser's part
     without this side's exponentials, these, and what the occupancies take off for an upstream gradient of 1.
+    largest: [B] float64, filled with the largest magnitude of what was filled in.
     """
     for b in range(gradient.shape[0]):
+        largest[b] = 0.0
         for t in range(gradient.shape[1]):
             for k in range(len(first[b])):
                 if first[b, k] == k:
                     value = normaliser_part[b, t, k] * exp_columns[b, t, k] + upstream[b] * taken[b, t, k]
                     gradient[b, t, classes[b, k]] = value
-
-
-@numba.njit(nogil=True)
-def _add_rows(rows: np.ndarray, sign: float, sums: np.ndarray, magnitudes: np.ndarray) -> float:
-    """Add sign times all rows [T, V+1] to sums [V+1], and their magnitudes to magnitudes; the largest magnitude."""
-    largest = np.zeros(len(sums))
-    for t in range(len(rows)):
-        for v in range(len(sums)):
-            value = np.float64(rows[t, v])
-            size = abs(value)
-            sums[v] += sign * value
-            magnitudes[v] += size
-            largest[v] = size if size > largest[v] else largest[v]
-    return largest.max()
-
-
-@compiled
-def balance_kernel(
-    tolerance: float, sizes: np.ndarray, encoder: np.ndarray, prediction: np.ndarray, wrong: np.ndarray
-) -> None:
-    """Fill wrong [B] bool: the gradients of some class have not the same sum over encoder [B, T, V+1] as over
-    prediction [B, M, V+1], as they should.
-
-    tolerance: relative to the sum of the class's magnitudes on a side, and to the largest gradient of a side.
-    sizes: [B, 2] int64, frames and tokens.
-    """
-    num_classes = encoder.shape[2]
-    for b in range(len(sizes)):
-        difference, of_frames, of_states = np.zeros(num_classes), np.zeros(num_classes), np.zeros(num_classes)
-        largest_of_frames = _add_rows(encoder[b, : sizes[b, 0]], 1.0, difference, of_frames)
-        largest_of_states = _add_rows(prediction[b, : sizes[b, 1] + 1], -1.0, difference, of_states)
-        largest = min(largest_of_frames, largest_of_states)
-        wrong[b] = False
-        for v in range(num_classes):
-            wrong[b] |= abs(difference[v]) > tolerance * max(of_frames[v], of_states[v], largest)
+                    largest[b] = max(largest[b], abs(value))

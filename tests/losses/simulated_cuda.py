@@ -1,4 +1,4 @@
-"""Run by test_on_cuda in a process of its own: the CUDA kernels of the recursion in Numba's simulator, without a GPU."""
+"""Run by test_on_cuda in a process of its own: the CUDA kernels of the recursion in Numba's simulator."""
 
 import math
 import os
