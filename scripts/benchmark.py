@@ -73,7 +73,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     loss.add_argument("--lattices", nargs="+", type=sizes(3), metavar="BxTxU", help="that grow at one V")
     loss.add_argument("--lattices-vocabulary", type=int, default=1024, metavar="V", help="that V")
     loss.add_argument(
-        "--largest-lattice", type=float, metavar="GB", help="of rows that make a lattice (1; a quarter of a GPU)"
+        "--largest-lattice",
+        type=float,
+        metavar="GB",
+        help="of rows that make a lattice (1; on a GPU a quarter of it, 8.6 at most)",
     )
     joint = parser.add_argument_group("joint")
     joint.add_argument(

@@ -24,6 +24,7 @@ OURS, NEMO, FLOOR = "additive_rnnt_loss", "NeMo warprnnt_numba", "three-matmul f
 SPEED_SHAPE, MEMORY_SHAPE, GPU_SHAPE = (8, 150, 40, 1024), (8, 150, 40, 4096), (32, 400, 100, 1024)
 FLOOR_VOCABULARY = 1024  # and above: there the products outweigh what the calls themselves take
 GPU_LATTICES = 4  # that fit into a GPU: the joint's, NeMo's gradient, a copy, and one for all else
+MOST_LATTICE_BYTES = 4 * 2**31  # more numbers than this are too many for kernels that count in 32 bits
 LOSSES_AGREE = 1e-4  # relative; float32 recursions over T + U = 190 steps differ by some 1e-6
 
 
@@ -57,10 +58,10 @@ def named_shapes(device: str) -> list[LossShape]:
 
 
 def largest_lattice(device: str) -> float:
-    """Bytes that one lattice may have where nobody says it: a part of the GPU's memory, or 1 GB, half a minute of
-    NeMo's loss on the CPU."""
+    """Bytes that one lattice may have where nobody says it: a part of the GPU's memory, unless kernels fail at that
+    size, or 1 GB, half a minute of NeMo's loss on the CPU."""
     if device == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory / GPU_LATTICES
+        return min(torch.cuda.get_device_properties(0).total_memory / GPU_LATTICES, MOST_LATTICE_BYTES)
     return 1e9
 
 

@@ -183,6 +183,8 @@ def test_a_quarter_of_a_gpu_is_enough_for_nemos_lattice_at_the_shape_of_the_targ
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
     assert largest_lattice("cpu") == 1e9 < LossShape(*GPU_SHAPE).lattice_bytes < largest_lattice("cuda")
     assert NEMO in [case.name for case in loss_cases(LossShape(*GPU_SHAPE), "cuda", largest_lattice("cuda"))]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    assert largest_lattice("cuda") == 4 * 2**31
 
 
 def test_a_loss_that_differs_from_ours_is_named():

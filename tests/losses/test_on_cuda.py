@@ -125,7 +125,7 @@ def test_the_loss_of_any_joint_is_that_of_the_cpu():
     lengths = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), torch.tensor([9, 6]), torch.tensor([4, 2])
     results = []
     for device in ("cpu", "cuda"):
-        leaves = [each.to(device).requires_grad_() for each in (encoder, prediction, weight)]
+        leaves = [each.clone().to(device).requires_grad_() for each in (encoder, prediction, weight)]
         loss = chunked_joint_rnnt_loss(
             lambda e, g, leaves=leaves: (e + g).tanh() @ leaves[2],
             *leaves[:2],

@@ -145,13 +145,13 @@ def test_the_shortest_audio_and_the_smallest_encoders_that_are_let_through_can_b
 def test_a_gpu_gets_the_shape_of_its_targets_and_a_lattice_limit_of_its_own(run, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=32e9))
     monkeypatch.setattr("nemo_codert.analysis.cost_table.describe_machine", lambda *_: "a GPU")
     monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_cases", lambda *case: asked.append(case) or case)
     monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_rows", lambda cases, _: ([], []))
     monkeypatch.setattr("nemo_codert.analysis.cost_table.plot_curves", lambda *_: None)
     assert run("--only", "loss", "--device", "cuda")[0] == 0
-    assert asked[-1] == (LossShape(32, 400, 100, 1024), "cuda", 20e9)
+    assert asked[-1] == (LossShape(32, 400, 100, 1024), "cuda", 8e9)
     assert run("--only", "loss", "--device", "cuda", "--largest-lattice", "2", "--shapes", "1x4x2x8")[0] == 0
     assert asked[-1] == (LossShape(1, 4, 2, 8), "cuda", 2e9)
     assert run("--only", "loss")[0] == 0 and asked[-1][1:] == ("cpu", 1e9)
