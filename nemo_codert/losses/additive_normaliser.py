@@ -1,7 +1,7 @@
 """The normaliser of an additive lattice, `Z[b,t,u] = sum_v exp(E[b,t,v]) exp(G[b,u,v])`, and what it is made of.
 
 The exponentials of both sides are float32, the columns of the utterance's own tokens and of the blank float64. Imports
-torch, numpy, `lattice`, `lattice_kernels`, `check_kernels`, `full_precision`.
+torch, numpy, `lattice`, `lattice_kernels`, `full_precision`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch.nn.functional import hardshrink, pad
 
-from nemo_codert.losses.check_kernels import balance_kernel, checksum_kernel
 from nemo_codert.losses.full_precision import full_precision
 from nemo_codert.losses.lattice import TransducerBatch
-from nemo_codert.losses.lattice_kernels import column_kernel
+from nemo_codert.losses.lattice_kernels import checksum_kernel, column_kernel
 
 UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
 TRUSTED_Z = 1e-6  # of the maxima's product: terms below it may be off by more than a millionth
 TRUSTED_SUMS = 2.5e-7  # relative error of Z's rows and columns: cells of one further off may be a millionth off
-TRUSTED_BALANCE = 4e-7  # relative, of the gradients' sums over frames and over states
 # Or nearly: longer float32 sums are carried on in float64. A GPU may be off by 1e-4, and waits for its host.
 CLASSES_PER_PRODUCT, CLASSES_PER_PRODUCT_ON_GPU = 256, 1024
 
@@ -150,23 +148,6 @@ def _inexact(z: torch.Tensor, encoder: Side, prediction: Side, batch: Transducer
     sides = encoder.all.exp, prediction.all.exp, encoder.exp_columns, prediction.exp_columns
     checksum_kernel(TRUSTED_SUMS, np.array(batch.sizes), *(each.numpy() for each in (*sides, z, wrong)))
     return wrong
-
-
-def unbalanced(
-    gradients: Sequence[torch.Tensor], largest: torch.Tensor, classes: np.ndarray, batch: TransducerBatch
-) -> list[int]:
-    """Utterances whose gradients, float32 [B, T, V+1] and [B, M, V+1] on the CPU, have not the same sum in each class.
-
-    largest: [2, B] float64, magnitude of the tokens' gradients on each side. classes: [B, K], these tokens.
-    As a logit of the lattice is the sum of two, the gradients of its frames and of its states have. They are made by
-    sums over the other side each, so terms that one lost (of hundreds of frames beside one, as above) the other has.
-    """
-    if gradients[0].dtype != torch.float32:
-        return []
-    wrong = torch.empty(len(classes), dtype=torch.bool)
-    arrays = (each.numpy() for each in (largest.amin(0), *gradients, wrong))
-    balance_kernel(TRUSTED_BALANCE, np.array(batch.sizes), classes, *arrays)
-    return wrong.nonzero().flatten().tolist()
 
 
 class Normalised(NamedTuple):

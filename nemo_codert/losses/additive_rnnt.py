@@ -5,14 +5,15 @@ The normaliser of every lattice cell is one batched matrix product of exponentia
 `dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. These are float32. The columns of the utterance's
 own tokens and of the blank are float64 throughout, for two reasons: only there is an occupancy taken off, and what is
 left of it in a confident lattice may be a millionth; and they are nearly all of such a lattice's Z. An utterance on
-which float32 could go wrong is computed in float64 altogether. On the CPU the float32 sums are checked, too: Z's rows
-and columns against their sums in float64, the two gradients against each other. Imports torch, numpy,
-`additive_normaliser`, `lattice`.
+which float32 could go wrong is computed in float64 altogether. On the CPU Z's rows and columns are checked against
+their sums in float64, and the sums that make the gradients are short.
+Imports torch, numpy, `additive_normaliser`, `lattice`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
 # columns (the targets', some perhaps twice, and last the blank's), N lattice cells
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
-from nemo_codert.losses.additive_normaliser import compute_dtype, normalised, unbalanced
+from nemo_codert.losses.additive_normaliser import compute_dtype, normalised
 from nemo_codert.losses.full_precision import full_precision as _full_precision
 from nemo_codert.losses.lattice import (
     LatticeLoss,
@@ -35,7 +36,7 @@ from nemo_codert.losses.lattice import (
 )
 from nemo_codert.losses.lattice_kernels import additive_kernel, token_kernel
 
-TERMS_PER_PRODUCT = 48  # or nearly, of the sums over frames and over states that gradients are
+TERMS_PER_PRODUCT = 32  # at most, of the float32 sums over frames and over states that gradients are
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
 
 
@@ -87,8 +88,11 @@ class _Utterance:
 
 
 def _product_in_pieces(weights: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
-    """weights [B, M, T] @ exp [B, T, V+1]: a float32 sum is the less exact the longer it is."""
-    pieces = max(round(exp.shape[1] / TERMS_PER_PRODUCT), 1)
+    """weights [B, M, T] @ exp [B, T, V+1], some terms at a time.
+
+    A float32 sum loses terms 2^25 times smaller than itself: of 31 beside a large one at most 31 * 2^-25, 9e-7 of it.
+    """
+    pieces = math.ceil(exp.shape[1] / TERMS_PER_PRODUCT)
     (weight, rows), *others = zip(weights.chunk(pieces, 2), exp.chunk(pieces, 1), strict=True)
     product = torch.bmm(weight, rows)
     for weight, rows in others:
@@ -145,26 +149,20 @@ class _AdditiveLoss(torch.autograd.Function):
         exps, columns = sides[:2], sides[2:]
         upstream = reduction_gradient(upstream.double(), ctx.batch.target_lengths, ctx.reduction).contiguous()  # [B]
         weight = weight * upstream[:, None, None]  # [B, T, M]
-        weights = weight, weight.transpose(1, 2)
-        first, classes = ctx.classes
-        largest = upstream.new_empty(2, len(upstream))  # of the tokens' gradients, on each side
+        rounded, (first, classes) = weight.to(exps[0].dtype), ctx.classes
+        weights = (weight, rounded), (weight.transpose(1, 2), rounded.transpose(1, 2))
 
-        def gradient(side: int, part: slice, dtype: torch.dtype) -> torch.Tensor:
-            """With respect to the logits of a side, of a part of the batch; dtype: of the product."""
-            product = _product_in_pieces(weights[side][part].to(dtype), exps[1 - side][part].to(dtype))
-            result = product.mul_(exps[side][part]).to(exps[side].dtype)  # 0 for the tokens
-            tokens = weights[side][part].bmm(columns[1 - side][part])  # [B, T, K], the normaliser's part
-            arrays = upstream[part], first[part], classes[part], tokens, *(each[part] for each in ctx.columns[side])
-            token_kernel(*(np.asarray(each) for each in (*arrays, result, largest[side, part])))
+        def gradient(side: int) -> torch.Tensor:
+            """With respect to the logits of a side."""
+            in_float64, in_float32 = weights[side]
+            result = _product_in_pieces(in_float32, exps[1 - side]).mul_(exps[side])  # 0 for the tokens
+            tokens = in_float64.bmm(columns[1 - side])  # [B, T, K], the normaliser's part
+            arrays = upstream.numpy(), first, classes, tokens.numpy(), *ctx.columns[side]
+            token_kernel(*arrays, result.numpy())
             return result
 
         with _full_precision("cpu"):
-            wanted = [side for side in (0, 1) if ctx.needs_input_grad[side]]
-            gradients = {side: gradient(side, slice(None), exps[0].dtype) for side in wanted}
-            whole = list(gradients.values())
-            for b in unbalanced(whole, largest, classes, ctx.batch) if len(wanted) == 2 else ():  # one has no check
-                for side in wanted:
-                    gradients[side][b] = gradient(side, slice(b, b + 1), torch.float64)
+            gradients = {side: gradient(side) for side in (0, 1) if ctx.needs_input_grad[side]}
         for b, occupancies in ctx.occupancies.items():
             upstreams = [-upstream[b] * each for each in occupancies]
             t, u = ctx.batch.sizes[b]
