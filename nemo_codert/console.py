@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-LARGEST_BLOCK = 2**30  # bytes that are taken from what was freed
+LARGEST_BLOCK = 2**25  # bytes, the most that older versions of glibc take
+MOST_KEPT = 2**31 - 1  # bytes
 
 
 def quieten_libraries() -> None:
@@ -40,11 +41,14 @@ def quieten_libraries() -> None:
 
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, where its C library is glibc: a step on the CPU then asks the
-    system for no new pages (docs/performance.md)."""
+    system for no new pages (docs/performance.md). Blocks of 32 MiB and more are given back as before, and nothing
+    changes where the user has set one of glibc's variables."""
+    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_BLOCK - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def exit_status(work: Callable[[], None]) -> int:

@@ -18,12 +18,12 @@ with a stock joint. All emit at the same frames; the run stops if they do not.
 Printed: the machine, a table, how the loss grows with V and with B x T x U, and the ratios with their targets. Written
 to --output-dir, and nowhere else: benchmark.csv, cost_against_vocabulary.png, cost_against_lattice.png.
 
-What is compared runs in turns in one process, after one call each that is not counted; like scripts/train.py on the
-CPU, that process keeps the memory that it frees. Seconds are medians, and a ratio is the median of the rounds' ratios
-(of the first --slow-rounds where NeMo's CPU loss is in it). Read the ratios: seconds depend on the machine and on what
-else it does. Peak memory is measured in a fresh process for every row, as bytes on top of what is held before the call
-(logits; model and optimizer): `peak` is that of torch's allocator, `resident` that of the process. Rows with NeMo's
-CPU loss have the second only. `-`: not measured, or the process ran out of memory.
+What is compared runs in turns in one process, after one call each that is not counted; on the CPU that process
+keeps the memory that it frees, as scripts/train.py does where there is no GPU. Seconds are medians, and a ratio is
+the median of the rounds' ratios (of the first --slow-rounds where NeMo's CPU loss is in it). Read the ratios: seconds
+depend on the machine and on what else it does. Peak memory is measured in a fresh process for every row, as bytes on
+top of what is held before the call (logits; model and optimizer): `peak` is that of torch's allocator, `resident` that
+of the process. Rows with NeMo's CPU loss have the second only. `-`: not measured, or the process ran out of memory.
 
 Exit status 2: bad options; the message says what to change. A target that is not met is printed and changes nothing.
 """
@@ -264,7 +264,8 @@ def run_decoding(options: argparse.Namespace, settings: object) -> tuple[list, l
 def main() -> int:
     """Command line; returns the exit status."""
     options = parse_arguments()
-    keep_freed_memory()
+    if options.device == "cpu":
+        keep_freed_memory()
     return exit_status(lambda: benchmark(options))
 
 

@@ -107,17 +107,15 @@ def step_rows(settings: StepSettings, device: str, measuring: MeasureSettings) -
         for name, result in measured.items()
     ]
     tandem, networks = [seconds[TANDEM]], [seconds[NETWORKS]]
-    both, alone = (
-        "tandem step / (its networks + clipping and optimizer)",
-        "tandem step, optimizer included, / its networks",
-    )
+    both = "tandem step / (its networks + clipping and optimizer)"
+    alone = "tandem step, optimizer included, / its networks alone"
     on_gpu = device == "cuda"
     of_networks = None if on_gpu else 1.05
     return rows, [
         Finding(f"tandem step / ({STOCK_TOGETHER})", paired_ratio(tandem, stock), at_most=None if on_gpu else 0.16),
         Finding(f"tandem step / {STOCK_TEACHER}", paired_ratio(tandem, stock[:1]), at_most=1.0 if on_gpu else None),
         Finding(both, paired_ratio(tandem, [*networks, seconds[OPTIMIZER]]), at_most=of_networks),
-        Finding(f"{alone} alone", paired_ratio(tandem, networks), at_most=of_networks),
+        Finding(alone, paired_ratio(tandem, networks), at_most=of_networks),
     ]
 
 

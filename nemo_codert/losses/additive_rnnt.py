@@ -91,6 +91,7 @@ def _product_in_pieces(weights: torch.Tensor, exp: torch.Tensor) -> torch.Tensor
     """weights [B, M, T] @ exp [B, T, V+1], some terms at a time.
 
     A float32 sum loses terms 2^25 times smaller than itself: of 31 beside a large one at most 31 * 2^-25, 9e-7 of it.
+    Every further piece rounds once more, one way or the other.
     """
     pieces = math.ceil(exp.shape[1] / TERMS_PER_PRODUCT)
     (weight, rows), *others = zip(weights.chunk(pieces, 2), exp.chunk(pieces, 1), strict=True)
@@ -303,8 +304,8 @@ def additive_rnnt_loss(
     encoded_lengths: [B] int in frames, 1..T. target_lengths: [B] int in tokens, 0..U. What lies beyond the lengths is
     never read and gets a zero gradient. blank: any index of V+1. reduction: see `reduce_losses`. fastemit_lambda:
     at least 0, see `rnnt_lattice_loss`. lattice_loss: who runs the recursion, by default float64 on any device.
-    Computed in float32 (float64 if an argument is) where that is exact to a millionth, else in float64, utterance by
-    utterance; the recursion in float64. Memory grows with T·V + U·V + T·U.
+    Computed in float32 (float64 if an argument is) where that is exact to a millionth or two (docs/performance.md),
+    else in float64, utterance by utterance; the recursion in float64. Memory grows with T·V + U·V + T·U.
     Returns a scalar, or [B] for `none`. Graves, arXiv:1211.3711; the joint is that of CoDERT, arXiv:2106.07734.
     Raises ValueError for shapes, lengths, targets, blank or reduction that do not fit.
     """

@@ -7,13 +7,16 @@ anti-diagonal of the lattice at a time. Imports torch and numba's CUDA half; kep
 # B batch, T encoder frames, U target tokens, M = U + 1 prediction states
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from numba import cuda, float64
 
+warnings.filterwarnings("ignore", message=".*Grid size.*under-utilization")  # few utterances are few blocks
+
 WARP = 32  # threads
-MOST_STATES = 1024  # threads that a block can have
+MOST_STATES = 512  # threads of a block, each of which can then have 128 registers
 CELL_THREADS = 256  # of a block of the kernel that has no order to keep
 
 Array = Any  # Numba's view of memory on the device

@@ -6,7 +6,9 @@ torch elsewhere), its gradient with FastEmit (arXiv:2010.11148), the reductions.
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states
 
+import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,8 @@ from torch.nn.functional import pad
 from nemo_codert.losses.frames import valid_cells, valid_frames
 from nemo_codert.losses.lattice_kernels import lattice_kernel as _numba_kernel
 from nemo_codert.losses.lattice_kernels import target_kernel
+
+logger = logging.getLogger(__name__)
 
 LatticeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """The signature of `rnnt_lattice_loss`: who runs the recursion."""
@@ -165,13 +169,28 @@ def _numba_occupancies(
     return losses, *occupancies
 
 
+@lru_cache
+def _has_kernels() -> bool:
+    """True where Numba can compile for CUDA. What it is without: slow."""
+    from numba import cuda
+
+    if not cuda.is_available():
+        logger.warning(
+            "Numba finds no CUDA toolkit: the RNN-T recursion is torch's, several times slower. See numba -s"
+        )
+    return cuda.is_available()
+
+
 def _cuda_occupancies(
     label: torch.Tensor, blank: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`lattice_occupancies` of float64 CUDA tensors by the compiled kernels, where a block has the threads."""
-    from nemo_codert.losses.cuda_kernels import MOST_STATES, cuda_occupancies  # Numba's CUDA half, no use on a CPU
+    compute = _torch_occupancies
+    if _has_kernels():
+        from nemo_codert.losses.cuda_kernels import MOST_STATES, cuda_occupancies  # Numba's CUDA half, no use on a CPU
 
-    compute = cuda_occupancies if blank.shape[2] <= MOST_STATES else _torch_occupancies
+        if blank.shape[2] <= MOST_STATES:
+            compute = cuda_occupancies
     return compute(label, blank, encoded_lengths, target_lengths)
 
 

@@ -175,6 +175,8 @@ def test_a_gpu_is_held_to_targets_of_its_own():
     assert (memory.value, memory.at_least, memory.met) == (20.0, 30, False)
     _, times = loss_findings(LossShape(*SPEED_SHAPE), measured, "cuda")
     assert times.value == pytest.approx(12.0) and times.met is None  # 300 is the CPU's
+    *_, memory = loss_findings(LossShape(*MEMORY_SHAPE), measured, "cuda")
+    assert memory.met is None
     _, times, memory = loss_findings(shape, measured, "cpu")
     assert times.met is memory.met is None  # on the CPU nobody promised anything at this shape
 

@@ -34,14 +34,21 @@ def test_the_kernels_give_the_cpus_losses_and_occupancies_in_the_simulator():
     assert run.stdout.endswith("as on the CPU"), run.stderr
 
 
-def test_longer_targets_than_a_block_has_threads_go_by_torch(monkeypatch):
+@pytest.mark.parametrize("available, found", [(True, ["kernels", "torch"]), (False, ["torch", "torch"])])
+def test_torch_takes_what_the_kernels_cannot(monkeypatch, caplog, available, found):
+    """More states than a block has threads, or a machine on which Numba cannot compile for CUDA."""
+    from numba import cuda
+
     from nemo_codert.losses import cuda_kernels
 
+    monkeypatch.setattr(cuda, "is_available", lambda: available)
     monkeypatch.setattr(cuda_kernels, "cuda_occupancies", lambda *_: "kernels")
     monkeypatch.setattr(lattice, "_torch_occupancies", lambda *_: "torch")
+    lattice._has_kernels.cache_clear()
     lengths = torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    found = [lattice._cuda_occupancies(torch.zeros(1, 1, u), torch.zeros(1, 1, u + 1), *lengths) for u in (1023, 1024)]
-    assert found == ["kernels", "torch"]
+    taken = [lattice._cuda_occupancies(torch.zeros(1, 1, u), torch.zeros(1, 1, u + 1), *lengths) for u in (511, 512)]
+    lattice._has_kernels.cache_clear()
+    assert taken == found and caplog.text.count("no CUDA toolkit") == (0 if available else 1)
 
 
 def on_cuda(batch: dict, **options: object) -> tuple[torch.Tensor, ...]:
@@ -96,8 +103,9 @@ def test_fastemit_is_that_of_the_cpu(fastemit_lambda):
 
 
 @gpu
-def test_more_states_than_a_block_has_threads_are_exact_too():
-    batch = random_batch(1, 20, 1100, 4)
+@pytest.mark.parametrize("U", [511, 600])
+def test_as_many_states_as_a_block_has_threads_and_more_are_exact_too(U):
+    batch = random_batch(1, 20, U, 4)
     assert_exact(on_cuda(batch), in_float64(batch))
 
 
@@ -162,5 +170,5 @@ def test_the_host_waits_no_more_often_than_in_nemos_own_loss():
                 loss().sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        waits.append(len(caught))
-    assert waits[1] <= waits[0], waits
+        waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+    assert waits[1] <= min(2, waits[0]), waits

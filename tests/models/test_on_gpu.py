@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: losses equal to the CPU's, bfloat16 training, no host synchronisation in the loss."""
+"""What only a CUDA device shows: losses equal to the CPU's, bfloat16 training, two host synchronisations in a loss."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_bfloat16_training_stays_finite(make_model, batch, joint, activation_che
     assert all(torch.isfinite(torch.tensor(losses))) and losses[-1] < losses[0]
 
 
-def test_the_additive_loss_synchronises_twice_besides_the_kernel():
+def test_the_additive_loss_synchronises_twice():
     from nemo_codert.losses import additive_rnnt_loss
     from tests.losses.test_additive_rnnt import LOGITS, random_batch
 
