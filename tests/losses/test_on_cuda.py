@@ -4,6 +4,8 @@ GPU, where 1e-4 is asked for."""
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,15 +18,17 @@ from tests.losses.test_additive_rnnt import (
     dominated_by_blank,
     fill_padding,
     in_float64,
+    loss_and_gradients,
     one_hot_confident,
     random_batch,
 )
+from tests.losses.test_additive_rnnt import assert_exact as exact_within
 
-on_a_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the kernels cannot run"),
-]
-gpu = lambda test: on_a_gpu[0](on_a_gpu[1](test))  # noqa: E731
+
+def gpu(test: Callable) -> Callable:
+    """Mark a test that needs the device."""
+    reason = "no CUDA device here: the kernels cannot run"
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)(test))
 
 
 def test_the_kernels_give_the_cpus_losses_and_occupancies_in_the_simulator():
@@ -51,21 +55,17 @@ def test_torch_takes_what_the_kernels_cannot(monkeypatch, caplog, available, fou
     assert taken == found and caplog.text.count("no CUDA toolkit") == (0 if available else 1)
 
 
+def to_cuda(batch: dict) -> dict:
+    """The batch with its tensors on the GPU."""
+    return {name: value.cuda() if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
 def on_cuda(batch: dict, **options: object) -> tuple[torch.Tensor, ...]:
     """Losses [B] and the gradients of their sum, computed on the GPU, on the CPU."""
-    moved = {name: value.cuda() if torch.is_tensor(value) else value for name, value in batch.items()}
-    leaves = {name: moved[name].detach().requires_grad_() for name in LOGITS}
-    loss = additive_rnnt_loss(**(moved | leaves), reduction="none", **options)
-    loss.sum().backward()
-    return tuple(tensor.cpu() for tensor in (loss.detach(), *(leaf.grad for leaf in leaves.values())))
+    return tuple(each.cpu() for each in loss_and_gradients(to_cuda(batch), reduction="none", **options))
 
 
-def assert_exact(results: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
-    """Within 1e-4: of each loss, and of the largest entry of each gradient."""
-    torch.testing.assert_close(results[0].double(), expected[0].double(), rtol=1e-4, atol=0)
-    for gradient, wanted in zip(results[1:], expected[1:], strict=True):
-        atol = 1e-4 * wanted.abs().max().item()
-        torch.testing.assert_close(gradient.double(), wanted.double(), rtol=0, atol=atol)
+assert_exact = partial(exact_within, tolerance=1e-4)
 
 
 @gpu
@@ -95,11 +95,8 @@ def test_lattices_that_are_nearly_certain_are_exact_too(make, margin):
 @pytest.mark.parametrize("fastemit_lambda", [0.0, 0.25])
 def test_fastemit_is_that_of_the_cpu(fastemit_lambda):
     batch = random_batch()
-    leaves = {name: batch[name].clone().requires_grad_() for name in LOGITS}
-    loss = additive_rnnt_loss(**(batch | leaves), reduction="none", fastemit_lambda=fastemit_lambda)
-    loss.sum().backward()
-    expected = loss.detach(), *(leaf.grad for leaf in leaves.values())
-    assert_exact(on_cuda(batch, fastemit_lambda=fastemit_lambda), expected)
+    expected = loss_and_gradients(batch, reduction="none", fastemit_lambda=fastemit_lambda)
+    assert_exact(on_cuda(batch, fastemit_lambda=fastemit_lambda), tuple(each.double() for each in expected))
 
 
 @gpu
@@ -144,14 +141,14 @@ def test_the_loss_of_any_joint_is_that_of_the_cpu():
         )
         loss.backward()
         results.append([loss.detach().cpu()[None], *(leaf.grad.cpu() for leaf in leaves)])
-    assert_exact(tuple(results[1]), tuple(results[0]))
+    assert_exact(tuple(results[1]), tuple(each.double() for each in results[0]))
 
 
 @gpu
 def test_the_host_waits_no_more_often_than_in_nemos_own_loss():
     from nemo.collections.asr.losses.rnnt import RNNTLoss
 
-    batch = {name: value.cuda() if torch.is_tensor(value) else value for name, value in random_batch().items()}
+    batch = to_cuda(random_batch())
     encoder_logits, prediction_logits = (batch[name].requires_grad_() for name in LOGITS)
     lengths = {"input_lengths": batch["encoded_lengths"], "target_lengths": batch["target_lengths"]}
     nemos = RNNTLoss(batch["blank"], loss_name="warprnnt_numba")

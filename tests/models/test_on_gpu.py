@@ -57,8 +57,9 @@ def test_bfloat16_training_stays_finite(make_model, batch, joint, activation_che
 def test_the_additive_loss_synchronises_twice():
     from nemo_codert.losses import additive_rnnt_loss
     from tests.losses.test_additive_rnnt import LOGITS, random_batch
+    from tests.losses.test_on_cuda import to_cuda
 
-    batch = {name: value.cuda() if torch.is_tensor(value) else value for name, value in random_batch().items()}
+    batch = to_cuda(random_batch())
     leaves = {name: batch[name].requires_grad_() for name in LOGITS}
     additive_rnnt_loss(**(batch | leaves)).backward()  # compiles and allocates
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
