@@ -52,8 +52,10 @@ class _Folder:
         return str(cache_folder())
 
     def get_source_stamp(self) -> str:
-        # Of the contents, with callees in the same file and the compiler options in this one.
-        return hashlib.sha256(self.source.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+        # Of the contents of all files that kernels, their callees and the compiler options are in.
+        folder = Path(__file__).parent
+        files = {self.source, *folder.glob("*_kernels.py"), folder / "torch_threads.py", Path(__file__)}
+        return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
     def get_disambiguator(self) -> str:
         # Part of the file's name. Numba writes the index before the code, so a name must never stand for two codes.

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_codert.losses import additive_rnnt, additive_rnnt_loss, valid_frames
+from nemo_codert.losses import additive_precision, additive_rnnt_loss, valid_frames
+from nemo_codert.losses.full_precision import full_precision
 from tests.reference.rnnt_recursion import additive_losses
 
 SHAPES = [(2, 12, 5, 16), (3, 7, 4, 5), (2, 1, 3, 4), (2, 6, 0, 7), (1, 1, 0, 2), (3, 6, 4, 2), (2, 9, 3, 600)]
@@ -245,13 +246,13 @@ def test_float64_logits_are_computed_in_float64(disagreement):
 def redone(monkeypatch) -> list[int]:
     """Of each utterance that is computed again in float64: the cells where even that underflows."""
     cells = []
-    log_z = additive_rnnt._Utterance.log_z
+    log_z = additive_precision.Utterance.log_z
 
-    def spy(utterance: additive_rnnt._Utterance) -> torch.Tensor:
+    def spy(utterance: additive_precision.Utterance) -> torch.Tensor:
         cells.append(sum(len(t) for t, _ in utterance.cells))
         return log_z(utterance)
 
-    monkeypatch.setattr(additive_rnnt._Utterance, "log_z", spy)
+    monkeypatch.setattr(additive_precision.Utterance, "log_z", spy)
     return cells
 
 
@@ -279,7 +280,7 @@ def test_an_utterance_is_redone_where_a_sum_lost_terms_and_there_alone(redone, s
 def test_cells_summed_one_chunk_at_a_time_give_the_same(monkeypatch):
     batch = random_batch(disagreement=1000.0)
     expected = loss_and_gradients(batch)
-    monkeypatch.setattr(additive_rnnt, "CELL_CHUNK_ELEMENTS", 17)  # two cells of six classes
+    monkeypatch.setattr(additive_precision, "CELL_CHUNK_ELEMENTS", 17)  # two cells of six classes
     # Same float64 additions in the same order, then rounded to float32
     torch.testing.assert_close(loss_and_gradients(batch), expected, rtol=0, atol=0)
 
@@ -398,8 +399,8 @@ def test_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch,
     expected = loss_and_gradients(batch)
     seen, bmm = [], torch.bmm
 
-    def spy(*factors: torch.Tensor) -> torch.Tensor:
-        product = bmm(*factors)
+    def spy(*factors: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        product = bmm(*factors, **options)
         precisions = (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
         seen.append((*precisions, product.dtype))
         return product
@@ -415,7 +416,7 @@ def test_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch,
 
 
 def test_precisions_are_set_back_by_the_last_thread_that_leaves(reduced_precision_products):
-    first, second = additive_rnnt._full_precision("cpu"), additive_rnnt._full_precision("cpu")
+    first, second = full_precision("cpu"), full_precision("cpu")
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

@@ -1,0 +1,80 @@
+"""Where float32 would get an additive loss wrong, and an utterance computed in float64 instead. Imports torch."""
+
+# T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, N lattice cells
+
+import math
+
+import torch
+from torch.nn.functional import pad
+
+UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
+CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
+
+
+def compute_dtype(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> torch.dtype:
+    """float32, or float64 where one of them is."""
+    return torch.promote_types(torch.promote_types(encoder_logits.dtype, prediction_logits.dtype), torch.float32)
+
+
+def smallest_sum(exp: torch.Tensor) -> float:
+    """The least Z of exponentials [B, T, V+1] that those which underflowed cannot matter in: terms below the smallest
+    normal number, times e^20 at most where a row was not shifted."""
+    limits = torch.finfo(exp.dtype)
+    return exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
+
+
+def trusted_share(dtype: torch.dtype) -> float:
+    """The least share of what Z could have been, by the largest exponentials of both sides, to be trusted.
+
+    Terms far from the largest are rounded: a shifted row's by the shift, and where no row was shifted the many small
+    ones by the sum, which has them beside a few large ones. They must not be what is left of Z. The tokens' terms are
+    not among those of the sum, and often the largest of all.
+    """
+    return 1e-6 if dtype == torch.float32 else 0.0
+
+
+class Utterance:
+    """One utterance in float64: logits [T, V+1] and [M, V+1], their exponentials and the normaliser [T, M]."""
+
+    def __init__(self, encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> None:
+        self.logits = encoder_logits.double(), prediction_logits.double()
+        maxima = [part.amax(-1, keepdim=True) for part in self.logits]
+        self.exp = [(part - shift).exp_() for part, shift in zip(self.logits, maxima, strict=True)]
+        self.z = self.exp[0] @ self.exp[1].T
+        self.shift = maxima[0] + maxima[1].T
+        limits, num_classes = torch.finfo(torch.float64), encoder_logits.shape[1]
+        cells = (self.z < num_classes * limits.tiny / limits.eps).nonzero()  # maxima more than 600 apart
+        self.cells = [part.unbind(1) for part in cells.split(max(CELL_CHUNK_ELEMENTS // num_classes, 1))]
+
+    def log_z(self) -> torch.Tensor:
+        """[T, M]; by a true log-sum-exp in the cells where even float64 underflows."""
+        log_z = self.z.log() + self.shift
+        for t, u in self.cells:
+            log_z[t, u] = (self.logits[0][t] + self.logits[1][u]).logsumexp(-1)
+        return log_z
+
+    def log_probs(self, targets: torch.Tensor, blank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of labels [T, U] and blanks [T, M], given targets [U]."""
+        (encoder, prediction), log_z = self.logits, self.log_z()
+        next_label = prediction[:-1].gather(1, targets[:, None]).T  # [1, U]: state u asks for target u + 1
+        label = encoder[:, targets] + next_label - log_z[:, :-1]
+        return label, encoder[:, blank, None] + prediction[:, blank] - log_z
+
+    def gradients(
+        self, targets: torch.Tensor, blank: int, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """With respect to both logits, given those of the log-probabilities of labels [T, U] and blanks [T, M]."""
+        gamma = -blank_upstream - pad(label_upstream, (0, 1))  # [T, M]
+        weight = (gamma / self.z).masked_fill_(gamma == 0, 0.0)
+        for t, u in self.cells:
+            weight[t, u] = 0.0
+        gradients = (weight @ self.exp[1]).mul_(self.exp[0]), (weight.T @ self.exp[0]).mul_(self.exp[1])
+        for t, u in self.cells:
+            share = (self.logits[0][t] + self.logits[1][u]).softmax(-1) * gamma[t, u, None]  # [N, V+1]
+            gradients[0].index_add_(0, t, share)
+            gradients[1].index_add_(0, u, share)
+        gradients[0].scatter_add_(1, targets.expand(label_upstream.shape), label_upstream)
+        gradients[0][:, blank] += blank_upstream.sum(1)
+        gradients[1][:-1].scatter_add_(1, targets[:, None], label_upstream.sum(0)[:, None])
+        gradients[1][:, blank] += blank_upstream.sum(0)
+        return gradients

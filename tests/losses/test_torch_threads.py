@@ -1,0 +1,90 @@
+"""Compiled kernels on torch's threads: all shares are done once, by however many threads there are."""
+
+import ctypes
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from nemo_codert.losses import torch_threads
+from nemo_codert.losses.torch_threads import on_torch_threads, threads_for
+from tests.conftest import REPOSITORY
+from tests.losses.test_additive_rnnt import loss_and_gradients, random_batch
+
+LOSS = """
+from pathlib import Path
+Path.glob = lambda self, pattern: []  # no library of torch's is found
+from tests.losses.test_torch_threads import loss_and_gradients, random_batch, torch_threads
+assert torch_threads._openmp() is None
+print(*(tensor.double().sum().item() for tensor in loss_and_gradients(random_batch(4, 9, 5, 7))))
+"""
+
+
+@numba.njit
+def note(thread: int, threads: int, done: np.ndarray, by: np.ndarray) -> None:
+    for share in range(thread, len(done), threads):
+        done[share] += 1
+        by[share] = thread
+
+
+@numba.njit
+def fail_late(thread: int, threads: int, done: np.ndarray) -> None:
+    if thread == threads - 1:
+        raise ValueError
+    done[thread] = 1
+
+
+@numba.njit
+def run(threads: int, body, *arguments) -> None:  # noqa: ANN001, ANN002
+    on_torch_threads(body, arguments, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_every_share_is_done_once(threads):
+    done, by = np.zeros(5, np.int64), np.full(5, -1)
+    run(threads, note, done, by)
+    assert done.tolist() == [1] * 5
+    assert by.tolist() == [share % threads for share in range(5)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_fails_on_any_thread_is_raised_as_want_of_memory(threads):
+    done = np.zeros(2, np.int64)
+    with pytest.raises(MemoryError, match="no memory for a kernel of the RNN-T loss"):
+        run(threads, fail_late, done)
+    assert done.tolist() == [threads - 1, 0]
+
+
+def test_threads_are_torchs_and_no_more_than_there_is_work(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [threads_for(shares) for shares in (1, 3, 4, 9)] == [1, 3, 4, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_nothing(monkeypatch, threads):
+    batch = random_batch(4, 9, 5, 7)
+    expected = loss_and_gradients(batch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # those of the kernels alone
+    for result, wanted in zip(loss_and_gradients(batch), expected, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=0, atol=0)
+
+
+def test_torch_has_an_openmp_here():
+    assert torch_threads._openmp() is not None  # else all the above ran on one thread
+
+
+def test_where_torch_has_no_openmp_the_calling_thread_does_it_all():
+    found = subprocess.run([sys.executable, "-c", LOSS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    expected = [tensor.double().sum().item() for tensor in loss_and_gradients(random_batch(4, 9, 5, 7))]
+    assert [float(number) for number in found.stdout.split()] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_stand_in_for_openmp_calls_once():
+    fork, thread, threads = torch_threads._on_this_thread()
+    given = []
+    task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(given.append)
+    fork(ctypes.cast(task, ctypes.c_void_p), 7, 2, 0)
+    assert given == [7] and (thread(), threads()) == (0, 1)
