@@ -199,7 +199,10 @@ def _add_checksums(
     columns: np.ndarray,
 ) -> None:
     """Add what the product of encoder [T, V+1] and prediction [M, V+1] sums up to: rows [T] times per_state [M],
-    columns [M] times per_frame [T]."""
+    columns [M] times per_frame [T].
+
+    Half of two walks is thrown away: that costs less than to read the encoder's rows, the longest, twice.
+    """
     frames, states, unused = np.zeros(encoder.shape[1]), np.zeros(encoder.shape[1]), np.zeros(encoder.shape[1])
     none = np.zeros(len(prediction))
     _walk(prediction, per_state, states, unused, none)
@@ -305,7 +308,7 @@ def _additive(
     thread: int,
     threads: int,
     sizes: np.ndarray,
-    label_scale: float,
+    scale: float,
     limits: tuple[float, float, float],
     encoder: SideArrays,
     prediction: SideArrays,
@@ -333,8 +336,8 @@ def _additive(
                 cells[frame, state] = 1 / cells[frame, state]
         _step_probabilities(encoder, prediction, b, first[b, : m - 1], cells, log_label[:, :-1], label[:, :-1])
         _step_probabilities(encoder, prediction, b, np.full(m, first[b, -1]), cells, log_blank, blank)
-        losses[b] = forward_backward(log_label[:, :-1], log_blank, label[:, :-1], blank)
-        label *= label_scale
+        losses[b] = scale * forward_backward(log_label[:, :-1], log_blank, label[:, :-1], blank)
+        label *= scale
         _weights(label, blank, first[b], cells, encoder.taken[b], prediction.taken[b])
         rounded[b] = z[b]
 
@@ -343,12 +346,12 @@ def _additive(
 def additive_kernel(threads: int, *arguments: Any) -> None:
     """Losses [B] of an additive joint, and what its gradients are made of for an upstream gradient of 1.
 
-    Then sizes: [B, 2] int64, frames and tokens. label_scale: of the labels' occupancies. limits: the sum below which a
-    cell of Z is distrusted, the share of what it could be likewise, and the tolerance of the sums of Z's rows and
-    columns (inf: not checked). encoder, prediction: the sides, of which `taken` is filled. first: [B, K] int64.
-    z: [B, T, M] float64, the normaliser, becomes occupancies / Z, and rounded [B, T, M] the same in the exponentials'
-    type, both 0 beyond the lengths. Filled are losses [B] float64, and redo [B] bool: the utterances that float32 gets
-    wrong, which have no part in the others.
+    Then sizes: [B, 2] int64, frames and tokens. scale: of the losses and of the labels' occupancies. limits: the sum
+    below which a cell of Z is distrusted, the share of what it could be likewise, and the tolerance of the sums of Z's
+    rows and columns (inf: not checked). encoder, prediction: the sides, of which `taken` is filled. first: [B, K]
+    int64. z: [B, T, M] float64, the normaliser, becomes occupancies / Z, and rounded [B, T, M] the same in the
+    exponentials' type, both 0 beyond the lengths. Filled are losses [B] float64, and redo [B] bool: the utterances
+    that float32 gets wrong, which have no part in the others.
     """
     on_torch_threads(_additive, arguments, threads)
 

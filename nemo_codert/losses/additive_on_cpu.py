@@ -33,6 +33,7 @@ TRUSTED_SUMS = 2.5e-7  # relative error of Z's rows and columns: cells of one fu
 CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
 PRODUCTS_AT_ONCE = 4  # of [B, T, M] each, kept until they are added up
 TERMS_PER_PRODUCT = 32  # at most, of the float32 sums over frames and over states that gradients are
+PRODUCT_ELEMENTS = 2**20  # of these products at a time, where there are several terms to add: 4 MB
 
 
 class _Side(NamedTuple):
@@ -89,16 +90,22 @@ def _normaliser(encoder: _Side, prediction: _Side) -> torch.Tensor:
 
 
 def _product_in_pieces(weights: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
-    """weights [B, M, T] @ exp [B, T, V+1], some terms at a time.
+    """weights [B, M, T] @ exp [B, T, V+1], some terms at a time, for some utterances at a time.
 
     A float32 sum loses terms 2^25 times smaller than itself: of 31 beside a large one at most 31 * 2^-25, 9e-7 of it.
-    Every further piece rounds once more, one way or the other.
+    Every further piece rounds once more, one way or the other, and walks over the product, which had better be in a
+    cache.
     """
     pieces = math.ceil(exp.shape[1] / TERMS_PER_PRODUCT)
-    (weight, rows), *others = zip(weights.chunk(pieces, 2), exp.chunk(pieces, 1), strict=True)
-    product = torch.bmm(weight, rows)
-    for weight, rows in others:
-        product.baddbmm_(weight, rows)
+    if pieces == 1:
+        return torch.bmm(weights, exp)
+    product = exp.new_empty(*weights.shape[:2], exp.shape[2])
+    parts = min(len(product), math.ceil(product.numel() / PRODUCT_ELEMENTS))
+    for some, *factors in zip(product.chunk(parts), weights.chunk(parts), exp.chunk(parts), strict=True):
+        (weight, rows), *others = zip(factors[0].chunk(pieces, 2), factors[1].chunk(pieces, 1), strict=True)
+        torch.bmm(weight, rows, out=some)
+        for weight, rows in others:
+            some.baddbmm_(weight, rows)
     return product
 
 
@@ -135,13 +142,13 @@ class _AdditiveLoss(torch.autograd.Function):
             (t, u), targets = batch.sizes[b], batch.targets[b]
             utterance = Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
             log_probs = [each[None] for each in utterance.log_probs(targets[:u], blank)]
-            losses[b], label, blanks = lattice_occupancies(*log_probs, *torch.tensor([[t], [u]]))
-            ctx.occupancies[b] = scale * label[0], blanks[0]
+            loss, label, blanks = lattice_occupancies(*log_probs, *torch.tensor([[t], [u]]))
+            losses[b], ctx.occupancies[b] = scale * loss[0], (scale * label[0], blanks[0])
         ctx.batch, ctx.blank, ctx.reduction, ctx.tokens = batch, blank, reduction, tokens
         ctx.taken = encoder.arrays.taken, prediction.arrays.taken
         logits = (encoder_logits, prediction_logits) if ctx.occupancies else (None, None)
         ctx.save_for_backward(weight, rounded, *encoder[:2], *prediction[:2], *logits)
-        return reduce_losses(losses * scale, batch.target_lengths, reduction).to(dtype)
+        return reduce_losses(losses, batch.target_lengths, reduction).to(dtype)
 
     @staticmethod
     @once_differentiable

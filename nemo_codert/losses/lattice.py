@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
@@ -64,9 +65,9 @@ def _given_targets_on_cpu(
     targets: torch.Tensor, target_lengths: torch.Tensor, blank: int, num_classes: int
 ) -> tuple[torch.Tensor, bool]:
     """Targets with 0 in the padding, and whether any is `_refused`; one call in place of a dozen."""
-    given = torch.zeros(targets.shape, dtype=torch.int64)
-    arrays = (each.contiguous().numpy() for each in (targets, target_lengths, given))
-    return given, target_kernel(blank, num_classes, *arrays) > 0
+    given = np.zeros(targets.shape, np.int64)
+    fault = target_kernel(blank, num_classes, targets.contiguous().numpy(), target_lengths.contiguous().numpy(), given)
+    return torch.from_numpy(given), fault > 0
 
 
 def check_transducer_batch(
