@@ -182,7 +182,7 @@ def set_threads(threads: int | None) -> int:
     """Give torch that many threads, and return how many it has."""
     import torch
 
-    # Not Numba: no compiled function here is parallel, and `numba.set_num_threads` resets torch's own number.
+    # Not Numba: compiled functions here run on torch's threads, and `numba.set_num_threads` resets their number.
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()

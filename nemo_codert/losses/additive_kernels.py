@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from nemo_codert.losses.compiled import compiled
+from nemo_codert.losses.compiled import callee, compiled
 from nemo_codert.losses.exponential_kernels import exp_float32
 from nemo_codert.losses.lattice_kernels import PER_RADIX, RADIX, forward_backward
 from nemo_codert.losses.torch_threads import on_torch_threads
 
 SMALLEST_FACTOR = 1e-150  # of a probability: two of them have a product with all its digits
-
-_inner = numba.njit(nogil=True, error_model="numpy")  # 1 / 0 is inf
 
 
 class SideArrays(NamedTuple):
@@ -53,7 +51,7 @@ def _largest(row: np.ndarray) -> float:
     return max(max(first, second), max(third, fourth))
 
 
-@_inner
+@callee
 def _exponentiate(row: np.ndarray, shift: float, exp: np.ndarray) -> None:
     """Fill exp [V+1] with those of a row less the shift."""
     if exp.itemsize == 4:
@@ -64,7 +62,7 @@ def _exponentiate(row: np.ndarray, shift: float, exp: np.ndarray) -> None:
             exp[v] = np.exp(np.float64(row[v] - shift))
 
 
-@_inner
+@callee
 def _take_row(
     row: np.ndarray, classes: np.ndarray, unshifted: float, exp: np.ndarray, columns: np.ndarray
 ) -> tuple[float, bool]:
@@ -78,8 +76,8 @@ def _take_row(
     return largest, shifted
 
 
-@_inner
-def _sides(
+@callee
+def _fill_sides(
     thread: int,
     threads: int,
     sizes: np.ndarray,
@@ -125,10 +123,10 @@ def side_kernel(threads: int, *arguments: Any) -> None:
     columns are filled. Filled too: first and classes [B, K] int64, the first column of each column's class, and the
     class.
     """
-    on_torch_threads(_sides, arguments, threads)
+    on_torch_threads(_fill_sides, arguments, threads)
 
 
-@_inner
+@callee
 def _sum(thread: int, threads: int, products: np.ndarray, z: np.ndarray) -> None:
     for b in range(thread, len(z), threads):
         for n in range(len(products)):
@@ -146,7 +144,7 @@ def sum_kernel(threads: int, *arguments: Any) -> None:
 # ---- is Z exact? ---------------------------------------------------------------------------------------------------
 
 
-@_inner
+@callee
 def _distrusted(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarray, lost: float, share: float) -> bool:
     """Whether terms that were lost or rounded in the exponentials could matter in a cell of z [T, M]: it is below
     `lost`, or a lesser share of what it could be (`smallest_sum` and `trusted_share` of `additive_precision`)."""
@@ -189,7 +187,7 @@ def _walk(rows: np.ndarray, weights: np.ndarray, sums: np.ndarray, others: np.nd
         products[t] += product
 
 
-@_inner
+@callee
 def _add_checksums(
     encoder: np.ndarray,
     prediction: np.ndarray,
@@ -211,7 +209,7 @@ def _add_checksums(
     _walk(prediction, none, unused, frames, columns)
 
 
-@_inner
+@callee
 def _agree(found: np.ndarray, exact: np.ndarray, tolerance: float) -> bool:
     """All sums found are exact, up to the relative tolerance; False for NaN."""
     agree = True
@@ -220,7 +218,7 @@ def _agree(found: np.ndarray, exact: np.ndarray, tolerance: float) -> bool:
     return agree
 
 
-@_inner
+@callee
 def _inexact(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarray, tolerance: float) -> bool:
     """Whether the sum of a row or column of z [T, M] is off by more than tolerance (relative), or not a number.
 
@@ -242,7 +240,7 @@ def _inexact(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarray,
 # ---- the recursion -------------------------------------------------------------------------------------------------
 
 
-@_inner
+@callee
 def _step_probabilities(
     encoder: SideArrays,
     prediction: SideArrays,
@@ -275,26 +273,30 @@ def _step_probabilities(
                 probs[t, u] = np.exp(log_probs[t, u])
 
 
-@_inner
+@callee
 def _weights(
     label: np.ndarray,
     blank: np.ndarray,
+    scale: float,
     first: np.ndarray,
     per_z: np.ndarray,
+    rounded: np.ndarray,
     encoder_taken: np.ndarray,
     prediction_taken: np.ndarray,
 ) -> None:
-    """From occupancies [T, M] to what `additive_kernel` leaves of an utterance."""
+    """From occupancies [T, M], of which the labels' are scaled, to what `additive_kernel` leaves of an utterance."""
     num_frames, num_states = blank.shape
     last = first[-1]
     of_label, of_blank = np.zeros(num_states), np.zeros(num_states)
     for t in range(num_frames):
         blanks = 0.0
         for u in range(num_states):
+            label[t, u] *= scale
             blanks += blank[t, u]
             of_blank[u] += blank[t, u]
-            per_z[t, u] *= blank[t, u] + label[t, u]
             of_label[u] += label[t, u]
+            per_z[t, u] *= blank[t, u] + label[t, u]
+            rounded[t, u] = per_z[t, u]
         for u in range(num_states - 1):
             encoder_taken[t, first[u]] -= label[t, u]
         encoder_taken[t, last] -= blanks
@@ -303,7 +305,7 @@ def _weights(
         prediction_taken[u, last] -= of_blank[u]
 
 
-@_inner
+@callee
 def _additive(
     thread: int,
     threads: int,
@@ -322,24 +324,26 @@ def _additive(
     for b in range(thread, len(losses), threads):
         t, m = sizes[b, 0], sizes[b, 1] + 1
         cells = z[b, :t, :m]
-        redo[b] = _distrusted(encoder, prediction, b, cells, lost, share)
-        redo[b] |= tolerance < np.inf and _inexact(encoder, prediction, b, cells, tolerance)
+        redo[b] = _distrusted(encoder, prediction, b, cells, lost, share) or (
+            tolerance < np.inf and _inexact(encoder, prediction, b, cells, tolerance)
+        )
         encoder.taken[b], prediction.taken[b] = 0.0, 0.0
         if redo[b]:
             z[b], rounded[b] = 0.0, 0.0
             continue
-        z[b, t:], z[b, :, m:] = 0.0, 0.0
+        z[b, t:], z[b, :, m:], rounded[b, t:], rounded[b, :, m:] = 0.0, 0.0, 0.0, 0.0
         log_label, label = np.empty((t, m)), np.zeros((t, m))  # no label leaves the last state
-        log_blank, blank = np.empty((t, m)), np.empty((t, m))
+        log_blank, blank, blank_columns = np.empty((t, m)), np.empty((t, m)), np.empty(m, np.int64)
+        for state in range(m):
+            blank_columns[state] = first[b, -1]
         for frame in range(t):
             for state in range(m):
                 cells[frame, state] = 1 / cells[frame, state]
         _step_probabilities(encoder, prediction, b, first[b, : m - 1], cells, log_label[:, :-1], label[:, :-1])
-        _step_probabilities(encoder, prediction, b, np.full(m, first[b, -1]), cells, log_blank, blank)
+        _step_probabilities(encoder, prediction, b, blank_columns, cells, log_blank[:, :], blank[:, :])
         losses[b] = scale * forward_backward(log_label[:, :-1], log_blank, label[:, :-1], blank)
-        label *= scale
-        _weights(label, blank, first[b], cells, encoder.taken[b], prediction.taken[b])
-        rounded[b] = z[b]
+        taken = encoder.taken[b], prediction.taken[b]
+        _weights(label, blank, scale, first[b], cells, rounded[b, :t, :m], *taken)
 
 
 @compiled
@@ -359,7 +363,7 @@ def additive_kernel(threads: int, *arguments: Any) -> None:
 # ---- after the products --------------------------------------------------------------------------------------------
 
 
-@_inner
+@callee
 def _gradient(
     thread: int,
     threads: int,

@@ -1,4 +1,4 @@
-"""The additive RNN-T loss on any device: log-probabilities by torch's functions alone, with their gradients.
+"""The additive RNN-T loss on a GPU, or for a recursion that is handed in: log-probabilities by torch's functions.
 
 What is computed how precisely is told in `additive_rnnt`. Imports torch, `additive_precision`, `lattice`,
 `full_precision`.
@@ -18,7 +18,7 @@ from nemo_codert.losses.additive_precision import UNSHIFTED, Utterance, compute_
 from nemo_codert.losses.full_precision import full_precision
 from nemo_codert.losses.lattice import TransducerBatch
 
-CLASSES_PER_PRODUCT = 1024  # or nearly: longer float32 sums are carried on in float64
+CLASSES_AT_ONCE = 1024  # or nearly: longer float32 sums are carried on in float64
 
 
 class _Exponentials(NamedTuple):
@@ -83,7 +83,7 @@ def _normaliser(encoder: _Side, prediction: _Side) -> torch.Tensor:
     """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns."""
     z = torch.bmm(encoder.exp_columns, prediction.exp_columns.transpose(1, 2))
     sides = encoder.all.exp, prediction.all.exp
-    products = max(round(sides[0].shape[2] / CLASSES_PER_PRODUCT), 1)
+    products = max(round(sides[0].shape[2] / CLASSES_AT_ONCE), 1)
     for part in zip(*(exp.chunk(products, 2) for exp in sides), strict=True):
         z += torch.bmm(part[0], part[1].transpose(1, 2))
     return z

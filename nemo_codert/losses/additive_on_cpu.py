@@ -57,10 +57,13 @@ def _sides(
     """Of contiguous logits [B, T, V+1] and [B, M, V+1]; sizes: [B, 2] int64, frames and tokens."""
     num_columns, exps = batch.targets.shape[1] + 1, [torch.empty_like(each) for each in logits]
     shapes = [(*each.shape[:2], num_columns) for each in logits]
-    # One piece of memory for both sides, so that one call exponentiates. Nothing is zeroed: the kernels write it all.
-    cut = math.prod(shapes[0])
-    own = torch.empty(3, cut + math.prod(shapes[1]), dtype=torch.float64)
-    of_tokens = [(each[:cut].reshape(shapes[0]), each[cut:].reshape(shapes[1])) for each in own.numpy()]
+    # A piece of memory for both sides, so that one call exponentiates. Nothing is zeroed: the kernels write it all.
+    cut, whole = math.prod(shapes[0]), sum(map(math.prod, shapes))
+    columns, exp_columns, taken = (torch.empty(whole, dtype=torch.float64) for _ in range(3))
+    of_tokens = [
+        (each[:cut].reshape(shapes[0]), each[cut:].reshape(shapes[1]))
+        for each in (columns.numpy(), exp_columns.numpy(), taken.numpy())
+    ]
     sides = [
         SideArrays(all_logits.numpy(), exp.numpy(), np.empty(shape[:2]), *rest)
         for all_logits, exp, shape, *rest in zip(logits, exps, shapes, *of_tokens, strict=True)
@@ -68,7 +71,7 @@ def _sides(
     tokens = _Tokens(*np.empty((2, len(sizes), num_columns), np.int64))
     targets = batch.targets.contiguous().numpy()
     side_kernel(threads_for(len(sizes)), sizes, targets, blank, UNSHIFTED, *sides, *tokens)
-    torch.exp(own[0], out=own[1])
+    torch.exp(columns, out=exp_columns)
     encoder, prediction = (
         _Side(exp, torch.from_numpy(side.exp_columns), side) for exp, side in zip(exps, sides, strict=True)
     )
@@ -109,8 +112,8 @@ def _product_in_pieces(weights: torch.Tensor, exp: torch.Tensor) -> torch.Tensor
     return product
 
 
-class _AdditiveLoss(torch.autograd.Function):
-    """The reduced loss."""
+class AdditiveLoss(torch.autograd.Function):
+    """The reduced loss of checked arguments; see `additive_rnnt_loss`."""
 
     @staticmethod
     def forward(
@@ -127,7 +130,7 @@ class _AdditiveLoss(torch.autograd.Function):
         encoder_logits = encoder_logits[:, : batch.num_frames]
         prediction_logits = prediction_logits[:, : batch.targets.shape[1] + 1]
         logits = [each.to(dtype).contiguous() for each in (encoder_logits, prediction_logits)]
-        sizes, scale = np.array(batch.sizes), 1 + fastemit_lambda
+        sizes, scale = np.array(batch.sizes), 1.0 + fastemit_lambda
         encoder, prediction, tokens = _sides(logits, batch, sizes, blank)
         with full_precision("cpu"):
             z = _normaliser(encoder, prediction)
@@ -186,15 +189,3 @@ class _AdditiveLoss(torch.autograd.Function):
                 whole = pad(whole, (0, 0, 0, rows - whole.shape[1]))
             gradients[side] = whole.to(dtype)
         return gradients.get(0), gradients.get(1), None, None, None, None
-
-
-def additive_loss_on_cpu(
-    encoder_logits: torch.Tensor,
-    prediction_logits: torch.Tensor,
-    batch: TransducerBatch,
-    blank: int,
-    fastemit_lambda: float,
-    reduction: str,
-) -> torch.Tensor:
-    """The reduced loss of checked arguments; see `additive_rnnt_loss`."""
-    return _AdditiveLoss.apply(encoder_logits, prediction_logits, batch, blank, fastemit_lambda, reduction)

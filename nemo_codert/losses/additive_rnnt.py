@@ -14,7 +14,7 @@ Imports torch, `additive_on_cpu`, `additive_log_probs`, `additive_precision`, `l
 import torch
 
 from nemo_codert.losses.additive_log_probs import AdditiveLogProbs
-from nemo_codert.losses.additive_on_cpu import additive_loss_on_cpu
+from nemo_codert.losses.additive_on_cpu import AdditiveLoss
 from nemo_codert.losses.additive_precision import compute_dtype
 from nemo_codert.losses.lattice import (
     LatticeLoss,
@@ -51,8 +51,9 @@ def additive_rnnt_loss(
     encoded_lengths: [B] int in frames, 1..T. target_lengths: [B] int in tokens, 0..U. What lies beyond the lengths is
     never read and gets a zero gradient. blank: any index of V+1. reduction: see `reduce_losses`. fastemit_lambda:
     at least 0, see `rnnt_lattice_loss`. lattice_loss: who runs the recursion, by default float64 on any device.
-    Computed in float32 (float64 if an argument is) where that is exact to a millionth or two (docs/performance.md),
-    else in float64, utterance by utterance; the recursion in float64. Memory grows with T·V + U·V + T·U.
+    Computed in float32 (float64 if an argument is) where that is exact, else in float64, utterance by utterance; the
+    recursion in float64. Exact is a millionth or two on the CPU, and 1e-4 at worst on a GPU or for a recursion that
+    is handed in (docs/performance.md). Memory grows with T·V + U·V + T·U.
     Returns a scalar, or [B] for `none`. Graves, arXiv:1211.3711; the joint is that of CoDERT, arXiv:2106.07734.
     Raises ValueError for shapes, lengths, targets, blank or reduction that do not fit.
     """
@@ -68,7 +69,7 @@ def additive_rnnt_loss(
     )
     check_fastemit(fastemit_lambda)
     if encoder_logits.device.type == "cpu" and lattice_loss is rnnt_lattice_loss:
-        return additive_loss_on_cpu(encoder_logits, prediction_logits, batch, blank, fastemit_lambda, reduction)
+        return AdditiveLoss.apply(encoder_logits, prediction_logits, batch, blank, fastemit_lambda, reduction)
     label, blanks = AdditiveLogProbs.apply(
         encoder_logits[:, : batch.num_frames],
         prediction_logits[:, : batch.targets.shape[1] + 1],

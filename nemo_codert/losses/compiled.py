@@ -28,9 +28,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home) / "nemo_codert"
 
 
+def callee(function: Callable) -> Callable:
+    """`numba.njit` for what kernels call: without the GIL, and 1 / 0 is inf."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
 def compiled(function: Callable) -> Callable:
-    """`numba.njit` without the GIL and on one thread (torch's own would fight with more), kept in `cache_folder`."""
-    kernel = numba.njit(nogil=True, error_model="numpy")(function)  # 1 / 0 is inf
+    """The same for a kernel, whose machine code, callees included, is kept in `cache_folder`."""
+    kernel = callee(function)
     kernel._cache = _FolderCache(function)
     return kernel
 

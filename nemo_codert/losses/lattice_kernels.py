@@ -1,11 +1,10 @@
-"""The recursion of an RNN-T lattice on the CPU, in float64, compiled. Imports numpy, numba, `compiled`."""
+"""The recursion of an RNN-T lattice on the CPU in float64, and the check of its targets. Imports numpy, `compiled`."""
 
 # B batch, T encoder frames, U target tokens, M = U + 1 prediction states
 
-import numba
 import numpy as np
 
-from nemo_codert.losses.compiled import compiled
+from nemo_codert.losses.compiled import callee, compiled
 
 # The kernel keeps probabilities as m * RADIX^-k, m a float64 between 1 / RADIX and RADIX: nothing underflows, and a
 # step costs multiplications and comparisons, where adding logarithms costs an exponential and a logarithm.
@@ -15,7 +14,7 @@ LOG_RADIX = 256 * np.log(2.0)
 NAN_POWER = -(2**40)  # so small that no sum drops a NaN as the lesser term
 
 
-@numba.njit(nogil=True)
+@callee
 def _normalised(m: float, k: int) -> tuple[float, int]:
     """m * RADIX^-k with m back in range, after a product of two mantissas."""
     if m < PER_RADIX:
@@ -25,7 +24,7 @@ def _normalised(m: float, k: int) -> tuple[float, int]:
     return m, k
 
 
-@numba.njit(nogil=True)
+@callee
 def _from_log(x: float, exp_x: float) -> tuple[float, int]:
     """e^x; exp_x is right where it neither under- nor overflows."""
     if -LOG_RADIX < x < LOG_RADIX:
@@ -38,14 +37,14 @@ def _from_log(x: float, exp_x: float) -> tuple[float, int]:
     return np.exp(x + k * LOG_RADIX), k
 
 
-@numba.njit(nogil=True)
+@callee
 def _times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
     """m * RADIX^-k * e^x."""
     factor, power = _from_log(x, exp_x)
     return _normalised(m * factor, k + power)
 
 
-@numba.njit(nogil=True)
+@callee
 def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
     """m * RADIX^-k + n * RADIX^-l; a term 2^256 times smaller than the other's least is dropped."""
     if k == l:
@@ -61,7 +60,7 @@ def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E74
     return (m, k) if k < l else (n, l)
 
 
-@numba.njit(nogil=True)
+@callee
 def _to_float(m: float, k: int) -> float:
     """m * RADIX^-k for a product of up to four mantissas; 0 where that underflows."""
     if k == 0:
@@ -75,7 +74,7 @@ def _to_float(m: float, k: int) -> float:
     return m
 
 
-@numba.njit(nogil=True)
+@callee
 def _forward_variables(
     label: np.ndarray,
     blank: np.ndarray,
@@ -100,7 +99,7 @@ def _forward_variables(
             alpha[t, u], power[t, u] = m, k
 
 
-@numba.njit(nogil=True)
+@callee
 def forward_backward(label: np.ndarray, blank: np.ndarray, exp_label: np.ndarray, exp_blank: np.ndarray) -> float:
     """The loss of one utterance, [T, U] and [T, M]; its occupancies take the place of the exponentials."""
     num_frames, num_states = blank.shape

@@ -2,7 +2,7 @@
 
 Threads of anyone else would fight with them: after each call OpenMP's threads spin for some milliseconds, in case
 there is more to do. torch's are those of the OpenMP runtime that it is linked to, and compiled code can ask that one
-too. Imports torch, numba.
+too. Imports torch, numba, llvmlite.
 """
 
 import ctypes
@@ -23,12 +23,14 @@ BYTES, NUMBER = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
 def _openmp() -> list[object] | None:
-    """The three functions of torch's OpenMP runtime; None where it is built with another, or with none."""
-    libraries = Path(torch.__file__).parent / "lib"
-    for path in sorted(libraries.glob("libtorch_cpu.*")):
+    """The three functions of torch's OpenMP runtime; None where it is built with another, or with none.
+
+    What the whole process sees comes first: a runtime that was preloaded is torch's too.
+    """
+    for name in (None, *sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))):
         try:
-            library = ctypes.CDLL(str(path))
-            return [getattr(library, name) for name in (FORK, THREAD, THREADS)]
+            library = ctypes.CDLL(name and str(name))
+            return [getattr(library, function) for function in (FORK, THREAD, THREADS)]
         except (OSError, AttributeError):
             continue
     return None
@@ -90,12 +92,12 @@ def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (N
     return types.int32(body, arguments, types.int32), generate
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def on_torch_threads(body: Callable, arguments: tuple, threads: int) -> None:
     """Call body(thread, number of threads, *arguments), a jitted function, on `threads` threads at the same time.
 
     For compiled code. It may get fewer of them, and is told how many. Raises MemoryError where one of the calls raised
-    anything: nothing but memory can fail in a kernel.
+    anything: what a kernel raises is not known here, and nothing but memory should fail in one.
     """
     if _fork(body, arguments, threads):
-        raise MemoryError("no memory for a kernel of the RNN-T loss")
+        raise MemoryError("a kernel of the RNN-T loss failed on one of its threads, most likely for want of memory")

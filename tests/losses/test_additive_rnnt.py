@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_codert.losses import additive_precision, additive_rnnt_loss, valid_frames
+from nemo_codert.losses import additive_on_cpu, additive_precision, additive_rnnt_loss, valid_frames
 from nemo_codert.losses.full_precision import full_precision
 from tests.reference.rnnt_recursion import additive_losses
 
@@ -334,9 +334,63 @@ def test_garbage_in_the_padding_changes_nothing_and_gets_no_gradient(garbage, di
         assert not gradient[~valid_frames(length, gradient.shape[1])].any()
 
 
-def test_a_nan_shows_in_its_own_utterance_alone():
+KERNELS = additive_on_cpu.side_kernel, additive_on_cpu.sum_kernel, additive_on_cpu.additive_kernel
+KERNELS += (additive_on_cpu.gradient_kernel,)
+
+
+def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers():
+    loss_and_gradients(random_batch())
+    compiled = [len(kernel.signatures) for kernel in KERNELS]
+    for B, T, U, V in ((1, 1, 0, 2), (1, 7, 3, 5), (2, 3, 0, 9), (3, 40, 12, 1400)):
+        batch = random_batch(B, T, U, V)
+        loss_and_gradients(batch, reduction="sum", fastemit_lambda=0)
+        loss_and_gradients(batch | {"encoder_logits": batch["encoder_logits"][:1].expand(B, -1, -1)})
+        loss_and_gradients(batch | {"encoder_logits": batch["encoder_logits"].mT.contiguous().mT})
+        loss_and_gradients(batch | {name: batch[name].int() for name in ("targets", "encoded_lengths")})
+        loss_and_gradients(batch | {name: batch[name].bfloat16() for name in LOGITS})
+    assert [len(kernel.signatures) for kernel in KERNELS] == compiled
+
+
+def test_gradients_of_some_utterances_at_a_time_are_the_same(monkeypatch):
+    batch = random_batch(5, 70, 40, 30)
+    expected = loss_and_gradients(batch)
+    monkeypatch.setattr(additive_on_cpu, "PRODUCT_ELEMENTS", 2 * 41 * 31)
+    torch.testing.assert_close(loss_and_gradients(batch), expected, rtol=0, atol=0)
+
+
+def test_more_products_than_are_kept_at_once_are_added_up():
+    batch = random_batch(2, 9, 4, 1400)  # five of them, four at once
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_a_class_that_cannot_be_is_left_out(name):
+    batch = random_batch(V=9)
+    batch["targets"] = batch["targets"] % 4 + 5
+    batch[name][:, :, 2] = -math.inf
+    smaller = batch | {side: batch[side][:, :, [*range(2), *range(3, 10)]] for side in LOGITS}
+    smaller |= {"targets": batch["targets"] - 1, "blank": batch["blank"] - 1}
+    loss, *gradients = loss_and_gradients(batch)
+    expected, *others = loss_and_gradients(smaller)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for gradient, wanted in zip(gradients, others, strict=True):
+        assert not gradient[:, :, 2].any()
+        torch.testing.assert_close(gradient[:, :, [*range(2), *range(3, 10)]], wanted, rtol=0, atol=1e-6)
+
+
+def test_a_target_that_cannot_be_has_an_infinite_loss():
     batch = random_batch()
-    batch["encoder_logits"][0, 2, 3] = math.nan
+    batch["encoder_logits"][0, :, batch["targets"][0, 0]] = -math.inf
+    losses = additive_rnnt_loss(**batch, reduction="none")
+    assert losses[0] == math.inf and losses[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("place", [0, 3, 5, 36])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_nan_shows_in_its_own_utterance_alone(name, place, number):
+    batch = random_batch(V=36)
+    batch[name][0, 2, place] = number
     losses, *gradients = loss_and_gradients(batch, reduction="none")
     assert losses.isnan().tolist() == [True, False, False]
     assert all(gradient[0].isnan().any() and gradient[1:].isfinite().all() for gradient in gradients)

@@ -1,8 +1,10 @@
 """Compiled kernels on torch's threads: all shares are done once, by however many threads there are."""
 
 import ctypes
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -15,11 +17,22 @@ from tests.conftest import REPOSITORY
 from tests.losses.test_additive_rnnt import loss_and_gradients, random_batch
 
 LOSS = """
-from pathlib import Path
-Path.glob = lambda self, pattern: []  # no library of torch's is found
+import sys
+import torch
 from tests.losses.test_torch_threads import loss_and_gradients, random_batch, torch_threads
+torch.save(loss_and_gradients(random_batch(4, 9, 5, 7)), sys.argv[1])
+"""
+NO_OPENMP = f"""
+import ctypes, numba, pytest, torch
+
+def refuse(name):
+    raise OSError(name)
+
+library, ctypes.CDLL = ctypes.CDLL, refuse
+from nemo_codert.losses import torch_threads
 assert torch_threads._openmp() is None
-print(*(tensor.double().sum().item() for tensor in loss_and_gradients(random_batch(4, 9, 5, 7))))
+ctypes.CDLL = library
+{LOSS}
 """
 
 
@@ -53,7 +66,7 @@ def test_every_share_is_done_once(threads):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_fails_on_any_thread_is_raised_as_want_of_memory(threads):
     done = np.zeros(2, np.int64)
-    with pytest.raises(MemoryError, match="no memory for a kernel of the RNN-T loss"):
+    with pytest.raises(MemoryError, match="for want of memory"):
         run(threads, fail_late, done)
     assert done.tolist() == [threads - 1, 0]
 
@@ -76,10 +89,26 @@ def test_torch_has_an_openmp_here():
     assert torch_threads._openmp() is not None  # else all the above ran on one thread
 
 
-def test_where_torch_has_no_openmp_the_calling_thread_does_it_all():
-    found = subprocess.run([sys.executable, "-c", LOSS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    expected = [tensor.double().sum().item() for tensor in loss_and_gradients(random_batch(4, 9, 5, 7))]
-    assert [float(number) for number in found.stdout.split()] == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("code, variables", [
+    (LOSS, {"OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "2"}),  # fewer threads than asked for
+    (LOSS, {"OMP_NUM_THREADS": "1"}),
+    (NO_OPENMP, {}),
+])  # fmt: skip
+def test_another_process_with_other_threads_gets_the_same(tmp_path, code, variables):
+    command, environment = [sys.executable, "-c", code, str(tmp_path / "found.pt")], {**os.environ, **variables}
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
+    for result, wanted in zip(
+        torch.load(tmp_path / "found.pt"), loss_and_gradients(random_batch(4, 9, 5, 7)), strict=True
+    ):
+        torch.testing.assert_close(result, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_calls_from_several_threads_do_not_meet():
+    batches = [random_batch(3, 30, 8, 40, seed=seed) for seed in range(12)]
+    expected = [loss_and_gradients(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for results, wanted in zip(pool.map(loss_and_gradients, batches * 5), expected * 5, strict=True):
+            torch.testing.assert_close(results, wanted, rtol=0, atol=0)
 
 
 def test_the_stand_in_for_openmp_calls_once():
