@@ -97,7 +97,8 @@ def _distrusted(z: torch.Tensor, encoder: _Exponentials, prediction: _Exponentia
     frames = (encoder.maxima.double() - encoder.shifts).clamp_(min=0.0).exp_()  # [B, T, 1], 1 if shifted
     others = prediction.exp.amax(2, keepdim=True)  # [B, M, 1], 0 for the tokens
     states = others.masked_fill_(prediction.shifts != 0, 1.0).double().transpose(1, 2)
-    return z < (trusted_share(others.dtype) * frames * states).clamp_(min=smallest_sum(encoder.exp))
+    least = smallest_sum(encoder.exp.shape[2], others.dtype)
+    return z < (trusted_share(others.dtype) * frames * states).clamp_(min=least)
 
 
 class AdditiveLogProbs(torch.autograd.Function):

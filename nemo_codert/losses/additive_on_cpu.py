@@ -68,7 +68,7 @@ def _sides(
         SideArrays(all_logits.numpy(), exp.numpy(), np.empty(shape[:2]), *rest)
         for all_logits, exp, shape, *rest in zip(logits, exps, shapes, *of_tokens, strict=True)
     ]
-    tokens = _Tokens(*np.empty((2, len(sizes), num_columns), np.int64))
+    tokens = _Tokens(*(np.empty((len(sizes), num_columns), np.int64) for _ in range(2)))
     targets = batch.targets.contiguous().numpy()
     side_kernel(threads_for(len(sizes)), sizes, targets, blank, UNSHIFTED, *sides, *tokens)
     torch.exp(columns, out=exp_columns)
@@ -135,7 +135,7 @@ class AdditiveLoss(torch.autograd.Function):
         with full_precision("cpu"):
             z = _normaliser(encoder, prediction)
         tolerance = TRUSTED_SUMS if dtype == torch.float32 else math.inf
-        limits = smallest_sum(encoder.exp), trusted_share(dtype), tolerance
+        limits = smallest_sum(encoder.exp.shape[2], dtype), trusted_share(dtype), tolerance
         weight, rounded, losses = z, torch.empty_like(z, dtype=dtype), z.new_empty(len(z))
         redo, threads = np.empty(len(z), np.bool_), threads_for(len(z))
         arrays = [each.numpy() for each in (weight, rounded, losses)]
@@ -160,7 +160,7 @@ class AdditiveLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None]:
         weight, rounded, *tensors, encoder_logits, prediction_logits = ctx.saved_tensors
         exps, columns = tensors[::2], tensors[1::2]
-        upstream = reduction_gradient(upstream.double(), ctx.batch.target_lengths, ctx.reduction).contiguous()  # [B]
+        upstream = reduction_gradient(upstream.numpy(), ctx.batch.target_lengths.numpy(), ctx.reduction)  # [B]
         weights = (weight, rounded), (weight.transpose(1, 2), rounded.transpose(1, 2))
 
         def gradient(side: int) -> torch.Tensor:
@@ -170,13 +170,13 @@ class AdditiveLoss(torch.autograd.Function):
             own = in_float64.bmm(columns[1 - side])  # [B, T, K], of the tokens
             arrays = [each.numpy() for each in (own, exps[side], columns[side])]
             threads = threads_for(len(own))
-            gradient_kernel(threads, upstream.numpy(), *ctx.tokens, *arrays, ctx.taken[side], result.numpy())
+            gradient_kernel(threads, upstream, *ctx.tokens, *arrays, ctx.taken[side], result.numpy())
             return result
 
         with full_precision("cpu"):
             gradients = {side: gradient(side) for side in (0, 1) if ctx.needs_input_grad[side]}
         for b, occupancies in ctx.occupancies.items():
-            upstreams = [-upstream[b] * each for each in occupancies]
+            upstreams = [-float(upstream[b]) * each for each in occupancies]
             t, u = ctx.batch.sizes[b]
             utterance = Utterance(encoder_logits[b, :t], prediction_logits[b, : u + 1])
             parts = utterance.gradients(ctx.batch.targets[b, :u], ctx.blank, *upstreams)

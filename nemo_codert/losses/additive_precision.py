@@ -3,6 +3,7 @@
 # T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, N lattice cells
 
 import math
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import pad
@@ -16,11 +17,12 @@ def compute_dtype(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor)
     return torch.promote_types(torch.promote_types(encoder_logits.dtype, prediction_logits.dtype), torch.float32)
 
 
-def smallest_sum(exp: torch.Tensor) -> float:
-    """The least Z of exponentials [B, T, V+1] that those which underflowed cannot matter in: terms below the smallest
+@lru_cache
+def smallest_sum(num_classes: int, dtype: torch.dtype) -> float:
+    """The least Z, a sum over classes, that exponentials which underflowed cannot matter in: terms below the smallest
     normal number, times e^20 at most where a row was not shifted."""
-    limits = torch.finfo(exp.dtype)
-    return exp.shape[2] * limits.tiny / limits.eps * math.exp(UNSHIFTED)
+    limits = torch.finfo(dtype)
+    return num_classes * limits.tiny / limits.eps * math.exp(UNSHIFTED)
 
 
 def trusted_share(dtype: torch.dtype) -> float:

@@ -1,7 +1,7 @@
 """Products that stay float32 whatever the user allowed for the rest of the model. Imports torch alone."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 
 import torch
@@ -19,23 +19,31 @@ class FullPrecision:
         self.backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
         self.lock, self.inside, self.allowed = Lock(), 0, []
 
+    def __call__(self, device_type: str) -> AbstractContextManager[None]:
+        """What to compute products within. Next to nothing where nothing has to be changed."""
+        # Both are asked first, as setting them takes as long as a product of a small batch.
+        if torch.is_autocast_enabled(device_type) or self.inside or not FULL.issuperset(self._precisions()):
+            return self._changed(device_type)
+        return nullcontext()
+
     @contextmanager
-    def __call__(self, device_type: str) -> Iterator[None]:
+    def _changed(self, device_type: str) -> Iterator[None]:
         entered = self._enter()
         try:
-            # Both are asked first, as setting them takes as long as a product of a small batch.
-            enabled = torch.is_autocast_enabled(device_type)
-            with torch.autocast(device_type, enabled=False) if enabled else nullcontext():
+            with torch.autocast(device_type, enabled=False):
                 yield
         finally:
             if entered:
                 self._leave()
 
+    def _precisions(self) -> list[str]:
+        return [backend.fp32_precision for backend in self.backends]
+
     def _enter(self) -> bool:
         """True where `_leave` has to follow: something was set, by this thread or by another that is inside."""
         with self.lock:
             if self.inside == 0:
-                self.allowed = [backend.fp32_precision for backend in self.backends]
+                self.allowed = self._precisions()
                 if FULL.issuperset(self.allowed):
                     return False
                 self._set(["ieee", "ieee"])

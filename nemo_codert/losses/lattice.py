@@ -147,16 +147,16 @@ def reduce_losses(losses: torch.Tensor, target_lengths: torch.Tensor, reduction:
     return losses
 
 
-def reduction_gradient(upstream: torch.Tensor, target_lengths: torch.Tensor, reduction: str) -> torch.Tensor:
-    """[B], what `reduce_losses` passes back of an upstream gradient: a scalar, or [B] for `none`."""
-    if reduction == "none":
-        return upstream
-    upstream = upstream.expand(target_lengths.shape)
-    if reduction == "mean_volume":
-        return upstream / target_lengths.sum().clamp(min=1)
+def reduction_gradient(upstream: np.ndarray, target_lengths: np.ndarray, reduction: str) -> np.ndarray:
+    """[B] float64, what `reduce_losses` passes back of an upstream gradient: a scalar, or [B] for `none`."""
+    each = np.ones(len(target_lengths))
     if reduction in ("mean", "mean_batch"):
-        upstream = upstream / len(target_lengths)
-    return upstream / target_lengths.clamp(min=1) if reduction == "mean" else upstream
+        each /= len(each)
+    if reduction == "mean":
+        each /= np.maximum(target_lengths, 1)
+    if reduction == "mean_volume":
+        each /= max(target_lengths.sum(), 1)
+    return upstream * each
 
 
 def _numba_occupancies(
