@@ -1,0 +1,87 @@
+"""Matrix products for compiled kernels, by the BLAS that torch is linked to (else SciPy's), on the calling thread.
+
+A kernel that runs on torch's threads has a product each; MKL and OpenBLAS start no threads inside. Not torch's own
+products, which its settings may reduce to TF32 or bfloat16. Imports torch, numpy, numba, llvmlite, SciPy.
+"""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import torch
+from llvmlite import binding
+from numba import types
+
+from nemo_codert.losses.compiled import callee
+
+_PREFIX = "nemo_codert_"  # of the symbols: cached code asks for them by name
+LETTERS = np.frombuffer(b"NT", np.uint8)  # as it stands, transposed
+
+
+def _address(name: str) -> int:
+    """Of the Fortran routine."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        try:
+            return ctypes.cast(getattr(ctypes.CDLL(str(path)), f"{name}_"), ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return _scipy_address(name)
+
+
+def _scipy_address(name: str) -> int:
+    """The same of SciPy's, which has no library of its own to ask but hands out capsules."""
+    from scipy.linalg import cython_blas
+
+    capsule = cython_blas.__pyx_capi__[name]
+    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return pointer_of(capsule, name_of(capsule))
+
+
+for _name in ("sgemm", "dgemm"):
+    binding.add_symbol(_PREFIX + _name, _address(_name))
+_signature = types.void(*[types.voidptr] * 13)
+_sgemm = types.ExternalFunction(f"{_PREFIX}sgemm", _signature)
+_dgemm = types.ExternalFunction(f"{_PREFIX}dgemm", _signature)
+
+
+@callee
+def _layout(matrix: np.ndarray) -> tuple[int, int]:
+    """0 for rows one after the other, 1 for columns, and how far apart they are."""
+    transposed = matrix.strides[1] != matrix.itemsize
+    apart = matrix.strides[1] if transposed else matrix.strides[0]
+    return int(transposed), max(apart // matrix.itemsize, matrix.shape[0] if transposed else matrix.shape[1])
+
+
+@callee
+def add_product(left: np.ndarray, right: np.ndarray, share: float, result: np.ndarray) -> None:
+    """result [I, J] = share * result + left [I, K] @ right [K, J]; all float32 or all float64, at least one of each.
+
+    A row or a column of a factor is contiguous, and a row of the result.
+    """
+    # Fortran's matrices have columns one after the other: it is given the transposed product.
+    (turned_left, apart_left), (turned_right, apart_right), (_, apart) = _layout(left), _layout(right), _layout(result)
+    numbers, factors = np.empty(6, np.int32), np.empty(2, result.dtype)
+    numbers[0], numbers[1], numbers[2] = result.shape[1], result.shape[0], left.shape[1]
+    numbers[3], numbers[4], numbers[5] = apart_right, apart_left, apart
+    factors[0], factors[1] = 1.0, share
+    arguments = (
+        LETTERS[turned_right:].ctypes,
+        LETTERS[turned_left:].ctypes,
+        numbers.ctypes,
+        numbers[1:].ctypes,
+        numbers[2:].ctypes,
+        factors.ctypes,
+        right.ctypes,
+        numbers[3:].ctypes,
+        left.ctypes,
+        numbers[4:].ctypes,
+        factors[1:].ctypes,
+        result.ctypes,
+        numbers[5:].ctypes,
+    )
+    if result.itemsize == 4:
+        _sgemm(*arguments)
+    else:
+        _dgemm(*arguments)
