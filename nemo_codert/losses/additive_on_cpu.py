@@ -2,7 +2,7 @@
 
 What is computed how precisely is told in `additive_rnnt`. Here Z's rows and columns are also checked against their
 sums in float64, and the sums that make the gradients are short. Imports torch, numpy, `additive_kernels`,
-`additive_precision`, `lattice`, `torch_threads`.
+`additive_precision`, `lattice`, `normaliser_kernels`, `torch_threads`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from nemo_codert.losses.additive_kernels import Limits, SideArrays, additive_kernel, gradient_kernel
+from nemo_codert.losses.additive_kernels import additive_kernel, gradient_kernel
 from nemo_codert.losses.additive_precision import UNSHIFTED, Utterance, compute_dtype, smallest_sum, trusted_share
 from nemo_codert.losses.lattice import TransducerBatch, lattice_occupancies, reduce_losses, reduction_gradient
+from nemo_codert.losses.normaliser_kernels import Limits, SideArrays
 from nemo_codert.losses.torch_threads import threads_for
 
 TRUSTED_SUMS = 2.5e-7  # relative error of Z's rows and columns: cells of one further off may be a millionth off

@@ -55,8 +55,8 @@ def _layout(matrix: np.ndarray) -> tuple[int, int]:
 
 
 @callee
-def add_product(left: np.ndarray, right: np.ndarray, share: float, result: np.ndarray) -> None:
-    """result [I, J] = share * result + left [I, K] @ right [K, J]; all float32 or all float64, at least one of each.
+def fill_product(left: np.ndarray, right: np.ndarray, result: np.ndarray) -> None:
+    """Fill result [I, J] with left [I, K] @ right [K, J]; all float32 or all float64, no size 0.
 
     A row or a column of a factor is contiguous, and a row of the result.
     """
@@ -65,7 +65,7 @@ def add_product(left: np.ndarray, right: np.ndarray, share: float, result: np.nd
     numbers, factors = np.empty(6, np.int32), np.empty(2, result.dtype)
     numbers[0], numbers[1], numbers[2] = result.shape[1], result.shape[0], left.shape[1]
     numbers[3], numbers[4], numbers[5] = apart_right, apart_left, apart
-    factors[0], factors[1] = 1.0, share
+    factors[0], factors[1] = 1.0, 0.0  # of the product and of what the result was
     arguments = (
         LETTERS[turned_right:].ctypes,
         LETTERS[turned_left:].ctypes,

@@ -1,8 +1,8 @@
 """Exponentials for compiled kernels: polynomials, so that a loop over them becomes vector instructions.
 
-Numba's own is the C library's, one number at a time. Cody and Waite's reduction to r, at most ln 2 / 2 from 0, with the
-polynomial of Moshier's Cephes library for float32 (`expf`, netlib.org/cephes) and Taylor's for float64. Imports numpy,
-numba.
+Numba's own is the C library's, one number at a time. Cody and Waite's reduction to r, at most ln 2 / 2 from 0, with
+the polynomial of Moshier's Cephes library for float32 (`expf`, netlib.org/cephes) and Taylor's for float64. Imports
+numpy, numba.
 """
 
 import math

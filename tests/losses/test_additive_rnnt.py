@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_codert.losses import additive_on_cpu, additive_precision, additive_rnnt_loss, valid_frames
 from nemo_codert.losses.full_precision import full_precision
+from nemo_codert.losses.lattice import rnnt_lattice_loss
 from tests.reference.rnnt_recursion import additive_losses
 
 SHAPES = [(2, 12, 5, 16), (3, 7, 4, 5), (2, 1, 3, 4), (2, 6, 0, 7), (1, 1, 0, 2), (3, 6, 4, 2), (2, 9, 3, 600)]
@@ -334,13 +335,10 @@ def test_garbage_in_the_padding_changes_nothing_and_gets_no_gradient(garbage, di
         assert not gradient[~valid_frames(length, gradient.shape[1])].any()
 
 
-KERNELS = additive_on_cpu.side_kernel, additive_on_cpu.sum_kernel, additive_on_cpu.additive_kernel
-KERNELS += (additive_on_cpu.gradient_kernel,)
-
-
 def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers():
     loss_and_gradients(random_batch())
-    compiled = [len(kernel.signatures) for kernel in KERNELS]
+    kernels = additive_on_cpu.additive_kernel, additive_on_cpu.gradient_kernel
+    compiled = [len(kernel.signatures) for kernel in kernels]
     for B, T, U, V in ((1, 1, 0, 2), (1, 7, 3, 5), (2, 3, 0, 9), (3, 40, 12, 1400)):
         batch = random_batch(B, T, U, V)
         loss_and_gradients(batch, reduction="sum", fastemit_lambda=0)
@@ -348,19 +346,14 @@ def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers(
         loss_and_gradients(batch | {"encoder_logits": batch["encoder_logits"].mT.contiguous().mT})
         loss_and_gradients(batch | {name: batch[name].int() for name in ("targets", "encoded_lengths")})
         loss_and_gradients(batch | {name: batch[name].bfloat16() for name in LOGITS})
-    assert [len(kernel.signatures) for kernel in KERNELS] == compiled
+    assert [len(kernel.signatures) for kernel in kernels] == compiled
 
 
-def test_gradients_of_some_utterances_at_a_time_are_the_same(monkeypatch):
-    batch = random_batch(5, 70, 40, 30)
-    expected = loss_and_gradients(batch)
-    monkeypatch.setattr(additive_on_cpu, "PRODUCT_ELEMENTS", 2 * 41 * 31)
-    torch.testing.assert_close(loss_and_gradients(batch), expected, rtol=0, atol=0)
-
-
-def test_more_products_than_are_kept_at_once_are_added_up():
-    batch = random_batch(2, 9, 4, 1400)  # five of them, four at once
-    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+def test_gradients_of_some_rows_at_a_time_and_sums_of_many_terms_are_exact_too():
+    batch = random_batch(2, 70, 40, 5000)  # three times 32 rows, of three times 32 terms; twenty products for Z
+    options = {"reduction": "none", "lattice_loss": lambda *arguments: rnnt_lattice_loss(*arguments)}
+    expected = loss_and_gradients(batch | {name: batch[name].double() for name in LOGITS}, **options)
+    assert_exact(loss_and_gradients(batch, reduction="none"), expected)
 
 
 @pytest.mark.parametrize("name", LOGITS)
@@ -448,20 +441,30 @@ def reduced_precision_products() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
 
 
-def test_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch, reduced_precision_products):
+def test_no_setting_reduces_the_precision(reduced_precision_products):
     batch = random_batch(T=40, U=20, V=300)
     expected = loss_and_gradients(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results = loss_and_gradients(batch)
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+
+
+def test_torchs_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch, reduced_precision_products):
+    batch = random_batch(T=40, U=20, V=300)
+    options = {"lattice_loss": lambda *arguments: rnnt_lattice_loss(*arguments)}
+    expected = loss_and_gradients(batch, **options)
     seen, bmm = [], torch.bmm
 
-    def spy(*factors: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
-        product = bmm(*factors, **options)
+    def spy(*factors: torch.Tensor) -> torch.Tensor:
+        product = bmm(*factors)
         precisions = (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
         seen.append((*precisions, product.dtype))
         return product
 
     monkeypatch.setattr(torch, "bmm", spy)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = loss_and_gradients(batch)
+        results = loss_and_gradients(batch, **options)
     torch.testing.assert_close(results, expected, rtol=0, atol=0)
     products = [precisions for *precisions, dtype in seen if dtype == torch.float32]
     assert products == [["ieee", "ieee"]] * 3  # the normaliser's and one for each gradient
