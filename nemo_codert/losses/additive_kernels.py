@@ -148,7 +148,7 @@ def _additive(
                 z[frame, state] = 1 / z[frame, state]
         columns = frames, states, encoder.exp_columns[b], prediction.exp_columns[b]
         _step_probabilities(*columns, first[b, : m - 1], z, log_label[:, :-1], label[:, :-1])
-        _step_probabilities(*columns, blank_columns, z, log_blank[:, :], blanks[:, :])
+        _step_probabilities(*columns, blank_columns, z, log_blank[:, :], blanks[:, :])  # views, to be compiled once
         losses[b] = scale * forward_backward(log_label[:, :-1], log_blank, label[:, :-1], blanks)
         taken = encoder.taken[b], prediction.taken[b]
         _weights(label, blanks, scale, first[b], z, rounded[b, :t, :m], *taken)
@@ -209,7 +209,7 @@ def _side_gradient(
     (length, others), num_classes = weight.shape, gradient.shape[1]
     gradient[length:] = 0.0
     scale = gradient.dtype.type(upstream)
-    most = max(ROW_ELEMENTS // num_classes, 32)
+    most = min(max(ROW_ELEMENTS // num_classes, 32), length)
     products, piece = np.empty((most, len(first))), np.empty((most, num_classes), gradient.dtype)
     for start in range(0, length, most):
         end = min(start + most, length)

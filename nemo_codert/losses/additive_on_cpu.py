@@ -52,7 +52,7 @@ class AdditiveLoss(torch.autograd.Function):
         prediction_logits = prediction_logits[:, : batch.targets.shape[1] + 1]
         logits = [each.to(dtype).contiguous() for each in (encoder_logits, prediction_logits)]
         (num_utterances, num_frames, num_classes), num_columns = logits[0].shape, logits[1].shape[1]
-        sizes, scale, redo = np.array(batch.sizes), 1.0 + fastemit_lambda, np.empty(num_utterances, np.bool_)
+        sizes, scale, redo = np.array(batch.sizes), 1.0 + float(fastemit_lambda), np.empty(num_utterances, np.bool_)
         first, classes = (np.empty((num_utterances, num_columns), np.int64) for _ in range(2))
         # Nothing is zeroed: the kernels write all that they read.
         encoder, prediction = (_side(each, num_columns) for each in logits)

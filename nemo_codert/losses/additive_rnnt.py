@@ -1,6 +1,6 @@
 """The exact RNN-T loss of an additive joint, `z[b,t,u] = E[b,t] + G[b,u]`, without the [B, T, U+1, V+1] lattice.
 
-The normaliser of every lattice cell is one batched matrix product of exponentials,
+The normaliser of all lattice cells is a matrix product of exponentials,
 `Z[b,t,u] = sum_v exp(E[b,t,v]) exp(G[b,u,v])`, and with the occupancies gamma the gradient is two more:
 `dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. These are float32. The columns of the utterance's
 own tokens and of the blank are float64 throughout, for two reasons: only there is an occupancy taken off, and what is
@@ -59,6 +59,7 @@ def additive_rnnt_loss(
     """
     check_reduction(reduction)
     _check_logits(encoder_logits, prediction_logits)
+    blank = int(blank)  # a kernel would be compiled again for another type
     batch = check_transducer_batch(
         targets,
         encoded_lengths,

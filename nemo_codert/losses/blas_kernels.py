@@ -1,7 +1,7 @@
 """Matrix products for compiled kernels, by the BLAS that torch is linked to (else SciPy's), on the calling thread.
 
-A kernel that runs on torch's threads has a product each; MKL and OpenBLAS start no threads inside. Not torch's own
-products, which its settings may reduce to TF32 or bfloat16. Imports torch, numpy, numba, llvmlite, SciPy.
+Each of torch's threads that a kernel runs on has products of its own; MKL starts no threads inside, SciPy's may. They
+are not torch's, which its settings may reduce to bfloat16. Imports torch, numpy, numba, llvmlite, SciPy, `compiled`.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from numba import types
 from nemo_codert.losses.compiled import callee
 
 _PREFIX = "nemo_codert_"  # of the symbols: cached code asks for them by name
-LETTERS = np.frombuffer(b"NT", np.uint8)  # as it stands, transposed
+_LETTERS = np.frombuffer(b"NT", np.uint8)  # as it stands, transposed
 
 
 def _address(name: str) -> int:
@@ -61,14 +61,15 @@ def fill_product(left: np.ndarray, right: np.ndarray, result: np.ndarray) -> Non
     A row or a column of a factor is contiguous, and a row of the result.
     """
     # Fortran's matrices have columns one after the other: it is given the transposed product.
-    (turned_left, apart_left), (turned_right, apart_right), (_, apart) = _layout(left), _layout(right), _layout(result)
+    (turned_left, apart_left), (turned_right, apart_right) = _layout(left), _layout(right)
     numbers, factors = np.empty(6, np.int32), np.empty(2, result.dtype)
     numbers[0], numbers[1], numbers[2] = result.shape[1], result.shape[0], left.shape[1]
-    numbers[3], numbers[4], numbers[5] = apart_right, apart_left, apart
+    numbers[3], numbers[4] = apart_right, apart_left
+    numbers[5] = max(result.strides[0] // result.itemsize, result.shape[1])
     factors[0], factors[1] = 1.0, 0.0  # of the product and of what the result was
     arguments = (
-        LETTERS[turned_right:].ctypes,
-        LETTERS[turned_left:].ctypes,
+        _LETTERS[turned_right:].ctypes,
+        _LETTERS[turned_left:].ctypes,
         numbers.ctypes,
         numbers[1:].ctypes,
         numbers[2:].ctypes,

@@ -96,8 +96,10 @@ def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (N
 def on_torch_threads(body: Callable, arguments: tuple, threads: int) -> None:
     """Call body(thread, number of threads, *arguments), a jitted function, on `threads` threads at the same time.
 
-    For compiled code. It may get fewer of them, and is told how many. Raises MemoryError where one of the calls raised
-    anything: what a kernel raises is not known here, and nothing but memory should fail in one.
+    For compiled code. It may get fewer of them, and is told how many. Raises MemoryError where one of several calls
+    raised anything: what it was is not known here, and nothing but memory should fail in a kernel.
     """
-    if _fork(body, arguments, threads):
+    if threads == 1:  # not a team of one, inside which BLAS would make threads of its own
+        body(0, 1, *arguments)
+    elif _fork(body, arguments, threads):
         raise MemoryError("a kernel of the RNN-T loss failed on one of its threads, most likely for want of memory")

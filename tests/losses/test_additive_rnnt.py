@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -342,6 +343,7 @@ def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers(
     for B, T, U, V in ((1, 1, 0, 2), (1, 7, 3, 5), (2, 3, 0, 9), (3, 40, 12, 1400)):
         batch = random_batch(B, T, U, V)
         loss_and_gradients(batch, reduction="sum", fastemit_lambda=0)
+        loss_and_gradients(batch | {"blank": np.int32(V)}, fastemit_lambda=np.float32(0.5))
         loss_and_gradients(batch | {"encoder_logits": batch["encoder_logits"][:1].expand(B, -1, -1)})
         loss_and_gradients(batch | {"encoder_logits": batch["encoder_logits"].mT.contiguous().mT})
         loss_and_gradients(batch | {name: batch[name].int() for name in ("targets", "encoded_lengths")})
@@ -369,6 +371,22 @@ def test_a_class_that_cannot_be_is_left_out(name):
     for gradient, wanted in zip(gradients, others, strict=True):
         assert not gradient[:, :, 2].any()
         torch.testing.assert_close(gradient[:, :, [*range(2), *range(3, 10)]], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("T, U, V", [(33, 4, 384), (65, 33, 7)])
+def test_remainders_of_one_are_exact_too(T, U, V):
+    batch = random_batch(2, T, U, V)  # of sums over classes, frames and states
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_utterance_alone_is_exact_too(threads):
+    batch, before = random_batch(1, 40, 9, 3000), torch.get_num_threads()
+    torch.set_num_threads(threads)  # the products' own, where there is one utterance
+    try:
+        assert_exact(loss_and_gradients(batch, reduction="none"), in_float64(batch))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_target_that_cannot_be_has_an_infinite_loss():
@@ -423,8 +441,7 @@ def test_views_of_other_layouts_are_taken():
     turned = {name: batch[name].transpose(1, 2).contiguous().transpose(1, 2) for name in LOGITS}
     assert not turned["encoder_logits"].is_contiguous()
     for result, wanted in zip(loss_and_gradients(batch | turned), loss_and_gradients(batch), strict=True):
-        # A float32 product over another layout may sum in another order; 0 seen
-        torch.testing.assert_close(result, wanted, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(result, wanted, rtol=0, atol=0)
 
 
 def test_integer_types_of_targets_and_lengths_do_not_matter():

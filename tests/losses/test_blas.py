@@ -3,10 +3,12 @@
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+import torch
 
 from nemo_codert.losses import blas_kernels
 from nemo_codert.losses.blas_kernels import fill_product
@@ -14,7 +16,7 @@ from tests.conftest import REPOSITORY
 
 # What torch is linked to cannot be asked: SciPy's is.
 SCIPYS = """
-import ctypes, numba, numpy as np, torch
+import ctypes, numba, pytest, scipy.linalg, torch
 
 class Library:
     def __init__(self, name):
@@ -24,10 +26,9 @@ library, ctypes.CDLL = ctypes.CDLL, Library
 from nemo_codert.losses import blas_kernels
 ctypes.CDLL = library
 assert blas_kernels._address("sgemm") != blas_kernels._scipy_address("sgemm")
-product = numba.njit(lambda left, right, result: blas_kernels.fill_product(left, right, result))
-left, right = np.arange(6.0, dtype=np.float32).reshape(2, 3), np.ones((3, 4), np.float32)
-product(left, right, result := np.empty((2, 4), np.float32))
-assert result.tolist() == [[3.0] * 4, [12.0] * 4], result
+from tests.losses.test_additive_rnnt import assert_exact, loss_and_gradients, random_batch, reference
+for batch in (random_batch(4, 40, 36, 300), random_batch(disagreement=200.0)):
+    assert_exact(loss_and_gradients(batch, reduction="none"), reference(batch))
 """
 
 
@@ -56,9 +57,8 @@ def test_factors_may_lie_in_rows_or_columns_or_be_parts_of_others(sizes, dtype):
 
 
 def test_it_is_torchs():
-    library = ctypes.CDLL(
-        str(next((blas_kernels.Path(blas_kernels.torch.__file__).parent / "lib").glob("libtorch_cpu.*")))
-    )
+    (path,) = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
+    library = ctypes.CDLL(str(path))
     assert blas_kernels._address("sgemm") == ctypes.cast(library.sgemm_, ctypes.c_void_p).value
 
 

@@ -63,12 +63,16 @@ def test_every_share_is_done_once(threads):
     assert by.tolist() == [share % threads for share in range(5)]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_what_fails_on_any_thread_is_raised_as_want_of_memory(threads):
+def test_what_fails_on_any_thread_is_raised_as_want_of_memory():
     done = np.zeros(2, np.int64)
     with pytest.raises(MemoryError, match="for want of memory"):
-        run(threads, fail_late, done)
-    assert done.tolist() == [threads - 1, 0]
+        run(2, fail_late, done)
+    assert done.tolist() == [1, 0]
+
+
+def test_what_fails_on_one_thread_is_raised_as_it_is():
+    with pytest.raises(ValueError):
+        run(1, fail_late, np.zeros(2, np.int64))
 
 
 def test_threads_are_torchs_and_no_more_than_there_is_work(monkeypatch):
