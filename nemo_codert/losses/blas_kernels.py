@@ -1,31 +1,24 @@
 """Matrix products for compiled kernels, by the BLAS that torch is linked to (else SciPy's), on the calling thread.
 
 Each of torch's threads that a kernel runs on has products of its own; MKL starts no threads inside, SciPy's may. They
-are not torch's, which its settings may reduce to bfloat16. Imports torch, numpy, numba, llvmlite, SciPy, `compiled`.
+are not torch's, which its settings may reduce to bfloat16. Imports numpy, numba, SciPy, `compiled`, `torch_symbols`.
 """
 
 import ctypes
-from pathlib import Path
 
 import numpy as np
-import torch
-from llvmlite import binding
 from numba import types
 
 from nemo_codert.losses.compiled import callee
+from nemo_codert.losses.torch_symbols import PREFIX, offer, torch_functions
 
-_PREFIX = "nemo_codert_"  # of the symbols: cached code asks for them by name
 _LETTERS = np.frombuffer(b"NT", np.uint8)  # as it stands, transposed
 
 
 def _address(name: str) -> int:
     """Of the Fortran routine."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
-        try:
-            return ctypes.cast(getattr(ctypes.CDLL(str(path)), f"{name}_"), ctypes.c_void_p).value
-        except (OSError, AttributeError):
-            continue
-    return _scipy_address(name)
+    found = torch_functions([f"{name}_"])
+    return ctypes.cast(found[0], ctypes.c_void_p).value if found else _scipy_address(name)
 
 
 def _scipy_address(name: str) -> int:
@@ -40,10 +33,10 @@ def _scipy_address(name: str) -> int:
 
 
 for _name in ("sgemm", "dgemm"):
-    binding.add_symbol(_PREFIX + _name, _address(_name))
+    offer(_name, _address(_name))
 _signature = types.void(*[types.voidptr] * 13)
-_sgemm = types.ExternalFunction(f"{_PREFIX}sgemm", _signature)
-_dgemm = types.ExternalFunction(f"{_PREFIX}dgemm", _signature)
+_sgemm = types.ExternalFunction(f"{PREFIX}sgemm", _signature)
+_dgemm = types.ExternalFunction(f"{PREFIX}dgemm", _signature)
 
 
 @callee

@@ -2,41 +2,36 @@
 
 Threads of anyone else would fight with them: after each call OpenMP's threads spin for some milliseconds, in case
 there is more to do. torch's are those of the OpenMP runtime that it is linked to, and compiled code can ask that one
-too. Imports torch, numba, llvmlite.
+too. Imports torch, numba, llvmlite, `torch_symbols`.
 """
 
 import ctypes
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.base import BaseContext
 from numba.core.typing import Signature
 from numba.extending import intrinsic
 
+from nemo_codert.losses.torch_symbols import PREFIX, offer, torch_functions
+
 FORK, THREAD, THREADS = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
-_PREFIX = "nemo_codert_"  # of the symbols: cached code asks for them by name
 BYTES, NUMBER = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
-def _openmp() -> list[object] | None:
+def _openmp() -> list[Any] | None:
     """The three functions of torch's OpenMP runtime; None where it is built with another, or with none.
 
-    What the whole process sees comes first: a runtime that was preloaded is torch's too.
+    A runtime that was preloaded is torch's too.
     """
-    for name in (None, *sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))):
-        try:
-            library = ctypes.CDLL(name and str(name))
-            return [getattr(library, function) for function in (FORK, THREAD, THREADS)]
-        except (OSError, AttributeError):
-            continue
-    return None
+    return torch_functions((FORK, THREAD, THREADS), preloaded=True)
 
 
-def _on_this_thread() -> list[object]:
+def _on_this_thread() -> list[Any]:
     """The same three functions where there is no OpenMP."""
     task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     fork = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -46,7 +41,7 @@ def _on_this_thread() -> list[object]:
 
 _functions = _openmp() or _on_this_thread()
 for _name, _function in zip((FORK, THREAD, THREADS), _functions, strict=True):
-    binding.add_symbol(_PREFIX + _name, ctypes.cast(_function, ctypes.c_void_p).value)
+    offer(_name, _function)
 
 
 def threads_for(shares: int) -> int:
@@ -60,7 +55,7 @@ def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (N
     call = body.get_call_type(typing_context, (types.int32, types.int32, *arguments), {})
 
     def of_module(builder: ir.IRBuilder, name: str, result: ir.Type, *parameters: ir.Type) -> ir.Function:
-        return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, parameters), _PREFIX + name)
+        return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, parameters), PREFIX + name)
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, values: list) -> ir.Value:
         _, data, count = values
