@@ -38,12 +38,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_codert.console import exit_status, quieten_libraries
+from nemo_codert.cli.console import exit_status, quieten_libraries
 
 if TYPE_CHECKING:
-    from nemo_codert.analysis.logit_analysis import Analysis, Utterance
-    from nemo_codert.analysis.logit_figures import UtterancePage
-    from nemo_codert.analysis.logit_report import LogitReport, MeasureRow
+    from nemo_codert.analysis.figures import UtterancePage
+    from nemo_codert.analysis.readings import Analysis, Utterance
+    from nemo_codert.analysis.report import LogitReport, MeasureRow
 
 MOST_PIECES = 20  # a row of the utterance pictures each
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure the models one after the other, write the report, print the last model's table."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.analysis.logit_report import findings, new_folder, write_report
+    from nemo_codert.analysis.report import findings, new_folder, write_report
 
     with new_folder(options.output_dir) as folder:
         report = measure(options)
@@ -118,10 +118,10 @@ def measure(options: argparse.Namespace) -> "LogitReport":
     import torch
 
     from nemo_codert.analysis.branches import branches_of
-    from nemo_codert.analysis.evaluation import usable_entries
-    from nemo_codert.analysis.logit_analysis import analyze, chosen, transcript_faults, utterances
-    from nemo_codert.analysis.logit_report import LogitReport, MeasuredModel, measure_rows
-    from nemo_codert.analysis.trained_models import checkpoint_files, load_trained
+    from nemo_codert.analysis.readings import analyze, chosen, transcript_faults, utterances
+    from nemo_codert.analysis.report import LogitReport, MeasuredModel, measure_rows
+    from nemo_codert.evaluation.transcribe import usable_entries
+    from nemo_codert.models.open_model import checkpoint_files, load_trained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     paths = options.model or checkpoint_files(options.checkpoints)
@@ -163,7 +163,7 @@ def utterance_pages(
     analysis: "Analysis", found: Sequence["Utterance"], shown: Sequence[int], sample_rate: int
 ) -> list["UtterancePage"]:
     """The drawn utterances of the last model."""
-    from nemo_codert.analysis.logit_figures import UtterancePage
+    from nemo_codert.analysis.figures import UtterancePage
 
     branches = analysis.branches
     return [

@@ -34,7 +34,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nemo_codert.console import exit_status, folder_to_fill, keep_freed_memory, quieten_libraries
+from nemo_codert.cli.console import exit_status, folder_to_fill, keep_freed_memory, quieten_libraries
 
 PARTS = ("loss", "joint", "step", "decoding")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
@@ -123,7 +123,7 @@ def check_steps(options: argparse.Namespace) -> None:
     Raises:
         ValueError: channels that the heads do not divide, too little audio, too few or many word pieces.
     """
-    from nemo_codert.analysis.step_costs import FRAME_SECONDS, HEADS, made_up_tokenizer
+    from nemo_codert.benchmark.training_step import FRAME_SECONDS, HEADS, made_up_tokenizer
 
     for name in ("teacher", "student"):
         layers, channels = getattr(options, name)
@@ -157,8 +157,8 @@ def benchmark(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Measure, print and write what the options ask for."""
-    from nemo_codert.analysis.cost_measures import MeasureSettings
-    from nemo_codert.analysis.cost_table import describe_machine, format_table, write_csv
+    from nemo_codert.benchmark.measure import MeasureSettings
+    from nemo_codert.benchmark.table import describe_machine, format_table, write_csv
 
     threads = set_threads(options.threads)
     print(describe_machine(options.device, threads), flush=True)
@@ -190,8 +190,8 @@ def set_threads(threads: int | None) -> int:
 
 def run_loss(options: argparse.Namespace, settings: object) -> tuple[list, list]:
     """Rows and findings at all shapes; growth is printed and drawn."""
-    from nemo_codert.analysis.cost_table import curves, format_growth, plot_curves
-    from nemo_codert.analysis.loss_costs import LossShape, loss_cases, loss_rows, named_shapes
+    from nemo_codert.benchmark.additive_loss import LossShape, loss_cases, loss_rows, named_shapes
+    from nemo_codert.benchmark.table import curves, format_growth, plot_curves
 
     over_vocabulary = [LossShape(*options.lattice, size) for size in options.vocabularies]
     over_lattice = [LossShape(*lattice, options.lattices_vocabulary) for lattice in options.lattices]
@@ -214,7 +214,7 @@ def run_loss(options: argparse.Namespace, settings: object) -> tuple[list, list]
 
 def lattice_limit(options: argparse.Namespace) -> float:
     """Bytes of the largest lattice that is made."""
-    from nemo_codert.analysis.loss_costs import largest_lattice
+    from nemo_codert.benchmark.additive_loss import largest_lattice
 
     given = options.largest_lattice
     return largest_lattice(options.device) if given is None else 1e9 * given
@@ -222,8 +222,8 @@ def lattice_limit(options: argparse.Namespace) -> float:
 
 def run_joint(options: argparse.Namespace, settings: object) -> tuple[list, list]:
     """Rows and findings of the stock joint's loss."""
-    from nemo_codert.analysis.joint_costs import joint_rows
-    from nemo_codert.analysis.loss_costs import LossShape
+    from nemo_codert.benchmark.additive_loss import LossShape
+    from nemo_codert.benchmark.joint_loss import joint_rows
 
     shapes = [LossShape(*shape) for shape in options.joint_shapes]
     return joint_rows(shapes, options.joint_hidden, options.device, lattice_limit(options), settings)
@@ -231,7 +231,7 @@ def run_joint(options: argparse.Namespace, settings: object) -> tuple[list, list
 
 def run_step(options: argparse.Namespace, settings: object) -> tuple[list, list]:
     """Rows and findings of the training steps."""
-    from nemo_codert.analysis.step_costs import StepSettings, step_rows
+    from nemo_codert.benchmark.training_step import StepSettings, step_rows
 
     step = StepSettings(
         batch=options.batch_size,
@@ -248,7 +248,7 @@ def run_step(options: argparse.Namespace, settings: object) -> tuple[list, list]
 
 def run_decoding(options: argparse.Namespace, settings: object) -> tuple[list, list]:
     """Rows and findings of the exported student."""
-    from nemo_codert.analysis.decoding_costs import DecodingSettings, decoding_rows
+    from nemo_codert.benchmark.decoding import DecodingSettings, decoding_rows
 
     decoding = DecodingSettings(
         batch=options.decoding_batch_size,

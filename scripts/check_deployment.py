@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_codert.console import exit_status, folder_to_fill, quieten_libraries
+from nemo_codert.cli.console import exit_status, folder_to_fill, quieten_libraries
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-    from nemo_codert.analysis.deployment import Deployed
+    from nemo_codert.evaluation.served import Deployed
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> None:
     """Export, transcribe, print and write the report."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.analysis.deployment import read_signal, report
-    from nemo_codert.analysis.evaluation import set_decoding, usable_entries
     from nemo_codert.data.manifest import whole_or_not
-    from nemo_codert.export import load_model, stock_of
-    from nemo_codert.sherpa_onnx import export_sherpa_onnx
+    from nemo_codert.evaluation.served import read_signal, report
+    from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
+    from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
+    from nemo_codert.export.stock_file import load_model, stock_of
 
     entries = usable_entries(options.manifest)[: options.limit]
     with folder_to_fill(options.output_dir, "--output-dir"):
@@ -90,8 +90,8 @@ def transcribe(
     stock: "EncDecRNNTBPEModel", folder: Path, sherpa: list[Path], signals: list, references: list[str]
 ) -> list["Deployed"]:
     """The same signals through every program; the stock model's own files are written first."""
-    from nemo_codert.analysis.deployment import Deployed, OnnxGreedy, SherpaOnnx, nemo_texts
-    from nemo_codert.export import export_onnx, save_model
+    from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, nemo_texts
+    from nemo_codert.export.stock_file import export_onnx, save_model
 
     rate = stock.preprocessor.featurizer.sample_rate
     nemo = save_model(stock, folder / "student.nemo")

@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from nemo_codert.analysis.comparison_folds import find_folds
-from nemo_codert.analysis.comparison_plan import (
+from nemo_codert.compare.folds import find_folds
+from nemo_codert.compare.plan import (
     BASELINE,
     SETTINGS_FILE,
     TEACHER,
@@ -40,8 +40,8 @@ from nemo_codert.analysis.comparison_plan import (
     plan,
     read_settings,
 )
-from nemo_codert.analysis.comparison_report import write_report
-from nemo_codert.analysis.comparison_results import (
+from nemo_codert.compare.report import write_report
+from nemo_codert.compare.results import (
     RUNS_FILE,
     Results,
     check_kept,
@@ -51,7 +51,7 @@ from nemo_codert.analysis.comparison_results import (
     restore_cells,
     write_results,
 )
-from nemo_codert.analysis.comparison_runner import LOCK_FILE, Runner, locked
+from nemo_codert.compare.runner import LOCK_FILE, Runner, locked
 
 TRAINER = [sys.executable, str(Path(__file__).resolve().parent / "train.py")]
 STRATEGIES = ["student", "tandem_kd", "shared_kd"]

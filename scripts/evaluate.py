@@ -31,10 +31,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from nemo_codert.console import exit_status, quieten_libraries
+from nemo_codert.cli.console import exit_status, quieten_libraries
 
 if TYPE_CHECKING:
-    from nemo_codert.analysis.evaluation import Evaluation
+    from nemo_codert.evaluation.transcribe import Evaluation
 
 COLUMNS = ("manifest", "utterances", "words", "sub", "ins", "del", "WER", "audio", "real-time factor")
 
@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate, print the tables, write the predictions."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.analysis.evaluation import usable_entries
-    from nemo_codert.model_sizes import distinct_names, peak_memory_of
-    from nemo_codert.models.pretrained import restored_config
+    from nemo_codert.benchmark.model_sizes import distinct_names, peak_memory_of
+    from nemo_codert.evaluation.transcribe import usable_entries
+    from nemo_codert.models.teacher_weights import restored_config
 
     names = distinct_names(options.model)
     for model in options.model if len(options.model) > 1 else ():
@@ -133,8 +133,8 @@ def evaluate_model(path: Path, options: argparse.Namespace) -> "tuple[dict[str, 
     """What one model is and what it made of the manifests; it is gone from memory afterwards."""
     import torch
 
-    from nemo_codert.analysis.evaluation import evaluate, set_decoding
-    from nemo_codert.export import load_model, stock_of
+    from nemo_codert.evaluation.transcribe import evaluate, set_decoding
+    from nemo_codert.export.stock_file import load_model, stock_of
 
     model = stock_of(load_model(path), branch=options.branch)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,7 +157,7 @@ def write(
     options: argparse.Namespace, name: str | None, about: dict[str, Any], evaluations: "list[Evaluation]"
 ) -> None:
     """Predictions and summary of a model, whose name goes into theirs where there are several."""
-    from nemo_codert.analysis.evaluation import write_predictions
+    from nemo_codert.evaluation.transcribe import write_predictions
 
     if options.output is None:
         return

@@ -31,13 +31,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_codert.console import exit_status, quieten_libraries
+from nemo_codert.cli.console import exit_status, quieten_libraries
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecRNNTBPEModel
     from omegaconf import DictConfig
 
-    from nemo_codert.training_record import TrainingRecord
+    from nemo_codert.export.training_record import TrainingRecord
 
 SUFFIXES = {"nemo": ".nemo", "onnx": ".onnx"}
 
@@ -91,7 +91,7 @@ def export(options: argparse.Namespace) -> None:
     """Write the files that the options ask for and print what they are."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.export import load_model
+    from nemo_codert.export.stock_file import load_model
 
     model = load_model(options.model)
     about, written = export_sherpa(model, options) if options.format == "sherpa-onnx" else export_stock(model, options)
@@ -106,7 +106,7 @@ def card_of(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int,
     Raises:
         ValueError: results that are none, or of another model.
     """
-    from nemo_codert.model_card import CardOptions, model_card, read_results
+    from nemo_codert.export.model_card import CardOptions, model_card, read_results
 
     about = {"branch": options.branch, "parameters": parameters}
     return model_card(
@@ -121,8 +121,8 @@ def card_of(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int,
 
 def export_stock(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
     """A stock `.nemo` with its card, or NeMo's ONNX: what it is, and the files."""
-    from nemo_codert.export import export_onnx, save_with_card, stock_of
-    from nemo_codert.training_record import recorded_training
+    from nemo_codert.export.stock_file import export_onnx, save_with_card, stock_of
+    from nemo_codert.export.training_record import recorded_training
 
     stock = stock_of(model, branch=options.branch, joint=options.joint)
     parameters = sum(parameter.numel() for parameter in stock.parameters())
@@ -138,8 +138,8 @@ def export_stock(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tu
 
 def export_sherpa(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
     """The folder for sherpa-onnx: which recognizer it is for, and the files."""
-    from nemo_codert.export import networks_of
-    from nemo_codert.sherpa_onnx import export_sherpa_onnx, is_cache_aware
+    from nemo_codert.export.sherpa_onnx import export_sherpa_onnx, is_cache_aware
+    from nemo_codert.export.stock_file import networks_of
 
     choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
     written = export_sherpa_onnx(model, options.output, **choice)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_codert.console import exit_status, quieten_libraries
+from nemo_codert.cli.console import exit_status, quieten_libraries
 
 if TYPE_CHECKING:
     from nemo_codert.analysis.branches import Branch
@@ -70,9 +70,9 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from nemo_codert.analysis.emission_delay import emission_delays, summarise
-    from nemo_codert.analysis.evaluation import usable_entries
-    from nemo_codert.analysis.logit_analysis import transcript_faults, utterances
-    from nemo_codert.analysis.trained_models import load_trained
+    from nemo_codert.analysis.readings import transcript_faults, utterances
+    from nemo_codert.evaluation.transcribe import usable_entries
+    from nemo_codert.models.open_model import load_trained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {manifest: utterances(usable_entries(manifest)) for manifest in options.manifest}

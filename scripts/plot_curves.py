@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from nemo_codert.analysis.learning_curves import largest_difference, plot_runs, read_curves
-from nemo_codert.console import exit_status
+from nemo_codert.cli.console import exit_status
+from nemo_codert.evaluation.learning_curves import largest_difference, plot_runs, read_curves
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -33,7 +33,7 @@ import json
 import sys
 from pathlib import Path
 
-from nemo_codert.console import exit_status
+from nemo_codert.cli.console import exit_status
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def prepare(options: argparse.Namespace) -> dict[str, Path]:
     """Makes the corpus that the options ask for; returns its manifests by set name."""
     if options.corpus == "synthetic":
-        from nemo_codert.data.synthetic import make_synthetic_corpus
+        from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
 
         return make_synthetic_corpus(
             options.output_dir,
@@ -80,7 +80,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Path]:
             seed=options.seed,
         )
     if options.corpus == "fsdd":
-        from nemo_codert.data.digits import make_digit_corpus
+        from nemo_codert.data.corpora.digits import make_digit_corpus
 
         return make_digit_corpus(
             options.fsdd_dir,
@@ -91,7 +91,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Path]:
             vocab_size=options.vocab_size,
             seed=options.seed,
         )
-    from nemo_codert.data.librispeech import make_librispeech_corpus
+    from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
 
     return make_librispeech_corpus(
         options.output_dir,

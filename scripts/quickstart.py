@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from nemo_codert.console import hydra_value
+from nemo_codert.cli.console import hydra_value
 
 SCRIPTS = Path(__file__).resolve().parent
 CORPUS_SIZES = {"train": 900, "dev": 60, "test": 100}
@@ -118,11 +118,11 @@ def run_script(name: str, *arguments: str) -> None:
 
 def evaluate_branches(run: Path, manifest: Path, folder: Path) -> list[dict[str, object]]:
     """WER, size and speed of the student and the teacher, both as stock models; the student's texts are kept."""
-    from nemo_codert.console import quieten_libraries
+    from nemo_codert.cli.console import quieten_libraries
 
     quieten_libraries()
-    from nemo_codert.analysis.evaluation import evaluate, write_predictions
-    from nemo_codert.export import load_model, stock_of
+    from nemo_codert.evaluation.transcribe import evaluate, write_predictions
+    from nemo_codert.export.stock_file import load_model, stock_of
 
     pair = load_model(run / "pair.nemo")
     results = []
@@ -176,7 +176,7 @@ def write_report(
     folder: Path, run: Path, results: list[dict[str, object]], stock: dict[str, object], minutes: float
 ) -> None:
     """report.md with the table, the curves as a picture and what stock NeMo read."""
-    from nemo_codert.analysis.learning_curves import plot_curves, read_curves
+    from nemo_codert.evaluation.learning_curves import plot_curves, read_curves
 
     plot_curves(read_curves(run), folder / "learning_curves.png")
     read = "\n".join(f"| {said} | {text} |" for said, text in stock["pairs"])

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.console import fault, keep_freed_memory, quieten_libraries
+from nemo_codert.cli.console import fault, keep_freed_memory, quieten_libraries
 
 quieten_libraries()
 
@@ -45,26 +45,26 @@ from nemo.utils.get_rank import is_global_rank_zero  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from nemo_codert.analysis.evaluation import evaluate, write_predictions  # noqa: E402
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
-from nemo_codert.checkpoint_reading import RefusedCheckpoint, read_checkpoint  # noqa: E402
-from nemo_codert.config import checked_config, encoder_stride, lone_branch  # noqa: E402
+from nemo_codert.config.checked import checked_config, encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data import DataReport, Loader, screen_dataset  # noqa: E402
-from nemo_codert.export import save_model, save_with_card, stock_of  # noqa: E402
-from nemo_codert.model_card import model_card, read_results  # noqa: E402
+from nemo_codert.evaluation.transcribe import evaluate, write_predictions  # noqa: E402
+from nemo_codert.export.model_card import model_card, read_results  # noqa: E402
+from nemo_codert.export.stock_file import save_model, save_with_card, stock_of  # noqa: E402
+from nemo_codert.export.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
+from nemo_codert.files.checkpoints import RefusedCheckpoint, read_checkpoint  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.models.build_faults import build_error, try_networks  # noqa: E402
-from nemo_codert.models.pretrained import load_lone_checkpoint  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
+from nemo_codert.models.teacher_weights import load_lone_checkpoint  # noqa: E402
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation  # noqa: E402
-from nemo_codert.progress import StepProgress  # noqa: E402
-from nemo_codert.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
-from nemo_codert.training.checkpoint_io import CheckpointFiles  # noqa: E402
+from nemo_codert.training.checkpoint_files import CheckpointFiles  # noqa: E402
 from nemo_codert.training.finite_guard import FiniteGuard  # noqa: E402
 from nemo_codert.training.last_checkpoint import prepare_resume  # noqa: E402
 from nemo_codert.training.load_watch import LoadWatch  # noqa: E402
+from nemo_codert.training.progress import StepProgress  # noqa: E402
 from nemo_codert.training.resume import ResumeState  # noqa: E402
-from nemo_codert.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
+from nemo_codert.training.run_checks import check_run, is_tarred, manifest_paths, test_manifests  # noqa: E402
 
 logger = logging.getLogger("nemo_codert.train")
 

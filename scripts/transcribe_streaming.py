@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.console import exit_status, quieten_libraries
+from nemo_codert.cli.console import exit_status, quieten_libraries
 
 SETTINGS = Path(__file__).resolve().parents[1] / "conf" / "inference"
 
@@ -69,9 +69,9 @@ def utterances(options: argparse.Namespace, sample_rate: int) -> list[dict[str, 
     """
     import soundfile
 
-    from nemo_codert.analysis.evaluation import usable_entries
     from nemo_codert.data.audio_files import inspect
     from nemo_codert.data.manifest import write_manifest
+    from nemo_codert.evaluation.transcribe import usable_entries
 
     if options.manifest is not None:
         return usable_entries(options.manifest, sample_rate)
@@ -93,9 +93,9 @@ def run(options: argparse.Namespace) -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from nemo_codert.analysis.evaluation import write_predictions
-    from nemo_codert.analysis.streaming import build_pipeline, pipeline_config, refuse_unfit, stream
-    from nemo_codert.models.pretrained import restored_config
+    from nemo_codert.evaluation.streaming import build_pipeline, pipeline_config, refuse_unfit, stream
+    from nemo_codert.evaluation.transcribe import write_predictions
+    from nemo_codert.models.teacher_weights import restored_config
 
     model_cfg = restored_config(options.model, str(options.model))
     cfg = pipeline_config(

@@ -23,7 +23,7 @@ INTERPRETER = "PRELOADED_PYTHON_INTERPRETER"
 MOST_FILES = 200  # numbers of files that a process may be started with; the kernel hands over 253
 PRELOADED = ("nemo.collections.asr.models", "nemo.utils.exp_manager", "nemo_codert.models", "matplotlib.pyplot")
 # What a training, a test of a model or an export imports on its way.
-PRELOADED += ("nemo_codert.training.resume", "nemo_codert.model_card", "nemo_codert.run_checks")
+PRELOADED += ("nemo_codert.training.resume", "nemo_codert.export.model_card", "nemo_codert.training.run_checks")
 PRELOADED += ("librosa.filters", "smart_open", "tensorboard.plugins.hparams", "torch.utils.tensorboard")
 PRELOADED += ("sentencepiece.sentencepiece_model_pb2", "torch.utils.serialization")
 

@@ -18,47 +18,29 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
-# Part of the package -> the parts it may import (DESIGN: scripts -> {export, analysis} -> models -> modules ->
-# {losses, config, nemo_compat}). A part may import itself and the package's own __init__.
-FILES_OF_STRANGERS = {"nemo_archive", "checkpoint_reading"}
-LEAVES = (
-    {"losses", "config", "config_values", "size_checks", "stock_options", "nemo_compat"}
-    | FILES_OF_STRANGERS
-    | {"disk_errors"}
-)
+# Room of the package -> the rooms it may import (docs/architecture.md draws the arrows). A room may import itself and the
+# package's own __init__.
+LOWEST = {"config", "files", "nemo_compat"}
 MAY_IMPORT = {
-    "losses": set(),
-    "config": {"config_values", "size_checks", "stock_options"},
-    "size_checks": {"config_values"},
-    "stock_options": {"config_values"},
-    "config_values": set(),
+    "config": set(),
+    "files": {"config", "nemo_compat"},
     "nemo_compat": set(),
-    "nemo_archive": set(),
-    "checkpoint_reading": set(),
-    "disk_errors": set(),
-    "console": set(),
-    "progress": set(),
-    "data": {"disk_errors"},
-    "modules": LEAVES,
-    "models": LEAVES | {"modules", "data"},
-    "export": LEAVES | {"modules", "models"},
-    "model_card": {"analysis", "data", "training_record"},
-    "model_sizes": {"analysis", "export"},
-    "sherpa_onnx": LEAVES | {"modules", "models", "export"},
-    "run_checks": {"config", "config_values", "data", "analysis", "nemo_compat"},
-    "training_record": {"config", "data"},
-    "analysis": LEAVES | {"modules", "models", "data", "console"},
-    "training": LEAVES | {"modules", "models", "data"},
+    "data": {"files"},
+    "losses": set(),
+    "modules": LOWEST | {"losses", "data"},
+    "models": LOWEST | {"losses", "data", "modules"},
+    "evaluation": LOWEST | {"losses", "data", "modules", "models"},
+    "export": LOWEST | {"losses", "data", "modules", "models", "evaluation"},
+    "analysis": LOWEST | {"losses", "data", "modules", "models", "evaluation"},
+    "training": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
+    "compare": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis", "cli"},
+    "benchmark": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
+    "cli": LOWEST,
 }
-# Heavy packages that a part must not import, not even inside a function where `anywhere` says so.
+# Heavy packages that a room must not import, not even inside a function where `anywhere` says so.
 FORBIDDEN = {
     "losses": {"nemo", "lightning", "omegaconf", "hydra"},
     "config": {"nemo", "torch", "lightning", "hydra"},
-    "stock_options": {"nemo", "torch", "lightning", "hydra"},
-    "config_values": {"nemo", "torch", "lightning", "hydra"},
-    "size_checks": {"nemo", "torch", "lightning", "hydra"},
-    "disk_errors": {"nemo", "torch", "lightning", "hydra", "omegaconf"},
-    "checkpoint_reading": {"nemo", "lightning", "hydra"},
     "data": {"nemo", "torch", "lightning"},
 }
 

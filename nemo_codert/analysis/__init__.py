@@ -1,1 +1,1 @@
-"""Measurements on trained models. May import models; nothing but scripts imports this."""
+"""Measurements of the paper on encoder, prediction and joint logits."""

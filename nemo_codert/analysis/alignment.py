@@ -12,8 +12,8 @@ import torch
 from nemo.collections.asr.modules import RNNTJoint
 
 from nemo_codert.losses.lattice import lattice_occupancies
-from nemo_codert.models.transducer import Projected
 from nemo_codert.modules.encoder_logits import token_logits
+from nemo_codert.modules.transducer import Projected
 
 LATTICE_VALUES = 2**24  # logits held at once, 64 MB in float32
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules.encoder_geometry import encoder_geometry
+from nemo_codert.modules.transducer import Transducer
 
 RATIO_TOLERANCE = 1e-6  # of two frame lengths in seconds, which are products of a few decimal numbers
 

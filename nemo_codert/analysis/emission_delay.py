@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from nemo_codert.analysis.alignment import align
 from nemo_codert.analysis.branches import Branch
-from nemo_codert.analysis.logit_analysis import Utterance, encoded_utterances
-from nemo_codert.models.transducer import predict, project, project_prediction
+from nemo_codert.analysis.readings import Utterance, encoded_utterances
+from nemo_codert.modules.transducer import predict, project, project_prediction
 
 
 @dataclass(frozen=True)

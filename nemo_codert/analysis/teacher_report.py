@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from nemo_codert.analysis.alignment import align, passed_logits
-from nemo_codert.analysis.logit_measures import entropy
+from nemo_codert.analysis.measures import entropy
 from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.transducer import encode, encoder_logits_of, predict, project, project_prediction
+from nemo_codert.modules.transducer import encode, encoder_logits_of, predict, project, project_prediction
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from nemo_codert.disk_errors import named_when_full
+from nemo_codert.files.disk_errors import named_when_full
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 REPORTED_LINES = 10

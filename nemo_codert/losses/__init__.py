@@ -1,7 +1,7 @@
 """The training criteria of CoDERT (arXiv:2106.07734). Pure torch and Numba: nothing in this package imports NeMo."""
 
 from nemo_codert.losses.additive_rnnt import additive_rnnt_loss
-from nemo_codert.losses.encoder_distillation import EncoderDistillationLoss, encoder_distillation_loss
+from nemo_codert.losses.encoder_kl import EncoderDistillationLoss, encoder_distillation_loss
 from nemo_codert.losses.frames import group_frames, paired_frames, valid_frames
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
 

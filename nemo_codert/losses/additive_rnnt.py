@@ -5,17 +5,17 @@ The normaliser of all lattice cells is a matrix product of exponentials,
 `dE = exp(E) * ((gamma / Z) @ exp(G)) - occupancies of the tokens`. These are float32. The columns of the utterance's
 own tokens and of the blank are float64 throughout, for two reasons: only there is an occupancy taken off, and what is
 left of it in a confident lattice may be a millionth; and they are nearly all of such a lattice's Z. An utterance on
-which float32 could go wrong is computed in float64 altogether (`additive_precision`).
-Imports torch, `additive_on_cpu`, `additive_log_probs`, `additive_precision`, `lattice`.
+which float32 could go wrong is computed in float64 altogether (`additive_float64`).
+Imports torch, `cpu/additive`, `additive_torch`, `additive_float64`, `lattice`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank
 
 import torch
 
-from nemo_codert.losses.additive_log_probs import AdditiveLogProbs
-from nemo_codert.losses.additive_on_cpu import AdditiveLoss
-from nemo_codert.losses.additive_precision import compute_dtype
+from nemo_codert.losses.additive_float64 import compute_dtype
+from nemo_codert.losses.additive_torch import AdditiveLogProbs
+from nemo_codert.losses.cpu.additive import AdditiveLoss
 from nemo_codert.losses.lattice import (
     LatticeLoss,
     check_fastemit,

@@ -16,9 +16,9 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 
+from nemo_codert.losses.cpu.lattice_kernels import lattice_kernel as _numba_kernel
+from nemo_codert.losses.cpu.lattice_kernels import target_kernel
 from nemo_codert.losses.frames import valid_cells, valid_frames
-from nemo_codert.losses.lattice_kernels import lattice_kernel as _numba_kernel
-from nemo_codert.losses.lattice_kernels import target_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,10 @@ def _cuda_occupancies(
     """`lattice_occupancies` of float64 CUDA tensors by the compiled kernels, where a block has the threads."""
     compute = _torch_occupancies
     if _has_kernels():
-        from nemo_codert.losses.cuda_kernels import MOST_STATES, cuda_occupancies  # Numba's CUDA half, no use on a CPU
+        from nemo_codert.losses.cuda.lattice_kernels import (  # Numba's CUDA half, no use on a CPU
+            MOST_STATES,
+            cuda_occupancies,
+        )
 
         if blank.shape[2] <= MOST_STATES:
             compute = cuda_occupancies

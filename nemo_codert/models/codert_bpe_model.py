@@ -19,15 +19,18 @@ from nemo.utils.model_utils import convert_model_config_to_dict_config
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
-from nemo_codert.config import checked_config, distillation_weight, rate_problem
+from nemo_codert.config.checked import checked_config, distillation_weight, rate_problem
 from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_frames
-from nemo_codert.models.checked_restoring import CheckedRestoring
-from nemo_codert.models.ctc_head import build_ctc_head, ctc_loss, mixed_loss
-from nemo_codert.models.pretrained import load_pair_checkpoints
+from nemo_codert.models.safe_restoring import CheckedRestoring
 from nemo_codert.models.stock_config import stock_branch_config, student_block
 from nemo_codert.models.stock_models import stock_model
-from nemo_codert.models.student_parts import refer, student_generator
-from nemo_codert.models.transducer import (
+from nemo_codert.models.teacher_weights import load_pair_checkpoints
+from nemo_codert.modules.activation_checkpointing import checkpoint_layers
+from nemo_codert.modules.ctc_head import build_ctc_head, ctc_loss, mixed_loss
+from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
+from nemo_codert.modules.encoder_logits import projected_logits
+from nemo_codert.modules.shared_modules import refer, student_generator
+from nemo_codert.modules.transducer import (
     Encoded,
     Projected,
     Transducer,
@@ -40,9 +43,6 @@ from nemo_codert.models.transducer import (
     project_prediction,
     refuse_unready,
 )
-from nemo_codert.modules.activation_checkpointing import checkpoint_layers
-from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
-from nemo_codert.modules.encoder_logits import projected_logits
 from nemo_codert.nemo_compat import is_being_restored, refuse_scaled_clipping, switch_cuda_graphs
 
 PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
@@ -57,7 +57,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     reachable under the student's names and registered once.
 
     Args:
-        cfg: a stock RNN-T model config plus the blocks `student` and `codert` (`nemo_codert.config`).
+        cfg: a stock RNN-T model config plus the blocks `student` and `codert` (`nemo_codert.config.checked`).
         trainer: Lightning trainer, optional.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from nemo.collections.asr.modules import ConformerEncoder
 
-from nemo_codert.models.transducer import Transducer
+from nemo_codert.modules.transducer import Transducer
 
 KEY = "model.student.init_from_teacher is true but"
 SHOWN = 3  # differing tensors that a message names

@@ -9,9 +9,9 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_codert.config import ADDITIVE_JOINT, checked_config
+from nemo_codert.config.checked import ADDITIVE_JOINT, checked_config
+from nemo_codert.config.stock_checks import TDT_LOSSES, is_tdt
 from nemo_codert.modules.encoder_geometry import encoder_geometry
-from nemo_codert.stock_options import TDT_LOSSES, is_tdt
 
 # NeMo evaluates the word errors of a fused step in sub-batches of this many utterances; the exact loss has none.
 WER_BATCH_SIZE = 1024

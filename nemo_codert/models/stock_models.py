@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from nemo_codert import __version__
-from nemo_codert.config import STOCK_JOINT, encoder_stride
+from nemo_codert.config.checked import STOCK_JOINT, encoder_stride
 from nemo_codert.data.tokenizer import without_paths
-from nemo_codert.models.transducer import Transducer
 from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
 from nemo_codert.modules.output_range import output_range
+from nemo_codert.modules.transducer import Transducer
 
 
 def stock_class(cfg: DictConfig) -> type[EncDecRNNTModel]:

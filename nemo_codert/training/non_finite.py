@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from nemo_codert.models.transducer import Encoded, encode
+from nemo_codert.modules.transducer import Encoded, encode
 
 NAMED_PARAMETERS = 3
 NAMED_UTTERANCES = 20

@@ -8,8 +8,8 @@ import torch
 
 from nemo_codert.analysis import alignment as module
 from nemo_codert.analysis.alignment import Alignment, align, most_likely_alignment, node_logits, passed_logits
-from nemo_codert.models.transducer import encode, predict, project, project_prediction
 from nemo_codert.modules.encoder_logits import joint_logits
+from nemo_codert.modules.transducer import encode, predict, project, project_prediction
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK = "nemo.collections.asr.modules.RNNTJoint"

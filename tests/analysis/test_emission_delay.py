@@ -9,7 +9,7 @@ import torch
 
 from nemo_codert.analysis.branches import branches_of
 from nemo_codert.analysis.emission_delay import emission_delays, emission_frames, summarise, token_delays
-from nemo_codert.analysis.logit_analysis import utterances
+from nemo_codert.analysis.readings import utterances
 from tests.conftest import conformer
 
 

@@ -11,10 +11,10 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.analysis.branches import branches_of
-from nemo_codert.analysis.logit_analysis import SOURCES, VIEWS, analyze, chosen, transcript_faults, utterances
+from nemo_codert.analysis.readings import SOURCES, VIEWS, analyze, chosen, transcript_faults, utterances
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.models import student_config, teacher_config
-from nemo_codert.models.transducer import encode
+from nemo_codert.modules.transducer import encode
 from tests.conftest import SAMPLE_RATE, conformer, tone
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
@@ -138,7 +138,7 @@ def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found,
 
 
 def test_a_lone_model_and_its_exact_stock_copy_say_the_same(make_lone, found):
-    from nemo_codert.export import stock_of
+    from nemo_codert.export.stock_file import stock_of
 
     lone = make_lone()
     stock = stock_of(lone, joint="exact")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_codert.analysis.logit_measures import (
+from nemo_codert.analysis.measures import (
     Agreement,
     Confusions,
     agreement,

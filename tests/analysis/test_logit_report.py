@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_codert.analysis.logit_analysis import SOURCES, VIEWS, Analysis, BranchReadings, FrameReadings
-from nemo_codert.analysis.logit_figures import (
+from nemo_codert.analysis.figures import (
     DPI,
     UtterancePage,
     agreement_figure,
@@ -19,8 +18,9 @@ from nemo_codert.analysis.logit_figures import (
     piece_label,
     utterance_figures,
 )
-from nemo_codert.analysis.logit_measures import Agreement, Confusions, Readings
-from nemo_codert.analysis.logit_report import (
+from nemo_codert.analysis.measures import Agreement, Confusions, Readings
+from nemo_codert.analysis.readings import SOURCES, VIEWS, Analysis, BranchReadings, FrameReadings
+from nemo_codert.analysis.report import (
     LogitReport,
     MeasuredModel,
     findings,

@@ -8,7 +8,7 @@ from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding
 from omegaconf import OmegaConf
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
-from nemo_codert.analysis.word_errors import total_word_errors
+from nemo_codert.evaluation.word_errors import total_word_errors
 from nemo_codert.models import EncDecCoDERTBPEModel
 from tests.conftest import SENTENCES
 from tests.models.teacher_files import pair_config, save_teacher

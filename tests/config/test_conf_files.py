@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_codert.config import checked_config
+from nemo_codert.config.checked import checked_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 LIBRISPEECH = ("librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm")

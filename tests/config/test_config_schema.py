@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_codert import __version__, config
-from nemo_codert.config import CoDERTConfig, DistillationConfig, StudentConfig, checked_config, distillation_weight
+from nemo_codert import __version__
+from nemo_codert.config import checked as config
+from nemo_codert.config.checked import (
+    CoDERTConfig,
+    DistillationConfig,
+    StudentConfig,
+    checked_config,
+    distillation_weight,
+)
 
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
 CONFORMER = {

@@ -1,4 +1,4 @@
-"""docs/configuration.md says what nemo_codert/config.py does."""
+"""docs/configuration.md says what nemo_codert/config/checked.py does."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_codert import config
+from nemo_codert.config import checked as config
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import logging
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_codert.config import checked_config
+from nemo_codert.config.checked import checked_config
 from tests.config.test_config_schema import CONFORMER, DECODER, faults, model_config, set_to
 
 

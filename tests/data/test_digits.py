@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data.corpus import SAMPLE_RATE
-from nemo_codert.data.digits import (
+from nemo_codert.data.corpora.corpus import SAMPLE_RATE
+from nemo_codert.data.corpora.digits import (
     DIGIT_WORDS,
     SPEAKERS,
     UNSEEN_SPEAKER,

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 
 from nemo_codert.data import read_manifest, screen_manifest
-from nemo_codert.data.corpus import SAMPLE_RATE, resample
-from nemo_codert.data.espeak import Espeak
-from nemo_codert.data.librispeech import make_librispeech_corpus, set_name
-from nemo_codert.data.sentences import random_sentence
+from nemo_codert.data.corpora.corpus import SAMPLE_RATE, resample
+from nemo_codert.data.corpora.espeak import Espeak
+from nemo_codert.data.corpora.librispeech import make_librispeech_corpus, set_name
+from nemo_codert.data.corpora.sentences import random_sentence
 
 PARTS = {"train-clean-100": 6, "train-tiny": 4, "dev-clean": 2, "dev-other": 2, "test-clean": 3, "test-other": 2}
 

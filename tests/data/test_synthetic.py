@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data import espeak, read_manifest, screen_manifest, synthetic
-from nemo_codert.data.corpus import SAMPLE_RATE
-from nemo_codert.data.espeak import Espeak
-from nemo_codert.data.sentences import all_words, random_sentence, training_sentences, unseen_sentences
-from nemo_codert.data.synthetic import VOICES, make_synthetic_corpus
+from nemo_codert.data import read_manifest, screen_manifest
+from nemo_codert.data.corpora import espeak, synthetic
+from nemo_codert.data.corpora.corpus import SAMPLE_RATE
+from nemo_codert.data.corpora.espeak import Espeak
+from nemo_codert.data.corpora.sentences import all_words, random_sentence, training_sentences, unseen_sentences
+from nemo_codert.data.corpora.synthetic import VOICES, make_synthetic_corpus
 
 COUNTS = {"train_utterances": 60, "dev_utterances": 8, "test_utterances": 12}
 

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 import torch
 
-from nemo_codert.analysis.deployment import OnnxGreedy, SherpaOnnx, nemo_texts
-from nemo_codert.export import export_onnx, save_model
-from nemo_codert.sherpa_onnx import export_sherpa_onnx
+from nemo_codert.evaluation.served import OnnxGreedy, SherpaOnnx, nemo_texts
+from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
+from nemo_codert.export.stock_file import export_onnx, save_model
 from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, load_script, padded_batch, tone
 
 pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-deploy.txt")
@@ -114,7 +114,7 @@ def test_the_check_of_a_deployment_exports_all_and_finds_the_same_texts(
     lines.append({**lines[0], "text": "beyond the limit"})
     (tmp_path / "test.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pair, folder = save_model(trained_pair, tmp_path / "pair.nemo"), tmp_path / "out" / "deployment"
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)
+    monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)
     arguments = ["--model", str(pair), "--manifest", str(tmp_path / "test.json"), "--output-dir", str(folder)]
     monkeypatch.setattr(sys, "argv", ["check_deployment.py", *arguments, "--limit", "3", "--show", "2"])
     assert load_script("check_deployment").main() == 0

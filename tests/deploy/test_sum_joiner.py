@@ -9,8 +9,8 @@ import pytest
 import torch
 from nemo.collections.asr.modules import RNNTDecoder, RNNTJoint
 
+from nemo_codert.export.sherpa_onnx import PredictionGraph, export_prediction, sum_joiner
 from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
-from nemo_codert.sherpa_onnx import PredictionGraph, export_prediction, sum_joiner
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]

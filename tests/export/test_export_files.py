@@ -8,7 +8,7 @@ import torch
 import yaml
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-from nemo_codert.export import load_model, save_model, stock_of
+from nemo_codert.export.stock_file import load_model, save_model, stock_of
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.nemo_compat import is_being_restored

@@ -9,9 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.export import load_model, save_model
-from nemo_codert.model_card import CardOptions, Result, model_card, read_results
-from nemo_codert.training_record import DataRecord, TrainingRecord, recorded_training, strategy_name
+from nemo_codert.export.model_card import CardOptions, Result, model_card, read_results
+from nemo_codert.export.stock_file import load_model, save_model
+from nemo_codert.export.training_record import DataRecord, TrainingRecord, recorded_training, strategy_name
 from tests.conftest import REPOSITORY, load_script
 
 RECORD = TrainingRecord(
@@ -57,7 +57,7 @@ def export(monkeypatch, capsys, tmp_path):
         capsys.readouterr()
         return load_script("export_student").main(), capsys.readouterr().err
 
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
+    monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)  # would change the whole process
     return call
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_codert.export import export_onnx, stock_of
+from nemo_codert.export.stock_file import export_onnx, stock_of
 from nemo_codert.modules.encoder_logits import joint_logits
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"

@@ -6,10 +6,16 @@ import pytest
 import torch
 from nemo.collections.asr.modules.rnnt import StatelessTransducerDecoder
 
-from nemo_codert.export import networks_of, stock_of
-from nemo_codert.models.transducer import Transducer
+from nemo_codert.export.sherpa_onnx import (
+    NETWORKS,
+    export_sherpa_onnx,
+    front_end_problems,
+    network_problems,
+    sum_joiner,
+)
+from nemo_codert.export.stock_file import networks_of, stock_of
 from nemo_codert.modules.encoder_logits import encoder_logits, joint_logits, prediction_logits
-from nemo_codert.sherpa_onnx import NETWORKS, export_sherpa_onnx, front_end_problems, network_problems, sum_joiner
+from nemo_codert.modules.transducer import Transducer
 from tests.conftest import ADDITIVE, STOCK, conformer, lstm
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -140,7 +146,7 @@ def test_a_failed_export_leaves_nothing(shared_pair, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("nemo_codert.sherpa_onnx._write_tokens", fail)
+    monkeypatch.setattr("nemo_codert.export.sherpa_onnx._write_tokens", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         export_sherpa_onnx(shared_pair(), tmp_path / "folder")
     assert list((tmp_path / "folder").iterdir()) == []

@@ -11,8 +11,8 @@ import torch
 from nemo.collections.asr.modules import RNNTJoint
 from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
-from nemo_codert.export import load_model, save_model, save_with_card
-from nemo_codert.model_card import CardOptions, Result, model_card
+from nemo_codert.export.model_card import CardOptions, Result, model_card
+from nemo_codert.export.stock_file import load_model, save_model, save_with_card
 from nemo_codert.models import EncDecCoDERTBPEModel
 from tests.conftest import SENTENCES
 

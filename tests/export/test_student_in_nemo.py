@@ -10,7 +10,7 @@ import torch
 from nemo.collections.asr.models import ASRModel
 from omegaconf import OmegaConf
 
-from nemo_codert.export import save_model
+from nemo_codert.export.stock_file import save_model
 from tests.conftest import SAMPLE_RATE, conformer, load_script, lstm
 from tests.export.tone_words import CACHE_AWARE, trained_student, utterances
 
@@ -59,7 +59,7 @@ def stream(monkeypatch, capsys):
             status = end.code
         return status, *capsys.readouterr()
 
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
+    monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)  # would change the whole process
     return call
 
 
@@ -231,7 +231,7 @@ def test_parts_of_files_and_broken_audio_are_refused(stream, offline_student, co
 
 
 def test_chunks_that_nemo_trips_over_are_refused_with_a_remedy(corpus):
-    from nemo_codert.analysis.streaming import stream as play
+    from nemo_codert.evaluation.streaming import stream as play
 
     class Tripping:
         def run(self, files):

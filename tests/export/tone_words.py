@@ -56,7 +56,7 @@ def batch_of(model, pairs: list[tuple[str, np.ndarray]]) -> tuple[torch.Tensor, 
 def trained_student(make_config, folder: Path, encoder: dict, **overrides):
     """A stock student that knows the language well enough; the pair's teacher is left out of the training."""
     from nemo_codert.models import EncDecCoDERTBPEModel
-    from nemo_codert.models.transducer import encode
+    from nemo_codert.modules.transducer import encode
 
     torch.manual_seed(0)
     overrides = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.export import moved_when_complete
-from nemo_codert.training.checkpoint_io import CheckpointFiles
+from nemo_codert.export.stock_file import moved_when_complete
+from nemo_codert.training.checkpoint_files import CheckpointFiles
 
 MEGABYTE = torch.zeros(2**18)  # float32
 

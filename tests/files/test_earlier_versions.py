@@ -12,11 +12,11 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
 from omegaconf import open_dict
 
-from nemo_codert.analysis.trained_models import load_trained
-from nemo_codert.checkpoint_reading import read_checkpoint
-from nemo_codert.export import load_model, save_model, stock_of
+from nemo_codert.export.stock_file import load_model, save_model, stock_of
+from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.checked_restoring import model_from_checkpoint
+from nemo_codert.models.open_model import load_trained
+from nemo_codert.models.safe_restoring import model_from_checkpoint
 from tests.conftest import REPOSITORY
 from tests.files.traps import members_of
 from tests.models.training_runs import equal_states, train

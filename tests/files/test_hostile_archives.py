@@ -19,10 +19,10 @@ from nemo.core.classes import common
 from omegaconf import OmegaConf
 
 import nemo_codert
-from nemo_codert.export import load_model, save_model
+from nemo_codert.export.stock_file import load_model, save_model
+from nemo_codert.files.nemo_archive import CheckedArchive, check_archive, target_problem
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.models.pretrained import load_lone_checkpoint, load_source, restore_rnnt, restored_config
-from nemo_codert.nemo_archive import CheckedArchive, check_archive, target_problem
+from nemo_codert.models.teacher_weights import load_lone_checkpoint, load_source, restore_rnnt, restored_config
 from nemo_codert.nemo_compat import forget_failed_restore, is_being_restored
 from tests.conftest import ADDITIVE, STOCK
 from tests.files.traps import add_member, bare_pickle, members_of, pickled, rewrite, traps

@@ -11,10 +11,10 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
-from nemo_codert.analysis.trained_models import checkpoint_files, load_trained
-from nemo_codert.checkpoint_reading import StandIn, plain, read_checkpoint
+from nemo_codert.files.checkpoints import StandIn, plain, read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.training.checkpoint_io import CheckpointFiles
+from nemo_codert.models.open_model import checkpoint_files, load_trained
+from nemo_codert.training.checkpoint_files import CheckpointFiles
 from tests.conftest import load_script
 from tests.files.traps import Trap, bare_pickle, save_trapped, traps
 from tests.models.training_runs import equal_states
@@ -110,7 +110,7 @@ def entries(model, trainer, path: Path, folder: Path) -> dict:
 
 
 def test_no_way_to_open_a_checkpoint_executes_anything(make_model, trainer, checkpoint, tmp_path, mark, monkeypatch):
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)
+    monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)
     content = read_checkpoint(checkpoint)
     folder = tmp_path / "hostile"
     folder.mkdir()

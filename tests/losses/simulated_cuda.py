@@ -8,7 +8,7 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # read when numba is imported
 
 import torch
 
-from nemo_codert.losses.cuda_kernels import occupancies_kernel, variables_kernel
+from nemo_codert.losses.cuda.lattice_kernels import occupancies_kernel, variables_kernel
 from nemo_codert.losses.lattice import lattice_occupancies
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_codert.losses import additive_on_cpu, additive_precision, additive_rnnt_loss, valid_frames
-from nemo_codert.losses.full_precision import full_precision
+from nemo_codert.losses import additive_float64, additive_rnnt_loss, valid_frames
+from nemo_codert.losses.cpu import additive as cpu_additive
+from nemo_codert.losses.float32_products import full_precision
 from nemo_codert.losses.lattice import rnnt_lattice_loss
 from tests.reference.rnnt_recursion import additive_losses
 
@@ -248,13 +249,13 @@ def test_float64_logits_are_computed_in_float64(disagreement):
 def redone(monkeypatch) -> list[int]:
     """Of each utterance that is computed again in float64: the cells where even that underflows."""
     cells = []
-    log_z = additive_precision.Utterance.log_z
+    log_z = additive_float64.Utterance.log_z
 
-    def spy(utterance: additive_precision.Utterance) -> torch.Tensor:
+    def spy(utterance: additive_float64.Utterance) -> torch.Tensor:
         cells.append(sum(len(t) for t, _ in utterance.cells))
         return log_z(utterance)
 
-    monkeypatch.setattr(additive_precision.Utterance, "log_z", spy)
+    monkeypatch.setattr(additive_float64.Utterance, "log_z", spy)
     return cells
 
 
@@ -282,7 +283,7 @@ def test_an_utterance_is_redone_where_a_sum_lost_terms_and_there_alone(redone, s
 def test_cells_summed_one_chunk_at_a_time_give_the_same(monkeypatch):
     batch = random_batch(disagreement=1000.0)
     expected = loss_and_gradients(batch)
-    monkeypatch.setattr(additive_precision, "CELL_CHUNK_ELEMENTS", 17)  # two cells of six classes
+    monkeypatch.setattr(additive_float64, "CELL_CHUNK_ELEMENTS", 17)  # two cells of six classes
     # Same float64 additions in the same order, then rounded to float32
     torch.testing.assert_close(loss_and_gradients(batch), expected, rtol=0, atol=0)
 
@@ -338,7 +339,7 @@ def test_garbage_in_the_padding_changes_nothing_and_gets_no_gradient(garbage, di
 
 def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers():
     loss_and_gradients(random_batch())
-    kernels = additive_on_cpu.additive_kernel, additive_on_cpu.gradient_kernel
+    kernels = cpu_additive.additive_kernel, cpu_additive.gradient_kernel
     compiled = [len(kernel.signatures) for kernel in kernels]
     for B, T, U, V in ((1, 1, 0, 2), (1, 7, 3, 5), (2, 3, 0, 9), (3, 40, 12, 1400)):
         batch = random_batch(B, T, U, V)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_codert.losses import blas_kernels
-from nemo_codert.losses.blas_kernels import fill_product
+from nemo_codert.losses.cpu import blas as blas_kernels
+from nemo_codert.losses.cpu.blas import fill_product
 from tests.conftest import REPOSITORY
 
 # What torch is linked to cannot be asked: SciPy's is.
@@ -23,7 +23,7 @@ class Library:
         raise OSError(name)
 
 library, ctypes.CDLL = ctypes.CDLL, Library
-from nemo_codert.losses import blas_kernels
+from nemo_codert.losses.cpu import blas as blas_kernels
 ctypes.CDLL = library
 assert blas_kernels._address("sgemm") != blas_kernels._scipy_address("sgemm")
 from tests.losses.test_additive_rnnt import assert_exact, loss_and_gradients, random_batch, reference

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_codert.losses.compiled import cache_folder, compiled
-from nemo_codert.losses.lattice_kernels import target_kernel
+from nemo_codert.losses.cpu.compile_cache import cache_folder, compiled
+from nemo_codert.losses.cpu.lattice_kernels import target_kernel
 from tests.conftest import REPOSITORY
 
 # A process of one second: importing the package would import torch too.
 LOAD = """
 import importlib.util, sys
 import numpy as np
-for name in ("compiled", "lattice_kernels"):
-    spec = importlib.util.spec_from_file_location(f"nemo_codert.losses.{name}", f"nemo_codert/losses/{name}.py")
+for name in ("compile_cache", "lattice_kernels"):
+    spec = importlib.util.spec_from_file_location(f"nemo_codert.losses.cpu.{name}", f"nemo_codert/losses/cpu/{name}.py")
     kernels = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
 """
@@ -94,7 +94,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 def test_nothing_is_written_beside_the_sources(filled):
     assert len(list(filled.rglob("*.nb*"))) == 2
-    sources = Path(sys.modules["nemo_codert.losses.compiled"].__file__).parent
+    sources = Path(sys.modules["nemo_codert.losses.cpu.compile_cache"].__file__).parent
     assert not [path for path in sources.rglob("*") if path.suffix in (".nbi", ".nbc")]
 
 

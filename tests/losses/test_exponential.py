@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from nemo_codert.losses.exponential_kernels import exp_float32, exp_float64
+from nemo_codert.losses.cpu.exponentials import exp_float32, exp_float64
 
 
 @numba.njit

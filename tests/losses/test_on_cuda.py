@@ -43,7 +43,7 @@ def test_torch_takes_what_the_kernels_cannot(monkeypatch, caplog, available, fou
     """More states than a block has threads, or a machine on which Numba cannot compile for CUDA."""
     from numba import cuda
 
-    from nemo_codert.losses import cuda_kernels
+    from nemo_codert.losses.cuda import lattice_kernels as cuda_kernels
 
     monkeypatch.setattr(cuda, "is_available", lambda: available)
     monkeypatch.setattr(cuda_kernels, "cuda_occupancies", lambda *_: "kernels")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_codert.losses import torch_threads
-from nemo_codert.losses.torch_threads import on_torch_threads, threads_for
+from nemo_codert.losses.cpu import openmp as torch_threads
+from nemo_codert.losses.cpu.openmp import on_torch_threads, threads_for
 from tests.conftest import REPOSITORY
 from tests.losses.test_additive_rnnt import loss_and_gradients, random_batch
 
@@ -29,7 +29,7 @@ def refuse(name):
     raise OSError(name)
 
 library, ctypes.CDLL = ctypes.CDLL, refuse
-from nemo_codert.losses import torch_threads
+from nemo_codert.losses.cpu import openmp as torch_threads
 assert torch_threads._openmp() is None
 ctypes.CDLL = library
 {LOSS}

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
-from nemo_codert.models.pretrained import KINDS, refuse_other_models
+from nemo_codert.models.teacher_weights import KINDS, refuse_other_models
 from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
 from tests.models.training_runs import equal_states, train
 

@@ -9,7 +9,7 @@ from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel, E
 from omegaconf import open_dict
 
 from nemo_codert.data.tokenizer import train_tokenizer
-from nemo_codert.export import export_onnx, load_model, save_model, stock_of
+from nemo_codert.export.stock_file import export_onnx, load_model, save_model, stock_of
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 from nemo_codert.models.stock_models import stock_class
 from tests.conftest import ADDITIVE, SENTENCES, STOCK

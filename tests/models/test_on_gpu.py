@@ -17,7 +17,7 @@ def losses_on(device: str, model, batch) -> dict[str, float]:  # noqa: ANN001
     with torch.no_grad():
         signal, signal_len, transcript, transcript_len = (tensor.to(device) for tensor in batch)
         features, features_len = model.extract_features(signal, signal_len)
-        from nemo_codert.models.transducer import encode
+        from nemo_codert.modules.transducer import encode
 
         branches = [
             encode(transducer, features, features_len)

@@ -53,14 +53,15 @@ def test_features_networks_and_projections_are_computed_once(
 
 
 def test_a_frozen_prediction_network_costs_no_product_in_the_backward_pass(monkeypatch):
-    from nemo_codert.losses import additive_on_cpu, additive_rnnt_loss
+    from nemo_codert.losses import additive_rnnt_loss
+    from nemo_codert.losses.cpu import additive
     from tests.losses.test_additive_rnnt import random_batch
 
     batch = random_batch()
     batch["encoder_logits"].requires_grad_()
     loss = additive_rnnt_loss(**batch)
-    filled, kernel = [], additive_on_cpu.gradient_kernel
-    monkeypatch.setattr(additive_on_cpu, "gradient_kernel", lambda *args: filled.extend(args[-2:]) or kernel(*args))
+    filled, kernel = [], additive.gradient_kernel
+    monkeypatch.setattr(additive, "gradient_kernel", lambda *args: filled.extend(args[-2:]) or kernel(*args))
     loss.backward()
     assert [gradient.shape[1] for gradient in filled] == [7, 0]  # a gradient without rows takes none
 

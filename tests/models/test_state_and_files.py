@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 import nemo_codert
 from nemo_codert.models import EncDecCoDERTBPEModel, teacher_config
-from nemo_codert.models.transducer import Transducer, predict
 from nemo_codert.modules.encoder_logits import joint_logits
+from nemo_codert.modules.transducer import Transducer, predict
 from tests.conftest import ADDITIVE, STOCK, STRATEGIES
 from tests.models.training_runs import equal_states, train
 

@@ -10,7 +10,7 @@ import torch
 from nemo.collections.asr.models import ASRModel
 from nemo.collections.asr.parts.utils.streaming_utils import CacheAwareStreamingAudioBuffer
 
-from nemo_codert.export import save_model
+from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel
 from tests.config.test_conf_files import model_section, shrunk
 from tests.conftest import SAMPLE_RATE, tone

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.models.transducer import encode
+from nemo_codert.modules.transducer import encode
 from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
 from tests.models.teacher_files import KINDS, pair_config, save_teacher
 from tests.models.training_runs import branch_losses, equal_states, train

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
+from nemo_codert.config.stock_checks import RNNT_REDUCTIONS
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.transducer import Encoded, predict, project, project_prediction
-from nemo_codert.stock_options import RNNT_REDUCTIONS
+from nemo_codert.modules.transducer import Encoded, predict, project, project_prediction
 from tests.conftest import ADDITIVE, STOCK
 from tests.models.teacher_files import pair_config
 from tests.models.training_runs import branch_losses, shortest

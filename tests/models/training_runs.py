@@ -26,7 +26,7 @@ def touched_groups(model: torch.nn.Module) -> set[str]:
 
 def branch_losses(model, batch, step: int = 0) -> dict[str, torch.Tensor]:
     """All parts of a pair's training loss, before any of them is backpropagated."""
-    from nemo_codert.models.transducer import encode
+    from nemo_codert.modules.transducer import encode
 
     signal, signal_len, transcript, transcript_len = batch
     features = model.extract_features(signal, signal_len)

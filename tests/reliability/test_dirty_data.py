@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from nemo_codert.data import screen_manifest
-from nemo_codert.export import load_model
+from nemo_codert.export.stock_file import load_model
 from tests.conftest import REPOSITORY, SAMPLE_RATE, tone
 from tests.reliability.dirty_corpus import GOOD, dirty_corpus
 from tests.reliability.small_runs import SMALL

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.checkpoint_reading import read_checkpoint
 from nemo_codert.data.manifest import write_manifest
-from nemo_codert.export import export_onnx, load_model, save_model, save_with_card
-from nemo_codert.training.checkpoint_io import CheckpointFiles
+from nemo_codert.export.stock_file import export_onnx, load_model, save_model, save_with_card
+from nemo_codert.files.checkpoints import read_checkpoint
+from nemo_codert.training.checkpoint_files import CheckpointFiles
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.reliability

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_codert.export import load_model, save_model
+from nemo_codert.export.stock_file import load_model, save_model
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.training.checkpoint_io import CheckpointFiles
+from nemo_codert.training.checkpoint_files import CheckpointFiles
 from tests.files.test_hostile_archives import CONFIGS, MEMBERS, TEXTS, replace_config
 from tests.files.traps import pickled, rewrite, save_trapped, traps
 

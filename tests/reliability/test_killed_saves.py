@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.checkpoint_reading import read_checkpoint
-from nemo_codert.training.checkpoint_io import CheckpointFiles
+from nemo_codert.files.checkpoints import read_checkpoint
+from nemo_codert.training.checkpoint_files import CheckpointFiles
 
 pytestmark = pytest.mark.reliability
 KILLS = 20

@@ -57,7 +57,7 @@ def answers(tmp_path_factory, make_config, manifest, batch) -> list[dict]:
     for name in NAMES:
         cfg = make_config("tandem" if name == "student" else name, train_ds={**plain, "shuffle": True}, **evaluated)
         OmegaConf.save(cfg, folder / f"{name}.yaml")
-    # With a number for a seed both would read the same: nemo_codert.run_checks refuses it.
+    # With a number for a seed both would read the same: nemo_codert.training.run_checks refuses it.
     for kind, more in (("classic", {}), ("lhotse", {**LHOTSE, "shard_seed": "randomized", "num_workers": 1})):
         cfg = make_config(train_ds={**DATA, "shuffle": True, **blocks[kind], **more}, **evaluated)
         OmegaConf.save(cfg, folder / f"tarred_{kind}.yaml")

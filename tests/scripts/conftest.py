@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from nemo_codert.analysis import comparison_plan
-from tests.analysis.comparison_corpora import write_corpus
+from nemo_codert.compare import plan as comparison_plan
+from tests.compare.comparison_corpora import write_corpus
 from tests.conftest import REPOSITORY, load_script
 
 COMPOSED = comparison_plan.composed
@@ -82,7 +82,7 @@ def run_config(tmp_path, manifest, tokenizer_dir):
 @pytest.fixture
 def run_script(monkeypatch, capsys):
     """Runs a script's main in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr("nemo_codert.console.quieten_libraries", lambda: None)  # would change the whole process
+    monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)  # would change the whole process
 
     def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
@@ -119,7 +119,7 @@ def run(compare_script, monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(comparison_plan, "composed", composed)
     monkeypatch.setattr(compare_script, "TRAINER", STUB)
-    monkeypatch.setattr("nemo_codert.analysis.comparison_runner.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("nemo_codert.compare.runner.POLL_SECONDS", 0.02)
     monkeypatch.setenv("STUB_DIR", str(tmp_path))
     write_corpus(tmp_path / "data")
 

@@ -25,7 +25,7 @@ def models(make_config, tmp_path_factory):
     an additive joint and another frame rate."""
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-    from nemo_codert.export import save_model
+    from nemo_codert.export.stock_file import save_model
     from nemo_codert.models import EncDecCoDERTBPEModel, student_config
     from tests.conftest import conformer
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemo_codert.analysis.loss_costs import LossShape
+from nemo_codert.benchmark.additive_loss import LossShape
 
 LOSS = "--only loss --shapes 2x6x2x8 --vocabularies 8 16 32 --lattice 1x6x2 --lattices 1x4x2 1x6x2 1x8x2".split()
 LOSS += ["--lattices-vocabulary", "8"]
@@ -128,7 +128,7 @@ def test_a_run_that_fails_before_anything_is_written_leaves_no_folder(run, tmp_p
     def fails(*_: object) -> None:
         raise ValueError("no loss today")
 
-    monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_rows", fails)
+    monkeypatch.setattr("nemo_codert.benchmark.additive_loss.loss_rows", fails)
     (tmp_path / "there").mkdir()
     for folder in ("new/out", "there", "there/out"):
         status, _, err = run(*LOSS, "--output-dir", folder)
@@ -146,10 +146,10 @@ def test_a_gpu_gets_the_shape_of_its_targets_and_a_lattice_limit_of_its_own(run,
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=32e9))
-    monkeypatch.setattr("nemo_codert.analysis.cost_table.describe_machine", lambda *_: "a GPU")
-    monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_cases", lambda *case: asked.append(case) or case)
-    monkeypatch.setattr("nemo_codert.analysis.loss_costs.loss_rows", lambda cases, _: ([], []))
-    monkeypatch.setattr("nemo_codert.analysis.cost_table.plot_curves", lambda *_: None)
+    monkeypatch.setattr("nemo_codert.benchmark.table.describe_machine", lambda *_: "a GPU")
+    monkeypatch.setattr("nemo_codert.benchmark.additive_loss.loss_cases", lambda *case: asked.append(case) or case)
+    monkeypatch.setattr("nemo_codert.benchmark.additive_loss.loss_rows", lambda cases, _: ([], []))
+    monkeypatch.setattr("nemo_codert.benchmark.table.plot_curves", lambda *_: None)
     assert run("--only", "loss", "--device", "cuda")[0] == 0
     assert asked[-1] == (LossShape(32, 400, 100, 1024), "cuda", 8e9)
     assert run("--only", "loss", "--device", "cuda", "--largest-lattice", "2", "--shapes", "1x4x2x8")[0] == 0

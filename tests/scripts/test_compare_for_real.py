@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import yaml
 
-from tests.analysis.comparison_corpora import WORDS, write_corpus
+from tests.compare.comparison_corpora import WORDS, write_corpus
 from tests.conftest import REPOSITORY, SAMPLE_RATE, tone
 
 TINY = [

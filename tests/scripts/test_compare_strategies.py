@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.analysis.comparison_corpora import write_corpus
+from tests.compare.comparison_corpora import write_corpus
 from tests.conftest import REPOSITORY
 
 STUB = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "stub_trainer.py")]
@@ -93,7 +93,7 @@ def test_seeds_and_folds_of_a_later_call_limit_what_is_trained_now_and_the_compa
 
 def test_code_that_changes_between_two_calls_is_told_in_the_table(compare, monkeypatch, tmp_path):
     for seed in ("0", "1"):
-        monkeypatch.setattr("nemo_codert.analysis.comparison_runner.source_hash", lambda seed=seed: seed * 64)
+        monkeypatch.setattr("nemo_codert.compare.runner.source_hash", lambda seed=seed: seed * 64)
         assert compare("--strategies", "student", "--seeds", seed)[0] == 0
     result = json.loads((tmp_path / "out" / "cells" / "all" / "seed1" / "student" / "result.json").read_text())
     assert result["code_sha256"] == "1" * 64

@@ -22,7 +22,7 @@ def models(make_config, tmp_path_factory):
     """Files of an untrained pair that says something, and of a lone student with an additive joint."""
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-    from nemo_codert.export import save_model
+    from nemo_codert.export.stock_file import save_model
     from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 
     folder = tmp_path_factory.mktemp("models")
@@ -43,7 +43,7 @@ def models(make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student(models):
     """The restored student, for tests that only transcribe with it."""
-    from nemo_codert.export import load_model
+    from nemo_codert.export.stock_file import load_model
 
     return load_model(models["student"])
 
@@ -63,7 +63,7 @@ def predictions(path: Path) -> list[dict]:
     ],
 )
 def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_path, source, options, hidden):
-    from nemo_codert.export import load_model
+    from nemo_codert.export.stock_file import load_model
 
     output = tmp_path / "new" / "student.nemo"
     status, text, _ = run("export_student", "--model", models[source], "--output", output, *options)
@@ -77,7 +77,7 @@ def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_pat
 
 
 def test_onnx_files_and_the_teacher_are_exported(run, models, tmp_path):
-    from nemo_codert.export import load_model
+    from nemo_codert.export.stock_file import load_model
 
     arguments = ["--model", models["pair"], "--output"]
     status, text, _ = run("export_student", *arguments, tmp_path / "student.onnx", "--format", "onnx")
@@ -127,7 +127,7 @@ def test_export_mistakes_end_in_one_message_and_status_two(run, models, tmp_path
 
 
 def test_evaluation_of_pair_and_student_agree_with_transcribe(run, models, student, manifest, tmp_path):
-    from nemo_codert.analysis.word_errors import total_word_errors
+    from nemo_codert.evaluation.word_errors import total_word_errors
 
     entries = predictions(manifest)
     files = [entry["audio_filepath"] for entry in entries]
@@ -156,7 +156,7 @@ def test_evaluation_of_pair_and_student_agree_with_transcribe(run, models, stude
 
 
 def test_the_teacher_branch_gives_the_teachers_texts(run, models, manifest, tmp_path):
-    from nemo_codert.export import load_model
+    from nemo_codert.export.stock_file import load_model
 
     output = tmp_path / "teacher.json"
     arguments = ["--model", models["pair"], "--manifest", manifest, "--branch", "teacher", "--output", output]
@@ -200,8 +200,8 @@ def test_without_a_reference_word_there_is_no_error_rate(run, models, manifest, 
 
 
 def test_decoding_strategies_keep_the_models_other_settings(models):
-    from nemo_codert.analysis.evaluation import set_decoding
-    from nemo_codert.export import load_model, stock_of
+    from nemo_codert.evaluation.transcribe import set_decoding
+    from nemo_codert.export.stock_file import load_model, stock_of
 
     model = stock_of(load_model(models["lone"]))  # NeMo's beam search does not end on the talkative one
     settings = copy.deepcopy(model.cfg.decoding)
@@ -220,8 +220,8 @@ def test_decoding_strategies_keep_the_models_other_settings(models):
 def test_confidence_of_a_greedy_model_does_not_stop_beam_search(models):
     from omegaconf import OmegaConf
 
-    from nemo_codert.analysis.evaluation import set_decoding
-    from nemo_codert.export import load_model
+    from nemo_codert.evaluation.transcribe import set_decoding
+    from nemo_codert.export.stock_file import load_model
 
     model = load_model(models["student"])
     settings = OmegaConf.to_container(model.cfg.decoding)
@@ -234,7 +234,7 @@ def test_confidence_of_a_greedy_model_does_not_stop_beam_search(models):
 @pytest.mark.parametrize("names", [["whole", "bad"], ["bad", "whole"], ["bad"]])
 @pytest.mark.parametrize("damage", ["end", "middle"])
 def test_audio_that_breaks_off_is_named_wherever_it_stands(student, manifest, tmp_path, damage, names):
-    from nemo_codert.analysis.evaluation import evaluate
+    from nemo_codert.evaluation.transcribe import evaluate
 
     audio, rate = soundfile.read(predictions(manifest)[7]["audio_filepath"])
     soundfile.write(tmp_path / "whole.flac", audio, rate)

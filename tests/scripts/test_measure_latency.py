@@ -21,7 +21,7 @@ def models(make_config, tmp_path_factory):
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
     from nemo_codert.data.tokenizer import train_tokenizer
-    from nemo_codert.export import save_model
+    from nemo_codert.export.stock_file import save_model
     from nemo_codert.models import EncDecCoDERTBPEModel, student_config
     from tests.conftest import SENTENCES, conformer
 

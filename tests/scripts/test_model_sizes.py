@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.model_sizes import distinct_names, peak_memory_of
+from nemo_codert.benchmark.model_sizes import distinct_names, peak_memory_of
 from tests.conftest import conformer
 
 
 @pytest.fixture(scope="module")
 def models(make_config, tmp_path_factory) -> dict[str, Path]:
     """Files of a student and of a teacher forty times its size, 25 MB in float32."""
-    from nemo_codert.export import save_model
+    from nemo_codert.export.stock_file import save_model
     from nemo_codert.models import EncDecCoDERTBPEModel
 
     folder = tmp_path_factory.mktemp("models")
@@ -34,7 +34,7 @@ def evaluate(run_script, manifest):
 
 
 def parameters_of(path: Path) -> int:
-    from nemo_codert.export import load_model
+    from nemo_codert.export.stock_file import load_model
 
     return sum(parameter.numel() for parameter in load_model(path).parameters())
 
@@ -69,7 +69,7 @@ def test_one_model_is_measured_on_request_only(evaluate, models, monkeypatch):
     def peak(model, entries, **options):
         asked.append((model, len(entries), options))
 
-    monkeypatch.setattr("nemo_codert.model_sizes.peak_memory_of", peak)
+    monkeypatch.setattr("nemo_codert.benchmark.model_sizes.peak_memory_of", peak)
     arguments = ["--model", models["pair"], "--branch", "teacher", "--batch-size", "3"]
     status, text, _ = evaluate(*arguments)
     assert status == 0 and "Side by side" not in text and not asked
@@ -82,7 +82,7 @@ def test_one_model_is_measured_on_request_only(evaluate, models, monkeypatch):
 
 def test_the_longest_utterances_make_the_batch_that_is_measured(monkeypatch):
     cases = []
-    monkeypatch.setattr("nemo_codert.model_sizes.peak_memory_in_own_process", cases.append)
+    monkeypatch.setattr("nemo_codert.benchmark.model_sizes.peak_memory_in_own_process", cases.append)
     entries = [{"audio_filepath": f"{i}.wav", "duration": seconds} for i, seconds in enumerate([3.0, 1.0, 2.0])]
     options = {"branch": "student", "decoding": "beam", "batch_size": 2, "device": "cpu"}
     assert peak_memory_of(Path("m.nemo"), entries, **options) is None
@@ -98,7 +98,7 @@ def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart():
 
 def test_a_faulty_model_is_told_before_the_first_one_transcribes(evaluate, models, tmp_path, monkeypatch):
     (tmp_path / "broken.nemo").write_text("no archive")
-    monkeypatch.setattr("nemo_codert.analysis.evaluation.evaluate", lambda *_, **__: pytest.fail("transcribed"))
+    monkeypatch.setattr("nemo_codert.evaluation.transcribe.evaluate", lambda *_, **__: pytest.fail("transcribed"))
     for other, message in ((tmp_path / "broken.nemo", "broken.nemo cannot be restored"), ("absent.nemo", "no such")):
         status, text, errors = evaluate("--model", models["student"], "--model", other)
         assert status == 2 and message in errors and text == ""

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from nemo_codert.data.digits import make_digit_corpus
-from nemo_codert.data.librispeech import make_librispeech_corpus
-from nemo_codert.data.synthetic import make_synthetic_corpus
+from nemo_codert.data.corpora.digits import make_digit_corpus
+from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
+from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
 from tests.conftest import REPOSITORY, load_script
 
 SCRIPT = REPOSITORY / "scripts" / "prepare_data.py"

@@ -1,4 +1,4 @@
-"""What nemo_codert/run_checks.py says of the trainer, the optimiser, the loaders and the parts of a run."""
+"""What nemo_codert/training/run_checks.py says of the trainer, the optimiser, the loaders and the parts of a run."""
 
 import pytest
 from omegaconf import open_dict
@@ -85,7 +85,9 @@ def test_weights_that_a_model_trained_alone_would_not_read_are_refused(train, ke
 )
 def test_a_run_without_validation_says_so_before_it_starts(overrides, words, script, run_config, monkeypatch):
     said = []
-    monkeypatch.setattr("nemo_codert.run_checks.logger.warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr(
+        "nemo_codert.training.run_checks.logger.warning", lambda message, *args: said.append(message % args)
+    )
     script.check_run(run_config(*overrides))
     assert bool(said) is bool(words)
     assert all(words in text and "no best checkpoint is chosen" in text for text in said)

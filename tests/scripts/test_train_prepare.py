@@ -10,9 +10,9 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
-from nemo_codert.export import load_model
+from nemo_codert.export.stock_file import load_model
+from nemo_codert.export.training_record import recorded_training, training_record
 from nemo_codert.models import student_config, teacher_config
-from nemo_codert.training_record import recorded_training, training_record
 from tests.models.training_runs import equal_states
 
 SMALL = [

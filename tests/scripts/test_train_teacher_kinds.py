@@ -7,7 +7,7 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.export import load_model
+from nemo_codert.export.stock_file import load_model
 from nemo_codert.models import teacher_config
 from tests.conftest import STOCK
 from tests.models.teacher_files import KINDS, NO_DATA

@@ -1,0 +1,363 @@
+"""The paper's analysis of one model on the utterances of a manifest: encoder, prediction and joint logits, measured.
+
+CoDERT, arXiv:2106.07734: encoder logits have a higher entropy than the joint's. Three sources, each in two views:
+
+            all frames                                        non-blank frames: those that emit a token, once each
+encoder     every frame t (prediction projection masked)      the frame t in which token u + 1 is most likely emitted
+prediction  every state u = 0..U, once (encoder's masked)     the state u that the frame's first token is emitted from
+joint       every node the alignment passes: each frame's,    the node (t, u) of the frame's first token
+            from which it is left by a blank, and each
+            token's, T + U of them
+
+The alignment is that of the reference (see `alignment`). A frame may emit several tokens: after the first one the
+encoder has nothing new to say and the prediction network decides, so only the first counts.
+May import models; nothing but scripts and analysis imports this.
+"""
+
+# B batch, S audio samples, T encoder frames, U target tokens, V vocabulary without blank (blank is class V)
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from nemo_codert.analysis.alignment import Alignment, align, node_logits, passed_logits
+from nemo_codert.analysis.branches import Branch
+from nemo_codert.analysis.measures import Agreement, Confusions, Readings, agreement, readings
+from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
+from nemo_codert.losses import valid_frames
+from nemo_codert.modules.encoder_logits import projected_logits
+from nemo_codert.modules.transducer import (
+    Encoded,
+    Transducer,
+    encode,
+    encoder_logits_of,
+    predict,
+    project,
+    project_prediction,
+)
+
+SOURCES = ("encoder", "prediction", "joint")
+VIEWS = ("all", "non-blank")
+UNKNOWN_TEXT = "characters unknown to the tokenizer"
+
+
+# ---- utterances ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest. id: name of the audio file without folder and suffix, `@offset` added where given."""
+
+    id: str
+    path: str
+    text: str
+    duration: float
+    offset: float
+
+    def signal(self, sample_rate: int) -> np.ndarray:
+        """Samples [S] float32 at `sample_rate` Hz, channels averaged.
+
+        Raises:
+            ValueError: audio that cannot be read to its end.
+        """
+        cut = {"offset": self.offset, "duration": self.duration, "channel_selector": "average"}
+        try:
+            signal = AudioSegment.from_file(self.path, target_sr=sample_rate, **cut).samples
+        except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+            raise ValueError(f"{self.path}: audio breaks off. Mend or remove this line") from error
+        if len(signal) < (self.duration - DURATION_TOLERANCE) * sample_rate:
+            raise ValueError(
+                f"{self.path}: audio breaks off after {len(signal) / sample_rate:.2f} s. Mend or remove it"
+            )
+        return np.asarray(signal, dtype=np.float32)
+
+
+def utterances(entries: Sequence[dict[str, Any]]) -> list[Utterance]:
+    """Utterances of a manifest's entries, whose audio paths are resolved."""
+    return [
+        Utterance(
+            id=Path(entry["audio_filepath"]).stem + (f"@{entry['offset']:g}" if entry.get("offset") else ""),
+            path=entry["audio_filepath"],
+            text=entry["text"],
+            duration=entry["duration"],
+            offset=entry.get("offset") or 0.0,
+        )
+        for entry in entries
+    ]
+
+
+def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
+    """Places of the utterances that are asked for: one whole number means the first so many, else ids or file names.
+
+    Raises:
+        ValueError: a name that no utterance has.
+    """
+    if len(wanted) == 1 and wanted[0].isdecimal():
+        return list(range(min(int(wanted[0]), len(found))))
+    places: dict[str, list[int]] = {}
+    for place, utterance in enumerate(found):
+        for name in (utterance.id, Path(utterance.path).name):
+            places.setdefault(name, []).append(place)
+    if absent := [name for name in wanted if name not in places]:
+        raise ValueError(
+            f"no utterance is called {', '.join(absent)}: the {len(found)} utterances at hand run from "
+            f"{found[0].id} to {found[-1].id}. An id is the name of the audio file"
+        )
+    return sorted({place for name in wanted for place in places[name]})
+
+
+def transcript_faults(branches: Sequence[Branch], found: Sequence[Utterance]) -> dict[str, int]:
+    """How many transcripts an alignment says little of, by reason, the most frequent first: empty ones, longer ones
+    than the coarsest encoder has frames, and those with characters that the tokenizer does not know."""
+    branch = max(branches, key=lambda branch: branch.seconds_per_frame)  # the tokenizers are equal
+    tokenizer = branch.model.tokenizer
+
+    def fault(utterance: Utterance) -> str | None:
+        reason = text_fault(utterance.text, utterance.duration, tokenizer.text_to_ids, branch.seconds_per_frame)
+        return reason or (UNKNOWN_TEXT if tokenizer.unk_id in tokenizer.text_to_ids(utterance.text) else None)
+
+    faults = Counter(filter(None, map(fault, found)))
+    return dict(faults.most_common())
+
+
+# ---- measured ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrameReadings:
+    """One utterance of one branch, frame by frame.
+
+    readings: source -> arrays [T]; the joint's and the prediction's are those of the state each frame is left from.
+    classes and probabilities [T, k]: what the encoder finds likeliest, blank included. states [T] and frames [U]: see
+    `alignment`. tokens [U]: ids. first [U]: False where the frame has emitted a token already. emitting: entropy in
+    nats of the joint at each first token.
+    """
+
+    readings: dict[str, Readings]
+    classes: np.ndarray
+    probabilities: np.ndarray
+    states: np.ndarray
+    frames: np.ndarray
+    tokens: np.ndarray
+    first: np.ndarray
+    emitting: np.ndarray
+
+
+@dataclass
+class BranchReadings:
+    """All utterances of one branch.
+
+    readings: (source, view) -> arrays [N] float64. shown: place of an utterance -> its frames.
+    """
+
+    pieces: list[str]
+    seconds_per_frame: float
+    readings: dict[tuple[str, str], Readings] = field(default_factory=dict)
+    confusions: Confusions = field(default_factory=Confusions)
+    shown: dict[int, FrameReadings] = field(default_factory=dict)
+
+
+@dataclass
+class Analysis:
+    """What was measured of one model: by branch, and between the two where there are two."""
+
+    branches: dict[str, BranchReadings]
+    agreement: Agreement | None = None
+
+
+@torch.no_grad()
+def analyze(
+    branches: Sequence[Branch],
+    found: Sequence[Utterance],
+    *,
+    batch_size: int = 8,
+    top_k: int = 5,
+    shown: Sequence[int] = (),
+    title: str = "Measuring",
+) -> Analysis:
+    """Measure branches of one model, or a student and a teacher, in eval mode, on one utterance or more.
+
+    Args:
+        top_k: classes per frame of the utterances `shown` (places in `found`).
+        title: of the progress bar.
+
+    Raises:
+        ValueError: audio that breaks off, an utterance without an encoder frame, logits that are not finite.
+    """
+    measured = {branch.name: _Collector(branch, top_k) for branch in branches}
+    total = Agreement()
+    with tqdm(total=len(found), desc=title, unit="utt", mininterval=1.0) as bar:
+        for start in range(0, len(found), batch_size):
+            batch = found[start : start + batch_size]
+            heads = [measured[branch.name].add(batch, start, shown) for branch in branches]
+            if len(branches) == 2:
+                total += _agreement(branches, heads)
+            bar.update(len(batch))
+    return Analysis({name: one.result() for name, one in measured.items()}, total if len(branches) == 2 else None)
+
+
+@dataclass(frozen=True)
+class BranchLogits:
+    """Raw logits of one branch on a batch: encoder and joint [B, T, V+1], prediction [B, U+1, V+1], emitting
+    (the joint where each token is emitted) [B, U, V+1]; the alignment they were read along; lengths and tokens."""
+
+    encoder: torch.Tensor
+    prediction: torch.Tensor
+    joint: torch.Tensor
+    emitting: torch.Tensor
+    alignment: Alignment
+    encoded_len: torch.Tensor
+    tokens: torch.Tensor
+    tokens_len: torch.Tensor
+
+    def views(self) -> Iterator[tuple[tuple[str, str], torch.Tensor, torch.Tensor]]:
+        """(source, view), logits [B, N, V+1] and which rows count [B, N], as the head of this file lists them."""
+        frames = valid_frames(self.encoded_len, self.encoder.shape[1])
+        states = valid_frames(self.tokens_len + 1, self.prediction.shape[1])
+        first = self.alignment.first() & self.emitted()
+        yield ("encoder", "all"), self.encoder, frames
+        yield ("encoder", "non-blank"), self.encoder_at_emissions(), first
+        yield ("prediction", "all"), self.prediction, states
+        yield ("prediction", "non-blank"), self.prediction[:, :-1], first
+        passed = torch.cat([self.joint, self.emitting], 1), torch.cat([frames, self.emitted()], 1)
+        yield ("joint", "all"), *passed
+        yield ("joint", "non-blank"), self.emitting, first
+
+    def emitted(self) -> torch.Tensor:
+        """[B, U] bool, True where a token is a reference token and no padding."""
+        return valid_frames(self.tokens_len, self.tokens.shape[1])
+
+    def encoder_at_emissions(self) -> torch.Tensor:
+        """Encoder logits of the frame in which each token is emitted, [B, U, V+1]."""
+        rows = torch.arange(len(self.encoder), device=self.encoder.device)[:, None]
+        return self.encoder[rows, self.alignment.frames]
+
+
+def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> tuple[Encoded, torch.Tensor, torch.Tensor]:
+    """Encoder frames of a branch on some utterances, and their tokens: [B, U] ids and [B] lengths.
+
+    Raises:
+        ValueError: audio that breaks off, an utterance without an encoder frame.
+    """
+    model = branch.model
+    signals = [torch.from_numpy(utterance.signal(branch.sample_rate)) for utterance in batch]
+    texts = [torch.tensor(model.tokenizer.text_to_ids(utterance.text), dtype=torch.int64) for utterance in batch]
+    signal, signal_len = _padded(signals, model.device)
+    tokens, tokens_len = _padded(texts, model.device)
+    features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
+    encoded = encode(branch.transducer, features, features_len)
+    if short := [u.id for u, frames in zip(batch, encoded.encoded_len.tolist(), strict=True) if frames < 1]:
+        raise ValueError(f"{', '.join(short)}: shorter than one encoder frame. Remove these lines")
+    return encoded, tokens, tokens_len
+
+
+def branch_logits(
+    transducer: Transducer, encoded: Encoded, tokens: torch.Tensor, tokens_len: torch.Tensor
+) -> BranchLogits:
+    """Everything a branch says along the alignment of tokens [B, U] with its encoder frames, 1 or more each."""
+    joint = transducer.joint
+    prediction = project_prediction(joint, predict(transducer, tokens, tokens_len))
+    projected = project(joint, encoded, prediction)
+    alignment = align(joint, projected, tokens, tokens_len)
+    states = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return BranchLogits(
+        encoder=encoder_logits_of(transducer, encoded, projected),
+        prediction=projected_logits(joint, projected.prediction),
+        joint=passed_logits(joint, projected, alignment),
+        emitting=node_logits(joint, projected, alignment.frames, states),
+        alignment=alignment,
+        encoded_len=encoded.encoded_len,
+        tokens=tokens,
+        tokens_len=tokens_len,
+    )
+
+
+class _Collector:
+    """Measures one branch batch by batch and keeps the readings."""
+
+    def __init__(self, branch: Branch, top_k: int) -> None:
+        self._branch, self._top_k = branch, top_k
+        self._readings: dict[tuple[str, str], list[Readings]] = {
+            (source, view): [] for source in SOURCES for view in VIEWS
+        }
+        self._result = BranchReadings(branch.pieces, branch.seconds_per_frame)
+
+    def add(self, batch: Sequence[Utterance], start: int, shown: Sequence[int]) -> BranchLogits:
+        """Measure the utterances from place `start` on; returns their logits."""
+        logits = branch_logits(self._branch.transducer, *encoded_utterances(self._branch, batch))
+        kept = {}
+        for key, rows, valid in logits.views():
+            kept[key] = readings(rows, valid)
+            self._readings[key] += kept[key]
+            self._refuse_non_finite(batch, kept[key])
+        emitted = logits.emitted()
+        self._result.confusions.add(
+            logits.encoder_at_emissions()[emitted], logits.tokens[emitted], logits.alignment.first()[emitted]
+        )
+        for i, place in enumerate(range(start, start + len(batch))):
+            if place in shown:
+                own = {key: values[i] for key, values in kept.items()}
+                self._result.shown[place] = self._frames(logits, i, own)
+        return logits
+
+    def _refuse_non_finite(self, batch: Sequence[Utterance], of_batch: list[Readings]) -> None:
+        for utterance, values in zip(batch, of_batch, strict=True):
+            if not torch.isfinite(values.entropy).all():
+                raise ValueError(
+                    f"{self._branch.name}: the logits on {utterance.id} are not finite. Look for broken audio, or "
+                    "take an earlier checkpoint: this model may have diverged"
+                )
+
+    def _frames(self, logits: BranchLogits, i: int, own: dict[tuple[str, str], Readings]) -> FrameReadings:
+        frames, tokens = int(logits.encoded_len[i]), int(logits.tokens_len[i])
+        states = logits.alignment.states[i, :frames]
+        whole = {source: own[source, "all"] for source in SOURCES}
+        whole["joint"] = Readings(*(values[:frames] for values in whole["joint"]))
+        whole["prediction"] = Readings(*(values[states] for values in whole["prediction"]))
+        likeliest = logits.encoder[i, :frames].double().softmax(-1).topk(min(self._top_k, logits.encoder.shape[-1]))
+        return FrameReadings(
+            readings={source: _arrays(values) for source, values in whole.items()},
+            classes=likeliest.indices.cpu().numpy(),
+            probabilities=likeliest.values.cpu().numpy(),
+            states=states.cpu().numpy(),
+            frames=logits.alignment.frames[i, :tokens].cpu().numpy(),
+            tokens=logits.tokens[i, :tokens].cpu().numpy(),
+            first=logits.alignment.first()[i, :tokens].cpu().numpy(),
+            emitting=own["joint", "non-blank"].entropy.cpu().numpy(),
+        )
+
+    def result(self) -> BranchReadings:
+        """Everything that was added."""
+        for key, parts in self._readings.items():
+            self._result.readings[key] = _arrays(Readings(*map(torch.cat, zip(*parts, strict=True))))
+        return self._result
+
+
+def _arrays(values: Readings) -> Readings:
+    return Readings(*(value.cpu().numpy() for value in values))
+
+
+def _padded(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return pad_sequence(rows, batch_first=True).to(device), lengths
+
+
+def _agreement(branches: Sequence[Branch], logits: Sequence[BranchLogits]) -> Agreement:
+    """Of a student and its teacher, in this order."""
+    (student, teacher), (of_student, of_teacher) = branches, logits
+    return agreement(
+        student_logits=of_student.encoder,
+        teacher_logits=of_teacher.encoder,
+        student_len=of_student.encoded_len,
+        teacher_len=of_teacher.encoded_len,
+        teacher_frames_per_student_frame=round(student.seconds_per_frame / teacher.seconds_per_frame),
+    )

@@ -1,0 +1,310 @@
+"""What the logit analysis leaves: CSV tables, PNG pictures and one HTML page that holds everything."""
+
+import base64
+import csv
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from nemo_codert.analysis.figures import (
+    BLANK,
+    DPI,
+    UtterancePage,
+    agreement_figure,
+    entropy_figure,
+    utterance_figures,
+)
+from nemo_codert.analysis.measures import Agreement
+from nemo_codert.analysis.page import render
+from nemo_codert.analysis.readings import SOURCES, VIEWS, Analysis, BranchReadings
+
+SCREEN_DPI = 100  # at which a picture is as large in the page as its text was meant to be
+CONFUSIONS_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One source of one branch in one view: rows seen and their entropies in nats (mean, median, nine tenths have at
+    most), their mean entropy among word pieces in nats, and their mean blank mass. None where there was no row.
+    """
+
+    branch: str
+    source: str
+    view: str
+    count: int
+    mean: float | None
+    median: float | None
+    ninetieth: float | None
+    pieces: float | None
+    blank: float | None
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """The figures of one model of a sequence. step: optimizer step, where known."""
+
+    name: str
+    path: str
+    step: int | None
+    rows: list[MeasureRow]
+    agreement: Agreement | None
+
+
+@dataclass(frozen=True)
+class LogitReport:
+    """All there is to write: models in the order of training, and the last one in full with its shown utterances.
+
+    transcript_faults: how many transcripts by what is wrong with them.
+    """
+
+    manifest: str
+    utterances: int
+    audio_seconds: float
+    top_k: int
+    models: list[MeasuredModel]
+    last: Analysis
+    pages: list[UtterancePage]
+    transcript_faults: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def warning(self) -> str | None:
+        """Of transcripts that are measured although their alignments say little; None where there is none."""
+        if not self.transcript_faults:
+            return None
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.transcript_faults.items())
+        return (
+            f"{sum(self.transcript_faults.values())} of {self.utterances} transcripts in {self.manifest} cannot be "
+            f"aligned as they were spoken ({reasons}), and are measured like all others. Mend or remove these lines"
+        )
+
+
+def measure_rows(branches: dict[str, BranchReadings]) -> list[MeasureRow]:
+    """The table of one model."""
+    rows = []
+    for name, own in branches.items():
+        for source in SOURCES:
+            for view in VIEWS:
+                seen, values = own.readings[source, view], [None] * 5
+                if len(seen.entropy):
+                    tenths = np.quantile(seen.entropy, (0.5, 0.9))
+                    values = [float(x) for x in (seen.entropy.mean(), *tenths, seen.pieces.mean(), seen.blank.mean())]
+                rows.append(MeasureRow(name, source, view, len(seen.entropy), *values))
+    return rows
+
+
+def findings(rows: Sequence[MeasureRow]) -> list[str]:
+    """Sentences for each branch: the entropies of its encoder logits beside its joint's."""
+    by_key = {(row.branch, row.source, row.view): row for row in rows}
+    lines = []
+    for branch in dict.fromkeys(row.branch for row in rows):
+        for view in VIEWS:
+            encoder, joint = by_key[branch, "encoder", view], by_key[branch, "joint", view]
+            if encoder.count:
+                lines.append(
+                    f"{branch}, {view} frames: mean entropy of the encoder {_beside(encoder.mean, joint.mean)}; "
+                    f"among word pieces alone {_beside(encoder.pieces, joint.pieces)}"
+                )
+    return lines
+
+
+def _beside(encoder: float, joint: float) -> str:
+    times = f"{encoder / joint:.2f} times " if joint > 0 else ""
+    return f"{encoder:.3f} nats, {times}the joint's {joint:.3f}"
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into, whose files move to `path` when the block ends well and vanish when it does not.
+
+    Raises:
+        ValueError: `path` is a file, holds something already, or cannot be made.
+    """
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path} is there already and not empty: nothing is overwritten. Give a new folder")
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    writing = path / f".writing_{uuid4().hex}"
+    try:
+        writing.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made ({error.strerror}). Give another folder") from error
+    try:
+        yield writing
+        for file in sorted(writing.iterdir(), key=lambda file: (file.suffix == ".html", file.name)):
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+        with suppress(OSError):  # up to the first that holds something, and so all of them if nothing was written
+            for folder in made:
+                folder.rmdir()
+
+
+def write_report(folder: str | Path, report: LogitReport) -> Path:
+    """Write tables, pictures and `report.html` into an empty folder; returns the page's path."""
+    folder = Path(folder)
+    _write_measures(folder / "measures.csv", report.models)
+    confusions = {name: _confusions(own, report.top_k) for name, own in report.last.branches.items()}
+    _write_confusions(folder / "confusions.csv", confusions)
+    agreements = [model for model in report.models if model.agreement is not None]
+    if agreements:
+        _write_agreements(folder / "agreement.csv", agreements)
+    if report.pages:
+        _write_frames(folder / "frames.csv", report.pages)
+    branches = report.last.branches
+    classes = len(next(iter(branches.values())).pieces) + 1
+    page = render(
+        report=report,
+        findings=findings(report.models[-1].rows),
+        classes=classes,
+        uniform=math.log(classes),
+        agreements=agreements,
+        confusions={name: rows[:CONFUSIONS_SHOWN] for name, rows in confusions.items()},
+        confusions_left_out=any(len(rows) > CONFUSIONS_SHOWN for rows in confusions.values()),
+        entropy_png=_saved(entropy_figure(branches), folder / "entropy.png"),
+        agreement_png=_drawn_agreements(agreements, folder / "agreement.png"),
+        pages=[_drawn_page(page, i, folder) for i, page in enumerate(report.pages)],
+        blank=BLANK,
+        number=_number,
+        image=_image,
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _drawn_agreements(models: Sequence[MeasuredModel], path: Path) -> Path | None:
+    """The curves, where there are two models or more to draw one through."""
+    if len(models) < 2:
+        return None
+    steps = [model.step for model in models]
+    known = steps if None not in steps and len(set(steps)) == len(steps) else None
+    return _saved(agreement_figure([model.agreement for model in models], known, [m.name for m in models]), path)
+
+
+def _drawn_page(page: UtterancePage, place: int, folder: Path) -> dict[str, object]:
+    figures = utterance_figures(page)
+    stem = f"utterance_{place:03d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', page.id)[:80]}"
+    names = [f"{stem}_{i}.png" if len(figures) > 1 else f"{stem}.png" for i in range(len(figures))]
+    pngs = [_saved(figure, folder / name) for figure, name in zip(figures, names, strict=True)]
+    return {"anchor": f"utterance-{place}", "id": page.id, "text": page.text or "(no transcript)", "pngs": pngs}
+
+
+def _image(path: Path, description: str) -> Markup:
+    """An `img` element that holds its picture."""
+    content = path.read_bytes()
+    width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))  # of PNG's first chunk
+    sizes = f'width="{round(width * SCREEN_DPI / DPI)}" height="{round(height * SCREEN_DPI / DPI)}"'
+    source = base64.b64encode(content).decode("ascii")
+    return Markup('<img alt="{}" {} src="data:image/png;base64,{}">').format(description, Markup(sizes), source)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _write_measures(path: Path, models: Sequence[MeasuredModel]) -> None:
+    columns = [
+        "model",
+        "step",
+        "branch",
+        "logits",
+        "view",
+        "rows",
+        "entropy_mean",
+        "entropy_median",
+        "entropy_90",
+        "piece_entropy_mean",
+    ]
+    rows = (
+        (m.path, m.step, r.branch, r.source, r.view, r.count, r.mean, r.median, r.ninetieth, r.pieces, r.blank)
+        for m in models
+        for r in m.rows
+    )
+    _write(path, [*columns, "blank_mass"], rows)
+
+
+def _write_agreements(path: Path, models: Sequence[MeasuredModel]) -> None:
+    rows = ((m.path, m.step, m.agreement.frames, m.agreement.top1, m.agreement.divergence) for m in models)
+    _write(path, ["model", "step", "frames", "top1_agreement", "kl_nats_per_frame"], rows)
+
+
+@dataclass(frozen=True)
+class _PieceRow:
+    """A `Confusion` with word pieces in place of ids."""
+
+    piece: str
+    count: int
+    first: float
+    blank: float
+    own: float
+    pieces: list[tuple[str, float]]
+
+
+def _confusions(own: BranchReadings, top_k: int) -> list[_PieceRow]:
+    return [
+        _PieceRow(
+            own.pieces[row.token],
+            row.count,
+            row.first,
+            row.blank,
+            row.own,
+            [(own.pieces[i], p) for i, p in row.pieces],
+        )
+        for row in own.confusions.most_frequent(top_k)
+    ]
+
+
+def _write_confusions(path: Path, confusions: dict[str, list[_PieceRow]]) -> None:
+    columns = ["branch", "reference", "emitted", "first", "blank_mass", "own_probability", "rank", "piece"]
+    rows = (
+        (name, row.piece, row.count, row.first, row.blank, row.own, rank, piece, probability)
+        for name, own in confusions.items()
+        for row in own
+        for rank, (piece, probability) in enumerate(row.pieces, start=1)
+    )
+    _write(path, [*columns, "probability"], rows)
+
+
+def _write_frames(path: Path, pages: Sequence[UtterancePage]) -> None:
+    """One line for each frame and branch of the shown utterances; `top` is the encoder's classes, blank included."""
+    columns = ["utterance", "branch", "frame", "start_s", "state", "emits"]
+    columns += [f"{source}_{what}" for source in SOURCES for what in ("entropy", "piece_entropy", "blank_mass")]
+    columns.append("top")
+    _write(path, columns, (line for page in pages for name in page.branches for line in _frame_lines(page, name)))
+
+
+def _frame_lines(page: UtterancePage, name: str) -> Iterator[tuple[object, ...]]:
+    own, pieces = page.branches[name], [*page.pieces[name], BLANK]
+    for t, state in enumerate(own.states):
+        emits = " ".join(pieces[token] for token in own.tokens[own.frames == t])
+        top = " ".join(f"{pieces[i]}:{p:.4f}" for i, p in zip(own.classes[t], own.probabilities[t], strict=True))
+        readings = [values[t] for source in SOURCES for values in own.readings[source]]
+        yield page.id, name, t, round(t * page.seconds_per_frame[name], 6), state, emits, *readings, top

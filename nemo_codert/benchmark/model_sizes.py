@@ -1,0 +1,77 @@
+"""What a model takes to run: parameters, file, and peak memory measured in a process of its own.
+
+Imports export and analysis; nothing but scripts imports this.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_codert.benchmark.measure import peak_memory_in_own_process
+
+
+@dataclass(frozen=True)
+class Transcribing:
+    """A case for `cost_measures`: restore a model's file and transcribe one batch with it, weights included.
+
+    entries: manifest entries of the batch. decoding: strategy, None: the model's own. device: `cpu` or `cuda`.
+    """
+
+    model: str
+    branch: str
+    decoding: str | None
+    entries: tuple[dict[str, Any], ...]
+    device: str
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model
+
+    @property
+    def slow(self) -> bool:
+        """True: the kernel's figure of the whole process counts what torch's allocator does not see."""
+        return True
+
+    def prepare(self) -> Callable[[], None]:
+        """The call that is measured; what it makes is gone when it returns."""
+        from nemo_codert.evaluation.transcribe import set_decoding, transcribed_texts
+        from nemo_codert.export.stock_file import load_model, stock_of
+
+        def transcribe() -> None:
+            model = stock_of(load_model(self.model), branch=self.branch).to(self.device)
+            if self.decoding is not None:
+                set_decoding(model, self.decoding)
+            transcribed_texts(model, list(self.entries), len(self.entries))
+
+        return transcribe
+
+
+def peak_memory_of(
+    model: Path, entries: list[dict[str, Any]], *, branch: str, decoding: str | None, batch_size: int, device: str
+) -> int | None:
+    """Bytes to restore a model and transcribe a batch of the longest of these utterances, beyond NeMo's own.
+
+    On a GPU those of its allocator, elsewhere the growth of a fresh process's resident memory, NeMo being imported;
+    None where it ran out of memory or the system does not say.
+    """
+    longest = sorted(entries, key=lambda entry: entry["duration"])[-batch_size:]
+    measured = peak_memory_in_own_process(Transcribing(str(model), branch, decoding, tuple(longest), device))
+    return None if measured is None else measured.peak
+
+
+def distinct_names(models: list[Path]) -> list[str]:
+    """A name for each file: its stem, with as many of the folders above as it takes to tell all apart.
+
+    Raises:
+        ValueError: one file given twice.
+    """
+    paths = [path.resolve().with_suffix("").parts for path in models]
+    if len(set(paths)) < len(paths):
+        raise ValueError("--model: a file is given twice")
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("different paths have different names")

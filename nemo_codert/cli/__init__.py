@@ -1,0 +1,1 @@
+"""The codert command and the scripts: options, one library call, printing."""

@@ -1,0 +1,220 @@
+"""Trains the cells of a comparison in processes of their own, some at a time, and survives being stopped.
+
+A cell's folder holds its command, its log, its run and, once it is finished, `result.json`. The lock of a comparison
+is held by its trainings too: it is free when the last of them has ended, however that happened.
+"""
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from tqdm import tqdm
+
+from nemo_codert.compare.plan import (
+    TEACHER,
+    TEACHER_WEIGHTS,
+    Cell,
+    Settings,
+    teacher_of,
+    training_arguments,
+)
+from nemo_codert.compare.results import RESULT_FILE, finish_cell, is_finished, source_hash
+
+LOCK_FILE = "comparison.lock"
+LOG_FILE = "train.log"
+COMMAND_FILE = "command.sh"
+LOG_TAIL = 15  # lines shown of a failed training
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 10  # between asking a training to end and ending it
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a comparison's folder; gives the open lock file, to be handed on to the trainings.
+
+    Raises:
+        ValueError: another comparison, or a training that it left behind, holds it.
+    """
+    with (folder / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by another comparison (begun by process {file.read().strip() or 'unknown'}) or a "
+                "training that it left behind. Wait for it, or end it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+@dataclass
+class Runner:
+    """Trains cells.
+
+    trainer: the command to which a cell's arguments are appended. lock: open file that every training inherits.
+    failed: cells that ended badly in this call.
+    """
+
+    settings: Settings
+    data_dir: Path
+    folder: Path
+    trainer: Sequence[str]
+    jobs: int
+    keep_models: bool
+    lock: int
+    failed: list[Cell] = field(default_factory=list)
+    _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
+    _code: dict[Cell, str] = field(default_factory=dict)  # at its start: what is changed later it does not read
+    _seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:
+        """Train `cells` in their order, those that wait for a teacher after it. Stops all of them when interrupted.
+
+        Args:
+            finished_seconds: wall times of finished cells by strategy, from which the time left is estimated.
+        """
+        self._seconds = finished_seconds
+        waiting = list(cells)
+        # Its own estimate would take all cells for alike; where nobody watches, a line for each cell is enough.
+        bar = tqdm(total=len(cells), disable=None, bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{desc}")
+        try:
+            while waiting or self._running:
+                self._start_some(waiting)
+                for cell in [cell for cell, (process, _) in self._running.items() if process.poll() is not None]:
+                    self._end(cell, waiting)
+                bar.n = len(cells) - len(waiting) - len(self._running)
+                bar.set_description_str(self._state(waiting))
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._stop_all()
+            bar.close()
+
+    def _start_some(self, waiting: list[Cell]) -> None:
+        for cell in list(waiting):
+            if len(self._running) >= self.jobs:
+                return
+            teacher = teacher_of(cell)
+            if fault := self._teacher_fault(teacher):
+                waiting.remove(cell)
+                self.failed.append(cell)
+                _say(f"{cell}: not started, {fault}")
+            elif teacher is None or is_finished(teacher, self.folder):
+                waiting.remove(cell)
+                self._start(cell)
+
+    def _teacher_fault(self, teacher: Cell | None) -> str | None:
+        if teacher in self.failed:
+            return "its teacher failed"
+        if teacher is None or not is_finished(teacher, self.folder):
+            return None
+        weights, result = (self.folder / teacher.folder / name for name in (TEACHER_WEIGHTS, RESULT_FILE))
+        return None if weights.is_file() else f"{weights} is gone: delete {result}, and the teacher is trained again"
+
+    def _start(self, cell: Cell) -> None:
+        folder = self.folder / cell.folder
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its end
+        folder.mkdir(parents=True)
+        arguments = training_arguments(self.settings, cell, str(self.data_dir), str(self.folder))
+        command = [*self.trainer, *arguments]
+        threads = {f"{name}_NUM_THREADS": str(self.settings.threads) for name in ("OMP", "MKL")}
+        shown = " ".join(f"{key}={value}" for key, value in threads.items())
+        (folder / COMMAND_FILE).write_text(f"{shown} \\\n  {shlex.join(command)}\n", encoding="utf-8")
+        self._code[cell] = source_hash()
+        with (folder / LOG_FILE).open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **threads},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupt reaches us alone: we end it, and its own children with it
+                pass_fds=(self.lock,),
+            )
+        self._running[cell] = process, time.monotonic()
+
+    def _end(self, cell: Cell, waiting: Sequence[Cell]) -> None:
+        process, start = self._running.pop(cell)
+        seconds, folder = time.monotonic() - start, self.folder / cell.folder
+        fault = f"exit status {process.returncode}" if process.returncode else None
+        if fault is None:
+            try:
+                corpus = self.data_dir / self.settings.folds[cell.fold].folder
+                finish_cell(self.settings, cell, folder, corpus, seconds, self._code[cell])
+            except (ValueError, OSError, KeyError) as error:
+                fault = str(error)
+        if fault is not None:
+            self.failed.append(cell)
+            _say(f"{cell}: FAILED, {fault}. The end of {folder / LOG_FILE}:\n{_tail(folder / LOG_FILE)}")
+            return
+        self._seconds.setdefault(cell.strategy, []).append(seconds)
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+        if not self.keep_models and cell.strategy != TEACHER:  # static students may still come
+            for model in (folder / "run").glob("*.nemo"):
+                model.unlink()
+        cells = len(waiting) + len(self._running)
+        _say(f"{cell}: finished in {clock(seconds)}; {cells} cells, {clock(self._left(waiting))} left")
+
+    def _state(self, waiting: Sequence[Cell]) -> str:
+        left = f", {clock(self._left(waiting))} left" if any(self._seconds.values()) else ""
+        running = "; ".join(f"{cell} {clock(time.monotonic() - start)}" for cell, (_, start) in self._running.items())
+        return left + (f" | {running}" if running else "")
+
+    def _left(self, waiting: Sequence[Cell]) -> float:
+        """Seconds left by the mean of finished cells of the same strategy, else of all that are finished."""
+        known = [seconds for own in self._seconds.values() for seconds in own]
+        expected = {name: fmean(own) for name, own in self._seconds.items() if own}
+        started = [
+            max(0.0, expected.get(cell.strategy, fmean(known)) - (time.monotonic() - start))
+            for cell, (_, start) in self._running.items()
+        ]
+        cells = [*started, *(expected.get(cell.strategy, fmean(known)) for cell in waiting)]
+        return sum(cells) / max(1, min(self.jobs, len(cells)))
+
+    def _stop_all(self) -> None:
+        processes = [process for process, _ in self._running.values()]
+        try:
+            for process in processes:
+                _signal_group(process, signal.SIGTERM)
+            end = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < end and any(process.poll() is None for process in processes):
+                time.sleep(0.05)
+        finally:  # a second interrupt ends the grace, never leaves a training
+            self._running.clear()
+            for process in processes:
+                _signal_group(process, signal.SIGKILL)  # also what a training that ended well left behind
+            for process in processes:
+                process.wait()
+
+
+def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    """To a training and its own children; none of them may be left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # seen at once, also in a file
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 3725 -> 1:02:05."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

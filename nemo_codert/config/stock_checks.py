@@ -1,0 +1,150 @@
+"""Keys of a stock RNN-T config that a pair cannot honour, each refused by name (docs/configuration.md lists them).
+
+May import omegaconf only.
+"""
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert.config.values import is_count, is_number, sub_block
+
+ADDITIVE_JOINT = "nemo_codert.modules.AdditiveRNNTJoint"
+STOCK_JOINT = "nemo.collections.asr.modules.RNNTJoint"
+RNNT_LOSSES = ("default", "warprnnt_numba")
+TDT_LOSSES = ("tdt", "tdt_pytorch")
+# NeMo's losses, each with a block of arguments of its name; standard RNN-T reads warprnnt_numba's alone.
+OTHER_LOSSES = "warprnnt pytorch multiblank_rnnt multiblank_rnnt_pytorch graph_rnnt graph_w_transducer".split()
+LOSS_BLOCKS = tuple(f"{name}_kwargs" for name in (*RNNT_LOSSES, *OTHER_LOSSES, *TDT_LOSSES))
+RNNT_REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
+PARAMETER_GROUPS = ("encoder", "decoder", "joint", "student_encoder", "student_decoder", "student_joint")
+
+
+def is_tdt(cfg: DictConfig) -> bool:
+    """True where a config describes a TDT model, whose joint has outputs for durations after those for tokens."""
+    durations = sub_block(cfg, "decoding").get("durations")
+    return sub_block(cfg, "loss").get("loss_name") in TDT_LOSSES or (OmegaConf.is_list(durations) and bool(durations))
+
+
+def unsupported_options(cfg: DictConfig, *, takes_tdt: bool) -> Iterator[str]:
+    """Stock keys that a pair cannot honour, refused by name.
+
+    Args:
+        takes_tdt: the config may describe a TDT teacher, because nothing trains that teacher.
+    """
+    if sub_block(cfg, "joint"):
+        yield from _joint_problems(cfg.joint)
+    yield from _loss_problems(sub_block(cfg, "loss"))
+    yield from _tdt_problems(cfg) if takes_tdt and is_tdt(cfg) else _tdt_refusals(cfg)
+    reduction = cfg.get("rnnt_reduction", "mean_batch")
+    if reduction not in RNNT_REDUCTIONS:
+        yield f"model.rnnt_reduction is {reduction!r}, wanted one of {', '.join(RNNT_REDUCTIONS)}"
+    tokenizer, decoding = sub_block(cfg, "tokenizer"), sub_block(cfg, "decoding")
+    if tokenizer and str(tokenizer.get("type")).lower() != "bpe":
+        yield f"model.tokenizer.type is {tokenizer.get('type')!r}, wanted bpe (a SentencePiece tokenizer)"
+    if tokenizer.get("custom_tokenizer") is not None:
+        yield "model.tokenizer.custom_tokenizer is set: only a plain SentencePiece tokenizer is supported, remove it"
+    if decoding.get("big_blank_durations"):
+        yield "model.decoding.big_blank_durations is set (a multi-blank model): not supported, remove it"
+    size = decoding.get("fused_batch_size")
+    if is_number(size) and size > 0 and not sub_block(cfg, "joint").get("fuse_loss_wer"):
+        yield f"model.decoding.fused_batch_size is {size} but model.joint.fuse_loss_wer is false: remove it"
+    if cfg.get("adapters"):
+        yield "model.adapters is set: adapters act on the joint's sum and are not supported, remove the block"
+    if sub_block(cfg, "preprocessor").get("frame_splicing", 1) not in (None, 1):
+        yield f"model.preprocessor.frame_splicing is {cfg.preprocessor.frame_splicing!r}: not supported, set it to 1"
+
+
+def _joint_problems(joint: DictConfig) -> Iterator[str]:
+    target = joint.get("_target_")
+    if target not in (ADDITIVE_JOINT, STOCK_JOINT):
+        yield f"model.joint._target_ is {target!r}, wanted {ADDITIVE_JOINT} or {STOCK_JOINT}"
+    masking = joint.get("masking_prob", -1.0)
+    if not is_number(masking) or masking > 0:
+        yield f"model.joint.masking_prob is {masking!r} (a HAINAN model): not supported, remove the key"
+    if joint.get("experimental_fuse_loss_wer") is not None:
+        yield "model.joint.experimental_fuse_loss_wer is an old name: use model.joint.fuse_loss_wer"
+    size = joint.get("fused_batch_size")
+    if joint.get("fuse_loss_wer") and not is_count(size):
+        yield (
+            f"model.joint.fused_batch_size is {size!r} but fuse_loss_wer is true: give the number of utterances that "
+            "share one lattice, or set fuse_loss_wer to false"
+        )
+    if target == STOCK_JOINT and sub_block(joint, "jointnet"):
+        for key in ("joint_hidden", "activation"):
+            if joint.jointnet.get(key) is None:
+                yield f"model.joint.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
+
+
+def _tdt_refusals(cfg: DictConfig) -> Iterator[str]:
+    """What only a TDT model has, where none may be."""
+    frozen = "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"
+    if sub_block(cfg, "joint").get("num_extra_outputs"):
+        yield f"model.joint.num_extra_outputs is above 0 (a TDT model): set it to 0; {frozen}"
+    loss_name = sub_block(cfg, "loss").get("loss_name", "default")
+    if loss_name not in RNNT_LOSSES:
+        yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)}; {frozen}"
+    decoding = sub_block(cfg, "decoding")
+    if decoding.get("durations"):
+        yield f"model.decoding.durations is set (a TDT model): remove it; {frozen}"
+    if decoding.get("model_type", "rnnt") != "rnnt":
+        yield f"model.decoding.model_type is {decoding.get('model_type')!r}, wanted rnnt; {frozen}"
+
+
+def _tdt_problems(cfg: DictConfig) -> Iterator[str]:
+    """What contradicts itself in the description of a TDT teacher."""
+    loss, decoding = sub_block(cfg, "loss"), sub_block(cfg, "decoding")
+    joint, durations = sub_block(cfg, "joint"), decoding.get("durations")
+    if loss.get("loss_name", "default") not in (*RNNT_LOSSES, *TDT_LOSSES):
+        yield f"model.loss.loss_name is {loss.get('loss_name')!r}, wanted the TDT teacher's: {', '.join(TDT_LOSSES)}"
+    if joint.get("_target_") == ADDITIVE_JOINT:
+        yield "model.joint._target_ is an additive joint: a TDT teacher has NeMo's RNNTJoint"
+    if not OmegaConf.is_list(durations):
+        yield f"model.decoding.durations is {durations!r}, wanted the list of durations that the TDT teacher knows"
+        return
+    if joint.get("num_extra_outputs") != len(durations):
+        yield (
+            f"model.joint.num_extra_outputs is {joint.get('num_extra_outputs')!r} but model.decoding.durations has "
+            f"{len(durations)} durations: a TDT joint has one output for each"
+        )
+    of_loss = sub_block(loss, f"{loss.get('loss_name')}_kwargs").get("durations")
+    if loss.get("loss_name") in TDT_LOSSES and of_loss != durations:  # NeMo would take the loss's
+        yield f"model.loss.{loss.loss_name}_kwargs.durations is {of_loss} but model.decoding.durations is {durations}"
+
+
+def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
+    for key in loss:
+        if key not in ("loss_name", *LOSS_BLOCKS):
+            yield f"model.loss.{key} is no key of an RNN-T loss, known are loss_name, warprnnt_numba_kwargs: remove it"
+    for key, value in sub_block(loss, "warprnnt_numba_kwargs").items():
+        path = f"model.loss.warprnnt_numba_kwargs.{key}"
+        if key == "fastemit_lambda":
+            if not is_number(value) or not 0.0 <= value < 1.0:
+                yield f"{path} is {value!r}, wanted a number in [0, 1)"
+        elif key == "clamp":
+            if not is_number(value) or value > 0:
+                yield f"{path} is {value!r}: clamped gradients are not exact, set it to -1 and clip with the trainer"
+        else:
+            yield f"{path} is not supported, known are fastemit_lambda and clamp"
+
+
+def optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str]:
+    """Settings of the optimisation that would act on one branch alone, or on parts that are not there."""
+    for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
+        if cfg.get(key):
+            yield f"model.{key} is true: it would act on the teacher alone, set it to false"
+    if sub_block(cfg, "variational_noise").get("std"):
+        yield "model.variational_noise.std is above 0: it would act on the teacher alone, set it to 0"
+    if sub_block(cfg, "freeze_updates").get("enabled"):
+        yield (
+            "model.freeze_updates.enabled is true: NeMo leaves dropout and batch-norm statistics of such modules "
+            "live. Set it to false; a frozen teacher is model.codert.teacher: frozen"
+        )
+    for name in sub_block(cfg, "optim_param_groups"):
+        if name not in PARAMETER_GROUPS:
+            yield f"model.optim_param_groups.{name} is no part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
+        elif name == "student_decoder" and shares_decoder:
+            yield (
+                "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
+                "prediction network has one learning rate, set it under decoder"
+            )

@@ -1,0 +1,1 @@
+"""Recipes that turn a corpus, real or synthetic, into manifests and a tokenizer."""

@@ -1,0 +1,186 @@
+"""An exported transducer in the programs that serve it: onnxruntime and sherpa-onnx, on the signals NeMo transcribes.
+
+onnxruntime has no transducer decoding: the greedy loop over NeMo's two ONNX files is here. sherpa-onnx does all by
+itself, features included, from the folder that `nemo_codert.export.sherpa_onnx` writes. Imports both when called.
+
+F mel bins, T_in feature frames, T encoder frames, D channels, V vocabulary without blank (blank_id = V).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import soundfile
+import torch
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+
+from nemo_codert.data.corpora.corpus import resample
+from nemo_codert.evaluation.transcribe import max_symbols
+from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What one program made of a manifest: its name, one text an utterance, its files and word errors."""
+
+    name: str
+    texts: list[str]
+    files: list[Path]
+    errors: WordErrors
+
+    @classmethod
+    def of(cls, name: str, texts: list[str], files: Sequence[Path], references: Sequence[str]) -> "Deployed":
+        """With the word errors counted."""
+        return cls(name, texts, list(files), total_word_errors(references, texts))
+
+    @property
+    def megabytes(self) -> float:
+        """Size of its files."""
+        return sum(path.stat().st_size for path in self.files) / 1e6
+
+    def agreement(self, other: "Deployed") -> int:
+        """Number of utterances with the same text."""
+        return sum(text == theirs for text, theirs in zip(self.texts, other.texts, strict=True))
+
+
+def read_signal(entry: dict[str, Any], sample_rate: int) -> np.ndarray:
+    """[S] float32 of a manifest's entry at `sample_rate`: the first channel, from its offset, for its duration."""
+    with soundfile.SoundFile(entry["audio_filepath"]) as file:
+        file.seek(round((entry.get("offset") or 0.0) * file.samplerate))
+        frames = round(entry["duration"] * file.samplerate) if entry.get("duration") else -1
+        samples = file.read(frames, dtype="float32", always_2d=True)[:, 0]
+        return np.ascontiguousarray(resample(samples, file.samplerate, sample_rate))
+
+
+def nemo_texts(model: EncDecRNNTBPEModel, signals: Sequence[np.ndarray]) -> list[str]:
+    """NeMo's `transcribe`, greedy or whatever the model's decoding says."""
+    return [hypothesis.text for hypothesis in model.transcribe(list(signals), batch_size=16, verbose=False)]
+
+
+class OnnxGreedy:
+    """Greedy decoding over NeMo's `encoder-NAME.onnx` and `decoder_joint-NAME.onnx`, one utterance at a time.
+
+    Args:
+        model: the stock model of which the files were made: its preprocessor, tokenizer and decoding settings.
+    """
+
+    def __init__(self, model: EncDecRNNTBPEModel, encoder: Path, decoder_joint: Path) -> None:
+        self.model, self.blank = model, model.decoder.blank_idx
+        self.max_symbols = max_symbols(model.cfg.decoding)
+        self.encoder, self.decoder_joint = _session(encoder), _session(decoder_joint)
+        self.encoder_inputs, self.step_inputs = (
+            [port.name for port in session.get_inputs()] for session in (self.encoder, self.decoder_joint)
+        )
+
+    def text(self, signal: np.ndarray) -> str:
+        """Features by NeMo, the rest by onnxruntime."""
+        return self.model.tokenizer.ids_to_text(self.tokens(signal))
+
+    @torch.no_grad()
+    def tokens(self, signal: np.ndarray) -> list[int]:
+        """[S] float32 -> ids of word pieces."""
+        samples = torch.from_numpy(signal)[None]
+        features, length = self.model.preprocessor(input_signal=samples, length=torch.tensor([samples.shape[1]]))
+        inputs = dict(zip(self.encoder_inputs, (features.numpy(), length.numpy()), strict=True))
+        encoded, encoded_len = self.encoder.run(None, inputs)
+        return self._greedy(encoded[:, :, : int(encoded_len[0])])
+
+    def _greedy(self, encoded: np.ndarray) -> list[int]:
+        """[1, D, T] -> ids. The network that predicts reads its last token again until the joint takes a new one."""
+        last, tokens = self.blank, []
+        states = [state.numpy() for state in self.model.decoder.initialize_state(torch.zeros(1, 1))]
+        for t in range(encoded.shape[2]):
+            for _ in range(self.max_symbols):
+                logits, new_states = self._step(encoded[:, :, t : t + 1], last, states)
+                if (best := int(logits.argmax())) == self.blank:
+                    break
+                last, states = best, new_states
+                tokens.append(best)
+        return tokens
+
+    def _step(self, frame: np.ndarray, last: int, states: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        inputs = (frame, np.array([[last]], dtype=np.int32), np.array([1], dtype=np.int32), *states)
+        logits, _, *new_states = self.decoder_joint.run(None, dict(zip(self.step_inputs, inputs, strict=True)))
+        return logits, new_states
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class SherpaOnnx:
+    """sherpa-onnx on the files that `nemo_codert.export.sherpa_onnx` wrote, one utterance at a time.
+
+    A cache-aware encoder, whose metadata has a `window_size`, goes to the online recognizer, any other to the offline
+    one.
+
+    Raises:
+        ValueError: sherpa-onnx is not installed, or a file is missing: sherpa-onnx would end the process.
+    """
+
+    def __init__(self, folder: Path, sample_rate: int, *, int8: bool = False, threads: int = 1) -> None:
+        try:
+            import sherpa_onnx
+        except ImportError as error:
+            raise ValueError("sherpa-onnx is not installed: pip install -r requirements-deploy.txt") from error
+        suffix = ".int8.onnx" if int8 else ".onnx"
+        files = {name: folder / f"{name}{suffix}" for name in ("encoder", "decoder", "joiner")}
+        files["tokens"] = folder / "tokens.txt"
+        if missing := [path.name for path in files.values() if not path.is_file()]:
+            raise ValueError(f"{folder} has no {', '.join(missing)}: export again with --format sherpa-onnx")
+        metadata = {entry.key: entry.value for entry in onnx.load(files["encoder"]).metadata_props}
+        window = int(metadata.get("window_size", 0))  # frames of 10 ms
+        self.online, self.sample_rate = window > 0, sample_rate
+        # The recognizer takes whole windows only, and one more frame: what is left of an utterance needs company.
+        self.tail = np.zeros(sample_rate * (window + 1) // 100, dtype=np.float32)
+        program = sherpa_onnx.OnlineRecognizer if self.online else sherpa_onnx.OfflineRecognizer
+        self.recognizer = program.from_transducer(
+            **{name: str(path) for name, path in files.items()},
+            sample_rate=sample_rate,
+            feature_dim=int(metadata["feat_dim"]),
+            num_threads=threads,
+            decoding_method="greedy_search",
+            model_type="nemo_transducer",
+        )
+
+    def text(self, signal: np.ndarray) -> str:
+        """[S] float32 -> what is said."""
+        stream = self.recognizer.create_stream()
+        stream.accept_waveform(self.sample_rate, signal)
+        if not self.online:
+            self.recognizer.decode_stream(stream)
+            return stream.result.text
+        stream.accept_waveform(self.sample_rate, self.tail)
+        stream.input_finished()
+        while self.recognizer.is_ready(stream):
+            self.recognizer.decode_stream(stream)
+        return self.recognizer.get_result(stream).strip()
+
+
+def report(deployed: Sequence[Deployed], references: Sequence[str], show: int) -> str:
+    """Markdown: a line for each program, compared with the first, and what each made of the first utterances."""
+    first = deployed[0]
+    lines = ["| program | WER | change (points) | same text as NeMo | files |", "|---|---:|---:|---:|---:|"]
+    for program in deployed:
+        rate = f"{program.errors.wer:.2%}" if program.errors.words else "n/a"
+        change = f"{100 * (program.errors.wer - first.errors.wer):+.2f}" if program.errors.words else "n/a"
+        change = "" if program is first else change
+        same = f"{program.agreement(first)} of {len(references)}"
+        lines.append(f"| {program.name} | {rate} | {change} | {same} | {program.megabytes:.2f} MB |")
+    names = " | ".join(program.name for program in deployed)
+    lines += ["", f"| said | {names} |", "|---" * (len(deployed) + 1) + "|"]
+    for i, said in enumerate(references[:show]):
+        texts = [program.texts[i] if program is first else _against(first, program, i) for program in deployed]
+        lines.append("| " + " | ".join([said, *texts]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _against(first: Deployed, program: Deployed, i: int) -> str:
+    return "same" if program.texts[i] == first.texts[i] else program.texts[i]

@@ -1,0 +1,174 @@
+"""A student in NeMo's streaming pipelines (`nemo.collections.asr.inference`): settings, what cannot run, results.
+
+NeMo's pipelines have no defaults and fail late, or run on something else, where model and settings do not fit; here
+that is refused first. May import models; nothing but scripts imports this.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo.collections.asr.inference.factory.pipeline_builder import PipelineBuilder
+from nemo.collections.asr.inference.pipelines.base_pipeline import BasePipeline
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_codert.evaluation.transcribe import Evaluation, max_symbols
+from nemo_codert.evaluation.word_errors import total_word_errors
+
+DECODING = "greedy_batch"  # NeMo's other strategies keep no state between chunks
+# Of the encoder of a cache-aware model.
+CACHE_AWARE = {"att_context_style": "chunked_limited", "causal_downsampling": True, "conv_context_size": "causal"}
+UNNORMALISED = (None, "NA", "None")
+
+
+def pipeline_config(
+    settings: Path, model: Path, model_cfg: DictConfig, *, device: str, own: Path | None = None, changes: Sequence[str]
+) -> DictConfig:
+    """Settings of a pipeline for a model: the project's file, or one's own, with the model's figures and changes.
+
+    Args:
+        settings: conf/inference/*.yaml of the kind of pipeline; names every key that NeMo reads.
+        model, model_cfg: the `.nemo` file and the config in it.
+        device: `cpu` or `cuda`; one's own file says it itself.
+        own: a file in place of `settings`.
+        changes: `key=value`, which win.
+
+    Raises:
+        ValueError: keys that are missing or unknown, another kind of pipeline.
+    """
+    complete = OmegaConf.load(settings)
+    cfg = _own_settings(own, complete) if own is not None else complete
+    OmegaConf.set_struct(cfg, True)
+    cfg.asr.model_name, cfg.streaming.sample_rate = str(model), model_cfg.preprocessor.sample_rate
+    if own is None:
+        cfg.asr.device = device
+        cfg.asr.decoding.greedy.max_symbols = max_symbols(model_cfg.decoding)
+    try:
+        return OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(changes)))
+    except OmegaConfBaseException as error:
+        raise ValueError(
+            f"--set {' '.join(changes)}: {str(error).splitlines()[0]}. The keys are those of {settings.name}"
+        ) from error
+
+
+def _own_settings(path: Path, complete: DictConfig) -> DictConfig:
+    cfg = OmegaConf.load(path)
+    missing = [key for key in _leaves(complete) if key not in _leaves(cfg)]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} missing. NeMo has no defaults: begin with a copy of ours")
+    if cfg.pipeline_type != complete.pipeline_type:
+        raise ValueError(f"{path}: pipeline_type is {cfg.pipeline_type!r}, wanted {complete.pipeline_type}")
+    return cfg
+
+
+def _leaves(cfg: DictConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in cfg:
+        missing = OmegaConf.is_missing(cfg, key)
+        keys += _leaves(cfg[key], f"{prefix}{key}.") if not missing and OmegaConf.is_dict(cfg[key]) else [prefix + key]
+    return keys
+
+
+def refuse_unfit(cfg: DictConfig, model_cfg: DictConfig) -> None:
+    """Raise one ValueError that lists why a model cannot run in a pipeline, or would not run as it was trained."""
+    problems = [*_model_problems(model_cfg), *_setting_problems(cfg, model_cfg)]
+    if cfg.pipeline_type == "cache_aware":
+        problems += [*_cache_problems(model_cfg), *_slot_problems(cfg)]
+    if problems:
+        raise ValueError("this model cannot be streamed so:\n  - " + "\n  - ".join(problems))
+
+
+def _model_problems(model_cfg: DictConfig) -> list[str]:
+    if "codert" in model_cfg:
+        return [
+            "the file is a pair, of which NeMo would run the teacher: export a branch first "
+            "(scripts/export_student.py)"
+        ]
+    if "subsampling_factor" in model_cfg.encoder and model_cfg.encoder._target_.endswith(".RNNEncoder"):
+        return ["encoder is an RNNEncoder, which NeMo's pipelines cannot run (it tells them no subsampling factor)"]
+    return []
+
+
+def _setting_problems(cfg: DictConfig, model_cfg: DictConfig) -> list[str]:
+    problems, strategy, rate = [], cfg.asr.decoding.strategy, model_cfg.preprocessor.sample_rate
+    keeps_state = cfg.pipeline_type == "cache_aware" or cfg.streaming.get("stateful")
+    if keeps_state and strategy != DECODING:
+        problems.append(f"asr.decoding.strategy is {strategy!r}, wanted {DECODING}: it alone can go on from a chunk")
+    if cfg.streaming.sample_rate != rate:
+        problems.append(f"streaming.sample_rate is {cfg.streaming.sample_rate}, the model's is {rate} Hz")
+    for key, least in (("batch_size", 1), ("chunk_size", 0.01), ("left_padding_size", 0), ("right_padding_size", 0)):
+        value = cfg.streaming.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            problems.append(f"streaming.{key} is {value!r}, wanted {least} or more")
+    return problems
+
+
+def _cache_problems(model_cfg: DictConfig) -> list[str]:
+    encoder, normalize = model_cfg.encoder, model_cfg.preprocessor.get("normalize", "per_feature")
+    differing = [(key, value) for key, value in CACHE_AWARE.items() if encoder.get(key) != value]
+    wrong = [f"{key} {encoder.get(key)!r}, not {value!r}" for key, value in differing]
+    problems = []
+    if wrong:
+        problems.append(
+            f"encoder is not cache-aware ({'; '.join(wrong)}): train one that is, or take --pipeline buffered"
+        )
+    if normalize not in UNNORMALISED:
+        problems.append(
+            f"preprocessor.normalize is {normalize!r}, but this pipeline leaves features as they are, without a word: "
+            "train with NA, or take --pipeline buffered"
+        )
+    return problems
+
+
+def _slot_problems(cfg: DictConfig) -> list[str]:
+    slots, streams = cfg.streaming.num_slots, cfg.streaming.batch_size
+    if isinstance(slots, int) and isinstance(streams, int) and slots >= streams:
+        return []
+    return [f"streaming.num_slots is {slots!r}, wanted streaming.batch_size ({streams!r}) or more"]
+
+
+def build_pipeline(cfg: DictConfig) -> BasePipeline:
+    """NeMo's pipeline; whatever its builder refuses is a ValueError."""
+    try:
+        return PipelineBuilder.build_pipeline(cfg)
+    except (OmegaConfBaseException, NotImplementedError, KeyError) as error:
+        raise ValueError(f"NeMo cannot build this pipeline: {' '.join(str(error).split())}") from error
+
+
+def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str) -> Evaluation:
+    """Play utterances to a pipeline as fast as it takes them; the first one once more, as a warm-up.
+
+    Args:
+        entries: whole audio files; `text` is the reference.
+        manifest: what the result is called.
+
+    Raises:
+        ValueError: an utterance that is a part of a file, which NeMo would play whole, or chunks too short for NeMo.
+    """
+    if parts := [entry["audio_filepath"] for entry in entries if entry.get("offset")]:
+        raise ValueError(f"{parts[0]}: offset is set, but a pipeline plays whole files. Cut the audio first")
+    files = [entry["audio_filepath"] for entry in entries]
+    _played(pipeline, files[:1])
+    start = time.perf_counter()
+    results = _played(pipeline, files)
+    wall_seconds = time.perf_counter() - start
+    texts = [" ".join(results[i]["text"].split()) for i in range(len(files))]
+    return Evaluation(
+        manifest=manifest,
+        predictions=[{**entry, "pred_text": text} for entry, text in zip(entries, texts, strict=True)],
+        errors=total_word_errors((entry["text"] for entry in entries), texts),
+        audio_seconds=sum(entry["duration"] for entry in entries),
+        wall_seconds=wall_seconds,
+    )
+
+
+def _played(pipeline: BasePipeline, files: list[str]) -> dict[int, dict[str, Any]]:
+    try:
+        return pipeline.run(files)
+    except IndexError as error:  # its decoder reads past the few frames that are left of an utterance
+        raise ValueError(
+            f"NeMo's pipeline failed at these settings ({error}): make streaming.chunk_size and "
+            "streaming.right_padding_size longer"
+        ) from error

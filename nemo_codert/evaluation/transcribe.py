@@ -1,0 +1,193 @@
+"""A stock model on the utterances of a manifest: texts, word errors and speed, the way NeMo's users transcribe.
+
+May import models; nothing but scripts imports this.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert.data.audio_files import decodes
+from nemo_codert.data.manifest import read_manifest, write_manifest
+from nemo_codert.data.screening import Reason, screen_manifest
+from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
+
+DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batch", "malsd_batch")
+MAX_SYMBOLS = 10  # NeMo's default
+MAES_STEPS = 4  # expansions a frame; NeMo's default of 2 cuts words off
+REPORTED_UTTERANCES = 10
+# Faults for training only.
+RECOGNISED_ALL_THE_SAME = (Reason.EMPTY_TEXT, Reason.SILENT, Reason.CONTRADICTION)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One manifest: its entries with `pred_text` added, word errors, seconds of audio and of transcribing."""
+
+    manifest: str
+    predictions: list[dict[str, Any]]
+    errors: WordErrors
+    audio_seconds: float
+    wall_seconds: float
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of a whole `transcribe` call (files read, features, encoder, decoding) per second of audio."""
+        return self.wall_seconds / self.audio_seconds
+
+
+def usable_entries(manifest: str | Path, sample_rate: int | None = None) -> list[dict[str, Any]]:
+    """All entries of a test manifest, in its order. An empty transcript is kept: whatever is recognised is an error.
+
+    Args:
+        sample_rate: Hz the model listens at; audio below it is counted in a warning.
+
+    Raises:
+        ValueError: no such manifest, an empty or malformed one, or audio that is missing or unusable.
+    """
+    entries = read_manifest(manifest)
+    screening = screen_manifest(manifest, sample_rate=sample_rate, progress=False)
+    faults = [entry for entry in screening.dropped if entry["reason"] not in RECOGNISED_ALL_THE_SAME]
+    if faults:
+        raise ValueError(_refusal(f"{manifest}: {len(faults)} utterances cannot be evaluated", faults))
+    return entries
+
+
+def set_decoding(model: EncDecRNNTBPEModel, strategy: str) -> None:
+    """Change how a model decodes and keep its other decoding settings (beam size, symbols a frame, ...).
+
+    Confidence, which NeMo has for greedy decoding only, is switched off for the others, `maes` gets as many steps as
+    it needs, and one best text is returned.
+
+    Raises:
+        ValueError: unknown strategy.
+    """
+    if strategy not in DECODINGS:
+        raise ValueError(f"decoding is {strategy!r}, wanted one of {', '.join(DECODINGS)}")
+    settings = OmegaConf.to_container(model.cfg.decoding, resolve=True)
+    settings["strategy"] = strategy
+    if not strategy.startswith("greedy"):
+        settings.pop("confidence_cfg", None)
+        settings.setdefault("greedy", {})["preserve_frame_confidence"] = False
+        beam = settings.setdefault("beam", {})
+        beam["return_best_hypothesis"] = True
+        beam["maes_num_steps"] = max(beam.get("maes_num_steps", MAES_STEPS), MAES_STEPS)
+    model.change_decoding_strategy(OmegaConf.create(settings), verbose=False)
+
+
+def max_symbols(decoding: DictConfig) -> int:
+    """Word pieces a frame at most in greedy decoding: what a model's decoding block says, or NeMo's default."""
+    return (decoding.get("greedy") or {}).get("max_symbols") or MAX_SYMBOLS
+
+
+def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int = 16) -> Evaluation:
+    """Transcribe a manifest with a stock model's own `transcribe`; the first utterance once more, as a warm-up.
+
+    `transcribe` reseeds every random generator: never call this inside a run that is to be reproduced.
+
+    Raises:
+        ValueError: as `usable_entries`, or audio that breaks off.
+    """
+    entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate)
+    transcribed_texts(model, entries[:1], batch_size)
+    start = time.perf_counter()
+    texts = transcribed_texts(model, entries, batch_size)
+    wall_seconds = time.perf_counter() - start
+    return Evaluation(
+        manifest=str(manifest),
+        predictions=[{**entry, "pred_text": text} for entry, text in zip(entries, texts, strict=True)],
+        errors=total_word_errors((entry["text"] for entry in entries), texts),
+        audio_seconds=sum(entry["duration"] for entry in entries),
+        wall_seconds=wall_seconds,
+    )
+
+
+def transcribed_texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
+    """What a stock model hears in the utterances of manifest entries, in their order.
+
+    Raises:
+        ValueError: audio that breaks off.
+    """
+    keys = ("audio_filepath", "duration", "offset")
+    # References and foreign keys are left out: NeMo's loader would tokenize the one and may trip over the others.
+    lines = [{**{key: entry[key] for key in keys if entry.get(key) is not None}, "text": ""} for entry in entries]
+    with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:
+        manifest = write_manifest(Path(folder) / "manifest.json", lines)
+        try:
+            with _without_warnings():
+                hypotheses = model.transcribe([str(manifest)], batch_size=batch_size, verbose=False) or []
+        except Exception as error:  # whatever a batch of nothing but broken audio leads to
+            if broken := _broken(entries):
+                raise ValueError(_refusal(f"{len(broken)} utterances could not be read", broken)) from error
+            raise
+    if len(hypotheses) != len(entries):  # NeMo's loader leaves out what it cannot decode
+        raise ValueError(_refusal(f"{len(entries) - len(hypotheses)} utterances could not be read", _broken(entries)))
+    return [hypothesis.text for hypothesis in hypotheses]
+
+
+def _broken(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**entry, "reason": Reason.BREAKS_OFF} for entry in entries if not decodes(entry["audio_filepath"])]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """`transcribe` sets NeMo's own level, then its loader warns of settings of NeMo's own making."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _refusal(count: str, faults: list[dict[str, Any]]) -> str:
+    shown = [f"  - {entry['audio_filepath']}: {entry['reason']}" for entry in faults[:REPORTED_UTTERANCES]]
+    if len(faults) > len(shown):
+        shown.append(f"  ... and {len(faults) - len(shown)} more")
+    return "\n".join([f"{count}. Mend or remove these lines:", *shown])
+
+
+def write_predictions(path: str | Path, evaluations: list[Evaluation], about: dict[str, Any]) -> tuple[Path, Path]:
+    """Write predictions as JSON lines to `path`, and `<name>_summary.json` beside it; both whole or not at all.
+
+    Each line is the manifest's with `pred_text` added, and with `manifest` where there are several.
+
+    Args:
+        about: what the summary says of the model, beside the figures of every manifest.
+    """
+    path = Path(path)
+    several = len(evaluations) > 1
+    lines = [
+        {**line, "manifest": evaluation.manifest} if several else line
+        for evaluation in evaluations
+        for line in evaluation.predictions
+    ]
+    summary = {**about, "sets": [_figures(evaluation) for evaluation in evaluations]}
+    summary = json.loads(json.dumps(summary))  # plain types, or an error before anything is written
+    summary_path = path.with_name(f"{path.stem}_summary.json")
+    return write_manifest(path, lines), write_manifest(summary_path, [summary])
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    errors = evaluation.errors
+    return {
+        "manifest": evaluation.manifest,
+        "utterances": len(evaluation.predictions),
+        "words": errors.words,
+        "substitutions": errors.substitutions,
+        "insertions": errors.insertions,
+        "deletions": errors.deletions,
+        "wer": errors.wer if errors.words else None,  # JSON has no infinity
+        "audio_seconds": round(evaluation.audio_seconds, 3),
+        "wall_seconds": round(evaluation.wall_seconds, 3),
+        "real_time_factor": round(evaluation.real_time_factor, 6),
+    }

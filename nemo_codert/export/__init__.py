@@ -1,0 +1,1 @@
+"""What leaves a run: stock NeMo files, ONNX, sherpa-onnx, model cards."""

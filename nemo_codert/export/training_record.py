@@ -1,0 +1,129 @@
+"""What a model file remembers of its training: data by name and hours, strategy, teacher, versions; no machine path.
+
+`scripts/train.py` puts it into a model's config as `nemo_codert_training`; model cards are written from it.
+Imports no NeMo.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert import __version__
+from nemo_codert.config.checked import checked_config, lone_branch
+from nemo_codert.data.manifest import read_manifest
+
+RECORD_KEY = "nemo_codert_training"
+PACKAGES = ("nemo_toolkit", "torch", "lightning")
+
+
+@dataclass
+class DataRecord:
+    """One manifest by its file's name; utterances and hours after screening, None where they are not known."""
+
+    manifest: str
+    utterances: int | None = None
+    hours: float | None = None
+
+
+@dataclass
+class TrainingRecord:
+    """teacher: how it came about, None without one. started_from: checkpoints of trained networks, by branch."""
+
+    strategy: str
+    teacher: str | None = None
+    started_from: dict[str, str] = field(default_factory=dict)
+    train: list[DataRecord] = field(default_factory=list)
+    validation: list[DataRecord] = field(default_factory=list)
+    updates: int | None = None
+    best_val_wer: float | None = None
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """For a config."""
+        return asdict(self)
+
+
+def recorded_training(cfg: DictConfig) -> TrainingRecord | None:
+    """The record in a model's config; of a pair without one what its settings tell; None of any other model."""
+    if not OmegaConf.is_dict(cfg.get(RECORD_KEY)):
+        return _settings_of_a_pair(cfg) if "codert" in cfg else None
+    plain = OmegaConf.to_container(cfg[RECORD_KEY])
+    known = {key: value for key, value in plain.items() if key in TrainingRecord.__dataclass_fields__}
+    for name in ("train", "validation"):
+        known[name] = [DataRecord(**entry) for entry in known.get(name, [])]
+    return TrainingRecord(**known)
+
+
+def _settings_of_a_pair(cfg: DictConfig) -> TrainingRecord:
+    versions = {"nemo_codert": cfg.nemo_codert_version} if cfg.get("nemo_codert_version") else {}
+    return TrainingRecord(strategy_name("pair", cfg.codert), _teacher(cfg.codert), versions=versions)
+
+
+def _teacher(codert: DictConfig) -> str:
+    if codert.teacher == "frozen":
+        return f"trained before, kept frozen: {_name(codert.teacher_checkpoint)}"
+    return "trained in the same run"
+
+
+def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
+    """Of a run about to start. cfg: the root config. data: `train` and `validation`."""
+    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
+    if cfg.train == "pair" and OmegaConf.select(cfg, "model.student.init_from_teacher"):
+        started["student"] = f"evenly spaced layers of {_name(codert.teacher_checkpoint)}"
+    if cfg.train == "teacher" or codert.teacher == "co_trained":
+        started["teacher"] = codert.teacher_checkpoint
+    return TrainingRecord(
+        strategy=strategy_name(cfg.train, codert),
+        teacher=_teacher(codert) if cfg.train == "pair" else None,
+        started_from={branch: _name(source) for branch, source in started.items() if source},
+        seed=cfg.get("seed"),
+        versions=package_versions(),
+        **data,
+    )
+
+
+def strategy_name(train: str, codert: DictConfig) -> str:
+    """What `strategy=` of conf/strategy sets these keys, whoever set them; the two that it does not name are added."""
+    if train != "pair":
+        return train
+    distils = codert.distillation.weight > 0
+    if codert.teacher == "frozen":
+        name = "static_shared" if codert.share_decoder else "static"
+        return name if distils else f"{name} without distillation"
+    return ("shared" if codert.share_decoder else "tandem") + ("_kd" if distils else "")
+
+
+def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[DataRecord]:
+    """Of the manifests called `names`, whose screened forms are `usable`; None where they could not be read."""
+    if usable is None:
+        return [DataRecord(Path(name).name) for name in names]
+    records = []
+    for name, path in zip(names, usable, strict=True):
+        durations = [entry["duration"] for entry in read_manifest(path)]
+        records.append(DataRecord(Path(name).name, len(durations), round(sum(durations) / 3600, 4)))
+    return records
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of this package and of those that it computes with."""
+    versions = {"nemo_codert": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _name(source: str | None) -> str:
+    """A checkpoint as a card may call it: a pretrained name, or a file's name without its folder."""
+    if not source:
+        return "unknown"
+    return Path(source).name if source.endswith(".nemo") or Path(source).is_absolute() else source

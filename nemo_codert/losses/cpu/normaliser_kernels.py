@@ -1,0 +1,245 @@
+"""The normaliser of an utterance of an additive lattice, `Z[t,u] = sum_v exp(E[t,v]) exp(G[u,v])`, and its checks.
+
+Compiled functions for kernels on the CPU. Imports numpy, numba, `blas`, `compiled`, `exponentials`.
+"""
+
+# B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
+# columns: the targets' and last the blank's. Arrays of a side are described as the encoder's; the prediction's have M
+# in the place of T.
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from nemo_codert.losses.cpu.blas import fill_product
+from nemo_codert.losses.cpu.compile_cache import callee
+from nemo_codert.losses.cpu.exponentials import exp_float32, exp_float64
+
+CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
+
+
+class SideArrays(NamedTuple):
+    """What is kept of one side of an additive joint, within the lengths. A row's largest logit is taken off the others
+    where it is far from 0."""
+
+    exp: np.ndarray  # [B, T, V+1], exponentials; the prediction's 0 for the tokens
+    exp_columns: np.ndarray  # [B, T, K] float64, of the tokens; the prediction's 0 in all but the first of a class
+    taken: np.ndarray  # [B, T, K] float64, what the occupancies take off the gradient
+
+
+class Limits(NamedTuple):
+    """Where float32 may be trusted; see `additive_float64`."""
+
+    unshifted: float  # how far from 0 the largest logit of a row may be that is not taken off it
+    smallest_sum: float  # of a cell of Z
+    trusted_share: float  # of what a cell of Z could be
+    trusted_sums: float  # relative error of the sums of Z's rows and columns; inf: not checked
+
+
+@numba.njit(nogil=True, fastmath={"nnan", "nsz"})  # else several at a time cannot be compared; a NaN shows in the sums
+def _largest(row: np.ndarray) -> float:
+    """The largest number of a row [V+1]; four at a time, which need not wait for each other."""
+    quarter = len(row) // 4
+    first, second, third, fourth = row[0], row[0], row[0], row[0]
+    for v in range(quarter):
+        first = max(first, row[v])
+        second = max(second, row[v + quarter])
+        third = max(third, row[v + 2 * quarter])
+        fourth = max(fourth, row[v + 3 * quarter])
+    for v in range(4 * quarter, len(row)):
+        first = max(first, row[v])
+    return max(max(first, second), max(third, fourth))
+
+
+@callee
+def _exponentiate(row: np.ndarray, shift: float, exp: np.ndarray) -> None:
+    """Fill exp [V+1] with the exponentials of a row less the shift."""
+    if exp.itemsize == 4:
+        for v in range(len(row)):
+            exp[v] = exp_float32(np.float32(row[v]) - np.float32(shift))
+    else:
+        for v in range(len(row)):
+            exp[v] = exp_float64(np.float64(row[v]) - np.float64(shift))
+
+
+@callee
+def _take_row(
+    row: np.ndarray,
+    classes: np.ndarray,
+    unshifted: float,
+    exp: np.ndarray,
+    columns: np.ndarray,
+    exp_columns: np.ndarray,
+) -> tuple[float, bool]:
+    """Fill exp [V+1], columns [K] and exp_columns [K] from logits [V+1]; the largest logit, and whether it was taken
+    off."""
+    largest = _largest(row)
+    shifted = not abs(largest) <= unshifted
+    shift = largest if shifted else row.dtype.type(0.0)
+    for k in range(len(classes)):
+        columns[k] = np.float64(row[classes[k]]) - np.float64(shift)
+    _exponentiate(columns, 0.0, exp_columns)
+    _exponentiate(row, shift, exp)
+    return largest, shifted
+
+
+@callee
+def first_columns(targets: np.ndarray, blank: int, first: np.ndarray, classes: np.ndarray) -> None:
+    """Fill first and classes [K] of an utterance with targets [U]."""
+    last = len(first) - 1
+    for k in range(last + 1):
+        classes[k] = targets[k] if k < last else blank
+        first[k] = k
+        for j in range(k):
+            if classes[j] == classes[k]:
+                first[k] = j
+                break
+
+
+@callee
+def take_encoder(
+    logits: np.ndarray,
+    classes: np.ndarray,
+    unshifted: float,
+    exp: np.ndarray,
+    columns: np.ndarray,
+    exp_columns: np.ndarray,
+    bounds: np.ndarray,
+) -> None:
+    """From logits [>= T, V+1] of an utterance fill exp [>= T, V+1], columns [T, K] with the tokens' logits,
+    exp_columns [>= T, K], and bounds [T] of what a row multiplies Z with."""
+    for t in range(len(bounds)):
+        largest, shifted = _take_row(logits[t], classes, unshifted, exp[t], columns[t], exp_columns[t])
+        bounds[t] = 1.0 if shifted else np.exp(max(np.float64(largest), 0.0))
+
+
+@callee
+def take_prediction(
+    logits: np.ndarray,
+    classes: np.ndarray,
+    first: np.ndarray,
+    unshifted: float,
+    exp: np.ndarray,
+    columns: np.ndarray,
+    exp_columns: np.ndarray,
+    bounds: np.ndarray,
+) -> None:
+    """The same of the other side, where one column stands for each class, and the tokens have no part in exp."""
+    for u in range(len(bounds)):
+        _, shifted = _take_row(logits[u], classes, unshifted, exp[u], columns[u], exp_columns[u])
+        for k in range(len(classes)):
+            exp[u, classes[k]] = 0.0
+            if first[k] != k:
+                exp_columns[u, k] = 0.0
+        bounds[u] = 1.0 if shifted else _largest(exp[u])
+
+
+@callee
+def normaliser(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarray) -> None:
+    """Fill z [T, M] of an utterance, without the shifts: the tokens' part from their float64 columns."""
+    t, m = z.shape
+    fill_product(encoder.exp_columns[b, :t], prediction.exp_columns[b, :m].T, z)
+    left, right = encoder.exp[b, :t], prediction.exp[b, :m].T
+    product = np.empty((t, m), left.dtype)
+    num_classes = left.shape[1]
+    per_product = math.ceil(num_classes / max(round(num_classes / CLASSES_PER_PRODUCT), 1))
+    for start in range(0, num_classes, per_product):
+        fill_product(left[:, start : start + per_product], right[start : start + per_product], product)
+        for frame in range(t):
+            for state in range(m):
+                z[frame, state] += product[frame, state]
+
+
+@callee
+def distrusted(z: np.ndarray, frames: np.ndarray, states: np.ndarray, limits: Limits) -> bool:
+    """Whether terms that were lost or rounded in the exponentials could matter in a cell of z [T, M]: it is too small,
+    or too small a share of what it could be, by the bounds of frames [T] and states [M]."""
+    found = False
+    for t in range(z.shape[0]):
+        share = limits.trusted_share * frames[t]
+        for u in range(z.shape[1]):
+            found |= z[t, u] < max(share * states[u], limits.smallest_sum)
+    return found
+
+
+@numba.njit(nogil=True, fastmath={"reassoc", "contract"})  # else a sum cannot be taken several terms at a time
+def _walk(rows: np.ndarray, weights: np.ndarray, sums: np.ndarray, others: np.ndarray, products: np.ndarray) -> None:
+    """Add the sum of weights [T] times rows [T, V+1] to sums [V+1], and the rows' products with others [V+1] to
+    products [T]; float64. Four rows at a time: sums and others are read less often."""
+    whole = len(rows) // 4 * 4
+    for t in range(0, whole, 4):
+        row0, row1, row2, row3 = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
+        weight0, weight1, weight2, weight3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        product0 = product1 = product2 = product3 = 0.0
+        for v in range(len(sums)):
+            value0, value1 = np.float64(row0[v]), np.float64(row1[v])
+            value2, value3 = np.float64(row2[v]), np.float64(row3[v])
+            sums[v] += (weight0 * value0 + weight1 * value1) + (weight2 * value2 + weight3 * value3)
+            other = others[v]
+            product0 += value0 * other
+            product1 += value1 * other
+            product2 += value2 * other
+            product3 += value3 * other
+        products[t] += product0
+        products[t + 1] += product1
+        products[t + 2] += product2
+        products[t + 3] += product3
+    for t in range(whole, len(rows)):
+        row, weight, product = rows[t], weights[t], 0.0
+        for v in range(len(sums)):
+            value = np.float64(row[v])
+            sums[v] += weight * value
+            product += value * others[v]
+        products[t] += product
+
+
+@callee
+def _add_checksums(
+    encoder: np.ndarray,
+    prediction: np.ndarray,
+    per_frame: np.ndarray,
+    per_state: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+) -> None:
+    """Add what the product of encoder [T, V+1] and prediction [M, V+1] sums up to: rows [T] times per_state [M],
+    columns [M] times per_frame [T].
+
+    Half of two walks is thrown away: that costs less than to read the encoder's rows, the longest, twice.
+    """
+    frames, states, unused = np.zeros(encoder.shape[1]), np.zeros(encoder.shape[1]), np.zeros(encoder.shape[1])
+    none = np.zeros(len(prediction))
+    _walk(prediction, per_state, states, unused, none)
+    _walk(encoder, per_frame, frames, states, rows)
+    none[:] = 0.0
+    _walk(prediction, none, unused, frames, columns)
+
+
+@callee
+def _agree(found: np.ndarray, exact: np.ndarray, tolerance: float) -> bool:
+    """All sums found are exact, up to the relative tolerance; False for NaN."""
+    agree = True
+    for i in range(len(found)):
+        agree &= abs(found[i] - exact[i]) <= tolerance * exact[i]
+    return agree
+
+
+@callee
+def inexact(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarray, tolerance: float) -> bool:
+    """Whether the sum of a row or column of z [T, M] is off by more than tolerance (relative), or not a number.
+
+    The sums are checked as those of any matrix product can be, by a product with the sum of the other side's rows. All
+    cells of the first frame weigh the same, and all of the first state: what is wrong in every cell of a row or column
+    shows, whichever cells are large. A float32 sum loses the terms that are some 10^7 times smaller than the largest,
+    hundreds of which may be a millionth of it: as in every cell of a frame whose encoder is nearly certain of a class
+    that is no token.
+    """
+    t, m = z.shape
+    per_state, per_frame = 1 / z[0], 1 / z[:, 0]
+    rows, columns, found_rows, found_columns = np.zeros(t), np.zeros(m), np.zeros(t), np.zeros(m)
+    _walk(z, per_frame, found_columns, per_state, found_rows)
+    _add_checksums(encoder.exp[b, :t], prediction.exp[b, :m], per_frame, per_state, rows, columns)
+    _add_checksums(encoder.exp_columns[b, :t], prediction.exp_columns[b, :m], per_frame, per_state, rows, columns)
+    return not (_agree(found_rows, rows, tolerance) and _agree(found_columns, columns, tolerance))

@@ -1,0 +1,378 @@
+"""What of a run's config can be known to be at fault before anything is built or written (scripts/train.py).
+
+`check_run` is the one entry. It adds to the model's own checks (`config.checked`) the files that a run reads.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
+from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_codert.config.checked import STOCK_JOINT, checked_config, lone_branch
+from nemo_codert.config.values import is_count, is_number
+from nemo_codert.data.manifest import parse_manifest, read_manifest
+from nemo_codert.evaluation.transcribe import usable_entries
+from nemo_codert.nemo_compat import is_allowed_target, targets_in
+
+logger = logging.getLogger(__name__)
+
+# What training and validation log, and so what a best checkpoint can be chosen by.
+LOGGED = ("global_step", "train_loss", "val_loss", "val_wer", "val_wer_num", "val_wer_denom")
+LOGGED_ALONE = ("learning_rate", "training_batch_wer")
+LOGGED_OF_PAIRS = (
+    *("train_rnnt_loss_student", "train_rnnt_loss_teacher", "train_ctc_loss_student"),
+    *("train_distillation_loss", "train_distillation_weight"),
+    *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
+)
+PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
+RESUME_KEYS = ("every_n_steps", "replay_streams")
+OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
+
+
+def check_run(cfg: DictConfig) -> None:
+    """Faults that can be known before anything is built or written, each with its key.
+
+    Raises:
+        ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
+            tokenizer, and settings that contradict each other.
+    """
+    checks = [_config_problems, _run_problems, _value_problems, _target_problems, _optimiser_problems]
+    checks += [_trainer_problems, _checkpoint_problems, _data_problems, _test_problems, _resume_problems]
+    checks += [_stream_problems, _tokenizer_problems]
+    problems = [problem for check in checks for problem in check(cfg)]
+    if problems:
+        raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
+    for text in _runs_without_validation(cfg):
+        logger.warning("%s: nothing is validated and no best checkpoint is chosen.", text)
+
+
+def _value(cfg: DictConfig, key: str, default: object = None) -> object:
+    """What is at a key; `default` where nothing is, or what cannot be resolved (the model's own checks say so)."""
+    try:
+        return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a list or a text where a block should be
+        return default
+
+
+def _config_problems(cfg: DictConfig) -> Iterator[str]:
+    if not OmegaConf.is_dict(cfg.get("model")):
+        yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
+        return
+    try:
+        checked_config(cfg.model, warn=False, alone=lone_branch(cfg))
+    except ValueError as error:
+        yield from str(error).split("\n  - ")[1:] or [str(error)]
+
+
+def _target_problems(cfg: DictConfig) -> Iterator[str]:
+    """Classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
+    for name in ("preprocessor", "spec_augment", "encoder", "student", "decoder", "joint", "optim"):
+        block = _value(cfg, f"model.{name}")
+        if not OmegaConf.is_dict(block):
+            continue
+        try:
+            plain = OmegaConf.to_container(block, resolve=True, throw_on_missing=False)
+        except OmegaConfBaseException:
+            continue  # the model's own checks say so
+        for path, target in targets_in(plain, f"model.{name}"):
+            if not is_allowed_target(target):
+                yield f"{path} is {target!r}, wanted a class of NeMo's or of nemo_codert.modules"
+
+
+def _run_problems(cfg: DictConfig) -> Iterator[str]:
+    codert = _value(cfg, "model.codert")
+    train, codert = cfg.get("train"), codert if OmegaConf.is_dict(codert) else {}
+    if train not in ("pair", "student", "teacher"):
+        yield f"train is {train!r}, wanted pair, student or teacher (set by strategy=...)"
+    weight = _value(cfg, "model.codert.distillation.weight") if codert else None
+    if train in ("student", "teacher") and weight:
+        yield (
+            f"model.codert.distillation.weight is {weight} but train is {train}: there is no pair to distil in. "
+            "Set the weight to 0 or choose a strategy with a teacher"
+        )
+    if train == "pair" and codert.get("teacher") == "frozen" and not codert.get("teacher_checkpoint"):
+        yield "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
+    unread = {"student": "model.codert.teacher_checkpoint", "teacher": "model.student.init_from"}.get(train)
+    if unread and (name := _value(cfg, unread)):
+        yield (
+            f"{unread} is {name!r} but train is {train}: nothing would read it. Set it to null or choose a strategy "
+            "that trains a pair"
+        )
+    for key in ("model.codert.teacher_checkpoint", "model.student.init_from"):
+        name = _value(cfg, key)
+        if isinstance(name, str) and name.endswith(".nemo") and not os.path.isfile(name):
+            yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
+    joint = _value(cfg, "model.joint._target_")
+    if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
+        yield (
+            f"model.codert.rnnt_loss is exact but train is {train} with the stock joint: NeMo's own class trains "
+            "with NeMo's own loss. Set it to auto or nemo, or take the additive joint"
+        )
+    manager = cfg.get("exp_manager")
+    if not OmegaConf.is_dict(manager) or OmegaConf.is_missing(manager, "exp_dir") or not manager.get("exp_dir"):
+        yield "exp_manager.exp_dir is missing: give the folder for this run"
+    else:
+        yield from _folder_problems(Path(str(manager.exp_dir)))
+    if _value(cfg, "model.skip_nan_grad"):
+        yield (
+            "model.skip_nan_grad is true: NeMo would set a gradient that is not finite to zero and let the optimizer "
+            "step all the same. Leave it out and set model.codert.non_finite.action to skip"
+        )
+    for key in cfg:
+        if str(key).startswith("init_from_"):
+            yield f"{key} is not supported: use model.codert.teacher_checkpoint and model.student.init_from"
+
+
+def _folder_problems(folder: Path) -> Iterator[str]:
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not there.is_dir():
+        yield f"exp_manager.exp_dir is {str(folder)!r} but {there} is a file: give a folder, it is made if need be"
+
+
+def _value_problems(cfg: DictConfig) -> Iterator[str]:
+    """Numbers that only a loader or the front end would stumble over."""
+    for section in ("train_ds", "validation_ds", "test_ds"):
+        size = _value(cfg, f"model.{section}.batch_size")
+        if size is not None and not is_count(size):
+            yield f"model.{section}.batch_size is {size!r}, wanted a number of utterances, 1 or more"
+    seed = _value(cfg, "seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        yield f"seed is {seed!r}, wanted a whole number from 0 to {2**32 - 1}"
+    for key in ("model.preprocessor.window_size", "model.preprocessor.window_stride"):
+        seconds = _value(cfg, key, 0.01)
+        if not (is_number(seconds) and 0 < seconds < math.inf):
+            yield f"{key} is {seconds!r}, wanted seconds above 0"
+    for name in ("model.encoder", "model.student.encoder"):
+        heads, width = _value(cfg, f"{name}.n_heads", 1), _value(cfg, f"{name}.d_model", 0)
+        if not is_count(heads) or (is_count(width) and width % heads):
+            yield f"{name}.n_heads is {heads!r}, wanted a divisor of its d_model ({width!r})"
+    for key in ("model.decoding.greedy.max_symbols", "model.decoding.greedy.max_symbols_per_step"):
+        if _value(cfg, key, 1) is None:
+            yield f"{key} is null: an untrained model's decoding would not end. Give a number, e.g. 10"
+    yield from _sample_rate_problems(cfg)
+
+
+def _sample_rate_problems(cfg: DictConfig) -> Iterator[str]:
+    rate = _value(cfg, "model.sample_rate")
+    if not is_count(rate):
+        yield f"model.sample_rate is {rate!r}, wanted the Hz that all audio is brought to, 16000 as a rule"
+        return
+    defaults = {"preprocessor": PREPROCESSOR_SAMPLE_RATE, "train_ds": rate, "validation_ds": rate}
+    for section, default in defaults.items():
+        own = _value(cfg, f"model.{section}.sample_rate", default)
+        if own != rate:
+            yield f"model.{section}.sample_rate is {own!r} but model.sample_rate is {rate}: make them equal"
+
+
+def _optimiser_problems(cfg: DictConfig) -> Iterator[str]:
+    optim, sched = _value(cfg, "model.optim"), _value(cfg, "model.optim.sched")
+    if not OmegaConf.is_dict(optim):
+        yield f"model.optim is {optim!r}, wanted a block with name, lr and, if wanted, sched"
+        return
+    if sched is not None and not OmegaConf.is_dict(sched):
+        yield f"model.optim.sched is {sched!r}, wanted a block with name and warmup_steps, or null"
+    for path, known in (("model.optim", AVAILABLE_OPTIMIZERS), ("model.optim.sched", AVAILABLE_SCHEDULERS)):
+        name = _value(cfg, f"{path}.name")
+        if name is not None and _value(cfg, f"{path}._target_") is None and name not in known:
+            yield f"{path}.name is {name!r}, wanted one of {', '.join(known)}"
+    rate = _value(cfg, "model.optim.lr")
+    if rate is not None and not (is_number(rate) and 0 < rate < math.inf):
+        yield f"model.optim.lr is {rate!r}, wanted a learning rate above 0"
+
+
+def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
+    if not OmegaConf.is_dict(cfg.get("trainer")):
+        yield "trainer is missing: give it max_steps, val_check_interval and what else Lightning's Trainer takes"
+        return
+    steps, epochs = _value(cfg, "trainer.max_steps", -1), _value(cfg, "trainer.max_epochs")
+    if steps != -1 and not is_count(steps):
+        yield f"trainer.max_steps is {steps!r}, wanted a number of optimizer steps, 1 or more"
+    if epochs not in (None, -1) and not is_count(epochs):
+        yield f"trainer.max_epochs is {epochs!r}, wanted a number of epochs, 1 or more, or -1 for no limit"
+    if steps == -1 and epochs == -1 and _value(cfg, "trainer.max_time") is None:
+        yield "trainer.max_steps is -1 and max_epochs -1: training would never end. Give trainer.max_steps"
+    is_scheduled = _value(cfg, "model.optim.sched") and not _value(cfg, "model.optim.sched.max_steps")
+    if steps == -1 and is_scheduled and _value(cfg, "model.train_ds.use_lhotse"):
+        yield (
+            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader does not know how many "
+            "batches an epoch has: give trainer.max_steps, or set model.optim.sched to null"
+        )
+    batches = _value(cfg, "trainer.accumulate_grad_batches", 1)
+    if not is_count(batches):
+        yield f"trainer.accumulate_grad_batches is {batches!r}, wanted batches per optimizer step, 1 or more"
+    yield from _interval_problems(cfg)
+
+
+def _interval_problems(cfg: DictConfig) -> Iterator[str]:
+    interval = _value(cfg, "trainer.val_check_interval", 1.0)
+    counts_all_batches = _value(cfg, "trainer.check_val_every_n_epoch", 1) is None
+    if counts_all_batches and is_count(_value(cfg, "trainer.max_epochs")):
+        yield (
+            f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
+            "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
+        )
+    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # neither knows how long an epoch is
+        is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
+    else:
+        is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
+        wanted = "a number of batches, 1 or more, or a share of an epoch up to 1.0"
+    if not is_count(interval) and not is_share:
+        yield f"trainer.val_check_interval is {interval!r}, wanted {wanted}"
+
+
+def _runs_without_validation(cfg: DictConfig) -> Iterator[str]:
+    if _value(cfg, "trainer.limit_val_batches") == 0:
+        yield "trainer.limit_val_batches is 0"
+    steps, batches = _value(cfg, "trainer.max_steps", -1), _value(cfg, "trainer.accumulate_grad_batches", 1)
+    interval = _value(cfg, "trainer.val_check_interval", 1.0)
+    if _value(cfg, "trainer.check_val_every_n_epoch", 1) is None and 0 < steps * batches < interval:
+        yield f"trainer.val_check_interval is {interval} but training ends after {steps * batches} batches"
+
+
+def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
+    """A name that nothing is logged by would end the run after its first validation."""
+    if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
+        return
+    key = "exp_manager.checkpoint_callback_params.monitor"
+    monitor = _value(cfg, key, "val_loss")
+    known = (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE))
+    if _value(cfg, "model.compute_eval_loss", True) is False:
+        known = tuple(name for name in known if name != "val_loss")
+    # Of several validation manifests NeMo logs each under a prefix of its own.
+    if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
+        yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
+
+
+def _resume_problems(cfg: DictConfig) -> Iterator[str]:
+    block = _value(cfg, "resume", {})
+    if not OmegaConf.is_dict(block):
+        return
+    for key in block:
+        if key not in RESUME_KEYS:
+            yield f"resume.{key} is no key of resume, which has {' and '.join(RESUME_KEYS)}"
+    every, replay = block.get("every_n_steps", 0), block.get("replay_streams", True)
+    if every != 0 and not is_count(every):
+        yield f"resume.every_n_steps is {every!r}, wanted a number of optimizer steps, or 0 for none"
+    if not isinstance(replay, bool):
+        yield f"resume.replay_streams is {replay!r}, wanted true or false"
+    manager = "exp_manager.create_checkpoint_callback", "exp_manager.checkpoint_callback_params.save_last"
+    for key in manager:
+        if every and not _value(cfg, key, True):
+            yield f"resume.every_n_steps is {every!r} but {key} is false: nothing would be saved. Set it to true"
+
+
+def _stream_problems(cfg: DictConfig) -> Iterator[str]:
+    """lhotse gives every process the whole stream of shards: with one seed all would train on the same batches."""
+    devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
+    block = _value(cfg, "model.train_ds")
+    if not OmegaConf.is_dict(block) or not _value(block, "use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
+        return
+    is_stream = is_tarred(block) or _value(block, "shar_path") or _value(block, "force_iterable_dataset")
+    seed, workers = _value(block, "shard_seed", "trng"), _value(block, "num_workers", 0)
+    if is_stream and (isinstance(seed, int) or seed == "randomized" and not workers):
+        yield (
+            f"model.train_ds.shard_seed is {seed!r} with num_workers {workers} and trainer.devices {devices}: every "
+            "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers "
+            "to 1 or more"
+        )
+
+
+def _data_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
+        yield from _manifest_problems(cfg, key)
+
+
+def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
+    section, name = key.rsplit(".", 1)
+    block = _value(cfg, section)
+    if not OmegaConf.is_dict(block):
+        yield f"{section} is missing: give it a manifest_filepath"
+        return
+    absent = name not in block or block[name] is None  # a value of ??? is not in a block either
+    if absent and any(_value(block, source) for source in OTHER_SOURCES):
+        return
+    if absent:
+        yield f"{key} is missing: scripts/prepare_data.py makes manifests"
+    elif is_tarred(block):
+        return  # its manifests may be patterns
+    elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
+        yield f"{key} is {block[name]!r}, wanted a path or a list of paths"
+    else:
+        for path in manifest_paths(block[name]):
+            try:
+                # Lines that cannot be read are dropped or refused by the screening, unless there are no others.
+                if _value(cfg, "model.codert.bad_utterances", "drop") != "drop" or not parse_manifest(path)[0]:
+                    read_manifest(path)
+            except ValueError as error:
+                yield f"{key}: {error}"
+
+
+def _test_problems(cfg: DictConfig) -> Iterator[str]:
+    key = "model.test_ds.manifest_filepath"
+    try:
+        paths = test_manifests(cfg)
+    except ValueError as error:
+        yield str(error)
+        return
+    stems = [Path(path).stem for path in paths]
+    for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
+        yield f"{key} names {stems.count(stem)} files {stem!r}: predictions are kept by that name. Rename one"
+    for path in paths:
+        try:
+            usable_entries(path)  # a fault found after the training would come too late
+        except ValueError as error:
+            yield f"{key}: {error}"
+
+
+def test_manifests(cfg: DictConfig) -> list[str]:
+    """Manifests to transcribe when training has ended; none without model.test_ds or of what is no plain manifest.
+
+    Raises:
+        ValueError: neither a path nor a list of paths.
+    """
+    block = _value(cfg, "model.test_ds")
+    if not OmegaConf.is_dict(block) or is_tarred(block) or "manifest_filepath" not in block:
+        return []
+    value = block.manifest_filepath
+    if value is None:
+        return []
+    if not isinstance(value, str) and not OmegaConf.is_list(value):
+        raise ValueError(f"model.test_ds.manifest_filepath is {value!r}, wanted a path or a list of paths")
+    return manifest_paths(value)
+
+
+def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
+    folder = _value(cfg, "model.tokenizer.dir")
+    if not folder:
+        yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
+        return
+    for name in ("tokenizer.model", "vocab.txt"):
+        if not os.path.isfile(Path(str(folder)) / name):
+            yield f"model.tokenizer.dir is {folder!r}: no {name} in there. scripts/prepare_data.py makes one"
+            return
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(Path(str(folder)) / "tokenizer.model"))
+    except (OSError, RuntimeError) as error:
+        yield (
+            f"model.tokenizer.dir is {folder!r}: its tokenizer.model is no SentencePiece model ({error}). "
+            "scripts/prepare_data.py makes one"
+        )
+
+
+def is_tarred(block: DictConfig) -> bool:
+    """Whether a data section is of tarred audio, whose manifests may be patterns."""
+    return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
+
+
+def manifest_paths(value: object) -> list[str]:
+    """NeMo takes one path, several separated by commas, or a list."""
+    if not isinstance(value, str):
+        return [str(path) for path in value]
+    return [value] if os.path.isfile(value) else [path.strip() for path in value.split(",")]

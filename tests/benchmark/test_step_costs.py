@@ -1,0 +1,127 @@
+"""The training steps that the benchmark compares, at tiny sizes."""
+
+import pytest
+import torch
+
+from nemo_codert.benchmark import training_step as step_costs
+from nemo_codert.benchmark.measure import Measured, MeasureSettings
+from nemo_codert.benchmark.training_step import (
+    NETWORKS,
+    OPTIMIZER,
+    STOCK_STUDENT,
+    STOCK_TEACHER,
+    TANDEM,
+    StepCase,
+    StepSettings,
+    make_batch,
+    pair_config,
+    step_cases,
+    step_rows,
+)
+
+TINY = StepSettings(
+    batch=2,
+    seconds=0.5,
+    tokens=3,
+    vocabulary=64,
+    teacher=(2, 32),
+    student=(1, 16),
+    pred_hidden=20,
+    joint_hidden=24,
+)
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Models that the cases build, in order."""
+    models = []
+    for name in ("_stock_model", "_pair"):
+        build = getattr(step_costs, name)
+        monkeypatch.setattr(step_costs, name, lambda *sizes, build=build: models.append(build(*sizes)) or models[-1])
+    return models
+
+
+def test_the_batch_is_noise_of_full_length():
+    signal, signal_len, transcript, transcript_len = make_batch(TINY, "cpu")
+    assert signal.shape == (2, 8000) and signal_len.tolist() == [8000] * 2
+    assert transcript.shape == (2, 3) and transcript_len.tolist() == [3, 3] and transcript.max() < 64
+
+
+@pytest.mark.parametrize("name, layers, channels", [(STOCK_TEACHER, 2, 32), (STOCK_STUDENT, 1, 16)])
+def test_a_stock_step_trains_nemos_model_with_its_own_joint_and_loss(built, name, layers, channels):
+    step = StepCase(name, TINY).prepare()
+    (model,) = built
+    assert type(model).__name__ == "EncDecRNNTBPEModel" and type(model.joint).__name__ == "RNNTJoint"
+    assert not model.joint.fuse_loss_wer and model.joint.joint_hidden == 24 and model.training
+    assert (len(model.encoder.layers), model.encoder.d_model) == (layers, channels)
+    assert model.joint.num_classes_with_blank == 65 and model.decoder.pred_hidden == 20
+    assert "RNNTLossNumba" in type(model.loss._loss).__name__
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    assert step() > 0
+    assert sum(not torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True)) > len(weights) / 2
+    assert all(parameter.grad is None for parameter in model.parameters())  # nothing is held between steps
+
+
+def test_the_tandem_step_trains_a_pair_with_an_additive_joint_and_a_shared_prediction_network(built):
+    step = StepCase(TANDEM, TINY).prepare()
+    (pair,) = built
+    assert type(pair.joint).__name__ == "AdditiveRNNTJoint" and pair.student_decoder is pair.decoder
+    assert pair.cfg.codert.distillation.weight == 0.1 and pair.training
+    assert step() > 0
+    assert all(parameter.grad is None for parameter in pair.parameters())
+
+
+def test_the_networks_alone_reach_every_weight_that_the_step_trains(built, monkeypatch):
+    run = StepCase(NETWORKS, TINY).prepare()
+    (pair,) = built
+    reached = []
+    zero_grad = pair.zero_grad
+    monkeypatch.setattr(
+        pair,
+        "zero_grad",
+        lambda: reached.extend(n for n, p in pair.named_parameters() if p.grad is not None) or zero_grad(),
+    )
+    run()
+    assert set(reached) == {name for name, _ in pair.named_parameters()}
+    assert all(parameter.grad is None for parameter in pair.parameters())
+
+
+def test_the_optimizer_alone_moves_the_weights(built):
+    run = StepCase(OPTIMIZER, TINY).prepare()
+    before = [parameter.detach().clone() for parameter in built[0].parameters()]
+    run()
+    run()
+    assert all(not torch.equal(a, b) for a, b in zip(before, built[0].parameters(), strict=True))
+
+
+def test_only_the_stock_steps_are_slow_and_only_on_the_cpu():
+    assert [case.slow for case in step_cases(TINY, "cpu")] == [True, True, False, False, False]
+    assert not any(case.slow for case in step_cases(TINY, "cuda"))
+
+
+def test_the_config_is_that_of_a_pair():
+    from nemo_codert.config.checked import ADDITIVE_JOINT, checked_config
+
+    cfg = checked_config(pair_config(TINY, ADDITIVE_JOINT, rnnt_loss="auto"))
+    assert cfg.encoder.subsampling_factor == cfg.student.encoder.subsampling_factor == 8
+    assert cfg.codert.teacher == "co_trained" and cfg.codert.share_decoder
+
+
+def test_rows_and_findings_compare_with_the_two_stock_steps_together(monkeypatch):
+    seconds = {STOCK_TEACHER: [6.0], STOCK_STUDENT: [4.0], TANDEM: [1.5], NETWORKS: [1.2], OPTIMIZER: [0.3]}
+    measured = {name: Measured(own, None) for name, own in seconds.items()}
+    monkeypatch.setattr("nemo_codert.benchmark.training_step.measure", lambda cases, settings, title: measured)
+    rows, findings = step_rows(TINY, "cpu", MeasureSettings())
+    assert [row.ratio for row in rows] == pytest.approx([0.6, 0.4, 0.15, 0.12, 0.03])
+    assert [finding.value for finding in findings] == pytest.approx([0.15, 0.25, 1.0, 1.25])
+    assert [finding.met for finding in findings] == [True, None, True, False]
+
+
+@pytest.mark.parametrize("tandem, met", [(6.0, True), (6.3, False)])
+def test_on_a_gpu_the_tandem_step_is_held_against_the_stock_teachers_alone(monkeypatch, tandem, met):
+    seconds = {STOCK_TEACHER: [6.0], STOCK_STUDENT: [4.0], TANDEM: [tandem], NETWORKS: [1.2], OPTIMIZER: [0.3]}
+    measured = {name: Measured(own, None) for name, own in seconds.items()}
+    monkeypatch.setattr("nemo_codert.benchmark.training_step.measure", lambda cases, settings, title: measured)
+    _, (both, teacher, *networks) = step_rows(TINY, "cuda", MeasureSettings())
+    assert both.met is None and (teacher.at_most, teacher.met) == (1.0, met)
+    assert [finding.met for finding in networks] == [None, None]

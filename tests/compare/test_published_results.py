@@ -1,0 +1,133 @@
+"""The tables of docs/results.md follow from what is kept in docs/study: predictions, dev WERs, entropies.
+
+python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
+"""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from nemo_codert.compare.plan import read_settings
+from nemo_codert.compare.report import write_report
+from nemo_codert.compare.results import PREDICTIONS_FILE, RUNS_FILE, read_results
+from tests.conftest import REPOSITORY
+
+RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+KEPT = REPOSITORY / "docs" / "study"
+STUDIES = sorted(path.parent for path in KEPT.glob("*/comparison.json"))
+
+
+def test_there_is_a_study():
+    assert STUDIES
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_its_table_is_recomputed_from_its_predictions(study, tmp_path):
+    for name in ("comparison.json", RUNS_FILE, PREDICTIONS_FILE):
+        shutil.copy(study / name, tmp_path / name)
+    settings = read_settings(tmp_path)
+    write_report(settings, read_results(settings, tmp_path), tmp_path, against="student")
+    assert (tmp_path / "table.md").read_bytes() == (study / "table.md").read_bytes()
+
+
+def tables(text: str, title: str) -> dict[str, list[str]]:
+    """Lines of every table by the title above it, which the pattern `title` finds."""
+    found = re.findall(rf"^{title}\n\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return {name: lines.splitlines() for name, lines in found}
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_the_tables_shown_for_it_are_rows_of_its_own_in_their_order(study):
+    kept = tables((study / "table.md").read_text(encoding="utf-8"), r"## (.+)")
+    shown = tables(section(study.name), r"\*\*(.+)\*\*")
+    assert shown and sum(map(len, shown.values())) == section(study.name).count("\n|")
+    for title, lines in shown.items():
+        assert lines == [line for line in kept[title] if line in lines], title
+
+
+def test_every_strategy_and_test_set_of_the_study_is_shown():
+    kept = tables((KEPT / "fsdd" / "table.md").read_text(encoding="utf-8"), r"## (.+)")
+    pooled = {title: lines for title, lines in kept.items() if re.fullmatch(r"\w+, 5 folds together", title)}
+    shown = tables(section("fsdd"), r"\*\*(.+)\*\*")
+    assert len(pooled) == 4 and {title: shown[title] for title in pooled} == pooled
+
+
+def section(name: str) -> str:
+    """What docs/results.md says between the marks of a study."""
+    found = re.search(f"<!-- study {name} -->(.*?)<!-- end of study -->", RESULTS, re.DOTALL)
+    assert found, f"docs/results.md has no <!-- study {name} -->"
+    return found[1]
+
+
+def cells_of(name: str) -> list[list[str]]:
+    """Cells of the table of a section, without header and rule."""
+    lines = [line for line in section(name).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def kept_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tuning_shown_is_the_best_dev_wer_of_every_run():
+    """tuning.csv: a row a run, with the errors of every validation."""
+    best: dict[str, list[str]] = {}
+    for row in kept_rows(KEPT / "tuning.csv"):
+        errors = min(int(count) for count in row["dev_errors"].split())
+        best.setdefault(row["run"], []).append(f"{errors / int(row['dev_words']):.1%}")
+    means = {run: f"{fmean(float(wer[:-1]) for wer in wers):.1f}%" for run, wers in best.items()}
+    assert cells_of("tuning") == [[run, ", ".join(wers), means[run]] for run, wers in best.items()]
+
+
+def test_the_entropies_shown_are_those_that_were_measured():
+    rows = kept_rows(KEPT / "entropy" / "measures.csv")
+    measured = {(row["branch"], row["logits"], row["view"]): row for row in rows}
+    columns = {"entropy": "entropy_mean", "median entropy": "entropy_median", "blank mass": "blank_mass"}
+    columns["entropy among pieces"] = "piece_entropy_mean"
+    views = {"all frames": "all", "frames that emit a token": "non-blank"}
+    shown = cells_of("entropy")
+    assert len(shown) == 12
+    for name, encoder, joint, ratio in shown:
+        branch, measure, view = name.split(", ")
+        values = [float(measured[branch, logits, views[view]][columns[measure]]) for logits in ("encoder", "joint")]
+        assert [f"{value:.3f}" for value in values] == [encoder, joint], name
+        assert f"{values[0] / values[1]:.2f}" == ratio, name
+
+
+def test_the_agreement_shown_over_the_training_is_what_was_measured():
+    rows = kept_rows(KEPT / "entropy" / "agreement_over_training.csv")
+    formatted = [
+        [row["step"], f"{float(row['top1_agreement']):.1%}", f"{float(row['kl_nats_per_frame']):.3f}"] for row in rows
+    ]
+    assert len(rows) == 6 and cells_of("agreement") == formatted
+    assert {row["frames"] for row in rows} == {"1480"} and "(1480 frames)" in RESULTS
+
+
+def test_the_numbers_between_the_tables_are_kept_too():
+    (agreement,) = kept_rows(KEPT / "entropy" / "agreement.csv")
+    nodes = kept_rows(KEPT / "entropy" / "measures.csv")[4]["rows"]
+    text = " ".join(RESULTS.split())
+    assert f"{agreement['frames']} frames" in text and f"the {nodes} nodes" in text
+    assert f"{float(agreement['top1_agreement']):.1%} of the frames" in text
+    assert f"a divergence of {float(agreement['kl_nats_per_frame']):.3f} nats" in text
+    rows = kept_rows(KEPT / "tuning.csv")
+    static, student, tandem = (
+        int(row["dev_errors"].split()[1]) / int(row["dev_words"])
+        for run in ("`static`, weight 0.1", "lone student", "`tandem_kd`, weight 0.1")
+        for row in rows
+        if row["run"] == run and row["seed"] == "0"
+    )
+    assert f"has {static:.0%} WER on dev, the lone one {student:.0%}, the one of `tandem_kd` {tandem:.0%}" in text
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_it_names_no_folder_of_a_machine(study):
+    assert kept_rows(study / RUNS_FILE)
+    for path in study.iterdir():
+        if path.suffix in (".json", ".csv", ".md", ".html"):
+            assert not re.search(r"(?<![\w.$}])/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8")), path

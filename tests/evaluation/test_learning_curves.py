@@ -1,0 +1,61 @@
+"""Curves of runs: read from event files, compared, drawn over each other."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from nemo_codert.evaluation.learning_curves import largest_difference, read_curves
+from tests.conftest import load_script
+
+
+def make_run(folder: Path, losses: list[float], first: int = 0) -> Path:
+    """A run's folder with a training loss for each step from `first` on."""
+    with SummaryWriter(str(folder)) as writer:
+        for step, loss in enumerate(losses, first):
+            writer.add_scalar("train_loss", loss, step)
+    return folder
+
+
+def test_curves_are_read_in_the_order_of_their_steps(tmp_path):
+    make_run(tmp_path, [4.0, 2.0])
+    assert read_curves(tmp_path) == {"train_loss": [(0, 4.0), (1, 2.0)]}
+
+
+def test_a_folder_without_curves_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no events"):
+        read_curves(tmp_path)
+
+
+def test_runs_are_compared_at_the_steps_both_have():
+    reference, other = {"train_loss": [(0, 4.0), (1, 2.0), (2, 9.0)]}, {"train_loss": [(0, 4.0), (1, 2.5)]}
+    assert largest_difference(reference, other, "train_loss") == (2, 0.5, 0.25)
+    with pytest.raises(ValueError, match="no step of val_wer in common"):
+        largest_difference(reference, other, "val_wer")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    module = load_script("plot_curves")
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["plot_curves.py", *arguments])
+        return module.main()
+
+    return run
+
+
+def test_the_script_prints_differences_and_draws(script, tmp_path, capsys):
+    a, b = make_run(tmp_path / "a", [4.0, 2.0]), make_run(tmp_path / "b", [4.0, 2.1])
+    names = ["--names", "train_loss", "--output", str(tmp_path / "curves.png")]
+    assert script("--run", f"exact={a}", "--run", f"nemo={b}", *names) == 0
+    assert "train_loss: nemo and exact at 2 steps: at most 0.1 apart (5.00%)" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_script_refuses_a_run_without_a_name_or_curves(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script("--run", "folder", "--output", "x.png")
+    assert script("--run", f"a={tmp_path}", "--output", str(tmp_path / "x.png")) == 2
+    assert "has no events" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Word errors with known answers."""
+
+import math
+import random
+
+import pytest
+
+from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors, word_errors
+
+
+@pytest.mark.parametrize(
+    "reference, hypothesis, expected",
+    [
+        ("one two three", "one two three", (0, 0, 0, 3)),
+        ("one two three", "one too three", (1, 0, 0, 3)),
+        ("one two three", "one three", (0, 0, 1, 3)),
+        ("one two three", "one two two three", (0, 1, 0, 3)),
+        ("one two three", "", (0, 0, 3, 3)),
+        ("", "one two", (0, 2, 0, 0)),
+        ("", "", (0, 0, 0, 0)),
+        ("  one\ttwo  ", "one two\n", (0, 0, 0, 2)),
+        ("One", "one", (1, 0, 0, 1)),
+        ("ab", "a b", (1, 1, 0, 1)),
+        ("a b c d", "b c d e e", (0, 2, 1, 4)),
+    ],
+)
+def test_counts_are_known(reference, hypothesis, expected):
+    assert word_errors(reference, hypothesis) == WordErrors(*expected)
+
+
+def test_rates_are_errors_over_words():
+    assert word_errors("one two three four", "one too four").wer == 0.5
+    assert word_errors("one", "two three four").wer == 3.0  # insertions count: more than 100%
+    assert WordErrors().wer == 0.0
+    assert WordErrors(insertions=1).wer == math.inf
+
+
+def test_totals_are_summed_errors_over_summed_words():
+    total = total_word_errors(["a", "a b c d e f g h i", ""], ["b", "a b c d e f g h i", "x"])
+    assert total == WordErrors(1, 1, 0, 10)
+    assert total.wer == 0.2  # a mean of rates would be infinite
+    assert total_word_errors([], []) == WordErrors()
+
+
+def test_as_many_hypotheses_as_references_are_needed():
+    with pytest.raises(ValueError):
+        total_word_errors(["a", "b"], ["a"])
+
+
+def test_errors_are_the_edit_distance_of_a_plain_table():
+    generator = random.Random(0)
+    for _ in range(200):
+        reference = [generator.choice("abc") for _ in range(generator.randrange(8))]
+        hypothesis = [generator.choice("abc") for _ in range(generator.randrange(8))]
+        row = list(range(len(hypothesis) + 1))
+        for i, word in enumerate(reference, start=1):
+            previous, row[0] = row[:], i
+            for j, other in enumerate(hypothesis, start=1):
+                row[j] = min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (word != other))
+        counts = word_errors(" ".join(reference), " ".join(hypothesis))
+        assert counts.errors == row[-1]
+        assert counts.insertions - counts.deletions == len(hypothesis) - len(reference)
