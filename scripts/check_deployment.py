@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> None:
     """Export, transcribe, print and write the report."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.data.manifest import whole_or_not
     from nemo_codert.evaluation.served import read_signal, report
     from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
     from nemo_codert.export.stock_file import load_model, stock_of
+    from nemo_codert.files.atomic import whole_file
 
     entries = usable_entries(options.manifest)[: options.limit]
     with folder_to_fill(options.output_dir, "--output-dir"):
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         signals = [read_signal(entry, stock.preprocessor.featurizer.sample_rate) for entry in entries]
         deployed = transcribe(stock, options.output_dir, sherpa, signals, [entry["text"] for entry in entries])
         text = report(deployed, [entry["text"] for entry in entries], options.show)
-        with whole_or_not(options.output_dir / "deployment.md") as path:
+        with whole_file(options.output_dir / "deployment.md") as path:
             path.write_text(text, encoding="utf-8")
     print(text)
     print(f"wrote {options.output_dir / 'deployment.md'}")

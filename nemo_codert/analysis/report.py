@@ -3,14 +3,11 @@
 import base64
 import csv
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from markupsafe import Markup
@@ -27,6 +24,7 @@ from nemo_codert.analysis.figures import (
 from nemo_codert.analysis.measures import Agreement
 from nemo_codert.analysis.page import render
 from nemo_codert.analysis.readings import SOURCES, VIEWS, Analysis, BranchReadings
+from nemo_codert.files.atomic import whole_folder
 
 SCREEN_DPI = 100  # at which a picture is as large in the page as its text was meant to be
 CONFUSIONS_SHOWN = 60
@@ -124,7 +122,7 @@ def _beside(encoder: float, joint: float) -> str:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write into, whose files move to `path` when the block ends well and vanish when it does not.
+    """Yield a folder to write into, whose files move to `path` when the block ends without an error.
 
     Raises:
         ValueError: `path` is a file, holds something already, or cannot be made.
@@ -132,21 +130,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"{path} is there already and not empty: nothing is overwritten. Give a new folder")
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    writing = path / f".writing_{uuid4().hex}"
-    try:
-        writing.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be made ({error.strerror}). Give another folder") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            writing = stack.enter_context(whole_folder(path, last=".html"))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be made ({error.strerror}). Give another folder") from error
         yield writing
-        for file in sorted(writing.iterdir(), key=lambda file: (file.suffix == ".html", file.name)):
-            os.replace(file, path / file.name)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-        with suppress(OSError):  # up to the first that holds something, and so all of them if nothing was written
-            for folder in made:
-                folder.rmdir()
 
 
 def write_report(folder: str | Path, report: LogitReport) -> Path:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_codert.cli.console import hydra_value
 from nemo_codert.compare.folds import Fold
 from nemo_codert.config.checked import CoDERTConfig, StudentConfig
-from nemo_codert.data.manifest import whole_or_not
+from nemo_codert.files.atomic import whole_file
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
@@ -95,7 +95,7 @@ class Settings:
 
 def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file through a temporary one beside it: `path` is either old or complete. Returns it."""
-    with whole_or_not(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 

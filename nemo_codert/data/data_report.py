@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.data.manifest import whole_or_not
 from nemo_codert.data.screening import Screening, count_by, name_of
+from nemo_codert.files.atomic import whole_file
 
 FILE = "data_report.json"
 EXAMPLES = 3
@@ -82,7 +82,7 @@ def add_loading(folder: Path, counts: dict[str, int]) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
-    with whole_or_not(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 

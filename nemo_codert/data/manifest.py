@@ -7,14 +7,12 @@ Screening before training is in screening.py. Imports neither torch nor NeMo.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from nemo_codert.files.disk_errors import named_when_full
+from nemo_codert.files.atomic import whole_file
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 REPORTED_LINES = 10
@@ -107,24 +105,10 @@ def resolve_audio_path(audio_filepath: str, manifest_path: str | Path) -> str:
 def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
     """Writes entries as JSON lines through a temporary file: `path` is either old or complete. Returns it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_or_not(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for entry in entries:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return path
-
-
-@contextmanager
-def whole_or_not(path: Path) -> Iterator[Path]:
-    """A temporary file's name beside `path`, which takes its place when the block ends well and else is removed."""
-    # Not tempfile's: those can be read by their owner only. The ranks of one run may write at the same time.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with named_when_full(path):
-            yield temporary
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def nemo_can_read(path: Path) -> bool:

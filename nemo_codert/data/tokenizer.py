@@ -4,13 +4,14 @@ NeMo is imported inside the function: importing this module is quick.
 """
 
 import logging
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from nemo_codert.files.atomic import whole_folder
 
 TOKENIZER_FILES = ("tokenizer.vocab", "vocab.txt", "tokenizer.model")
 
@@ -32,10 +33,9 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
         _check_size(trained, vocab_size)
         model_file = trained / "tokenizer.model"
         model_file.write_bytes(without_paths(model_file.read_bytes()))  # two equal trainings then give equal files
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(trained / name, output_dir / f".{name}.part")
-            os.replace(output_dir / f".{name}.part", output_dir / name)
+        with whole_folder(output_dir, last=".model") as writing:
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(trained / name, writing / name)
     return output_dir
 
 

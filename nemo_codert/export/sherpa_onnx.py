@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nemo_codert import __version__
-from nemo_codert.export.stock_file import moved_when_complete, networks_of, stock_of
+from nemo_codert.export.stock_file import networks_of, stock_of
+from nemo_codert.files.atomic import whole_folder
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 from nemo_codert.modules.transducer import Transducer
@@ -84,7 +85,7 @@ def export_sherpa_onnx(
         _quantization()
     if joint != "auto":
         networks = networks_of(stock_of(model, branch=branch, joint=joint), "student")
-    with torch.random.fork_rng(devices=[]), moved_when_complete(folder) as scratch:
+    with torch.random.fork_rng(devices=[]), whole_folder(folder) as scratch:
         _write_networks(networks, scratch, _metadata(model, networks))
         _write_tokens(list(model.joint.vocabulary), scratch / TOKENS)
         if int8:

@@ -1,16 +1,12 @@
 """What leaves a run, as files: stock `.nemo`, and NeMo's ONNX. Nothing half-written is left under a final name."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
-from nemo_codert.files.disk_errors import named_when_full
+from nemo_codert.files.atomic import whole_folder
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.teacher_weights import HYBRID, restore_rnnt
@@ -65,7 +61,7 @@ def _check_branch(model: EncDecRNNTBPEModel, branch: str) -> None:
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
     """`save_to` that leaves either the whole file under `path` or nothing."""
     path = Path(path)
-    with moved_when_complete(path.parent, path) as folder:
+    with whole_folder(path.parent, named=path) as folder:
         model.save_to(str(folder / path.name))
     return path
 
@@ -75,7 +71,7 @@ def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tu
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
-    with moved_when_complete(path.parent, path) as folder:
+    with whole_folder(path.parent, named=path) as folder:
         model.save_to(str(folder / path.name))
         (folder / path.name).with_suffix(".md").write_text(card, encoding="utf-8")
     return path, path.with_suffix(".md")
@@ -96,21 +92,8 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path} does not end in .onnx")
-    with torch.random.fork_rng(devices=[]), moved_when_complete(path.parent, path) as folder:
+    with torch.random.fork_rng(devices=[]), whole_folder(path.parent, named=path) as folder:
         copy = stock_of(model).cpu()
         replace_projected_lstms(copy.encoder)
         copy.export(str(folder / path.name))
     return path.with_name(f"encoder-{path.name}"), path.with_name(f"decoder_joint-{path.name}")
-
-
-@contextmanager
-def moved_when_complete(folder: Path, named: Path | None = None) -> Iterator[Path]:
-    """A temporary folder inside `folder`, whose files move up when the block ends well and vanish when it does not.
-
-    named: what the error names where the disk is full (default: the folder).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with named_when_full(named or folder), tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:
-        yield Path(name)
-        for file in sorted(Path(name).iterdir()):
-            os.replace(file, folder / file.name)

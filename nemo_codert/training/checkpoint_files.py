@@ -6,10 +6,8 @@
 checkpoint all go through the plugin.
 """
 
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +16,10 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from nemo_codert.files.atomic import UNFINISHED, whole_file
 from nemo_codert.files.checkpoints import plain, read_checkpoint, unreadable_names
 from nemo_codert.files.disk_errors import write_error
 
-UNFINISHED = ".part"  # ending of a file that is being written
 LEFTOVER_SECONDS = 3600  # since anything was written to it: longer than any checkpoint takes
 
 
@@ -40,27 +38,21 @@ class CheckpointFiles(CheckpointIO):
         if "://" in str(path):
             raise ValueError(f"{path} is no local file: checkpoints are written to a local folder, give one")
         path = Path(path)
-        # Not `.ckpt`: nothing that looks for checkpoints finds it, should the process be killed here.
-        temporary = path.with_name(f".{path.name[:100]}_{uuid.uuid4().hex[:8]}{UNFINISHED}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path.parent)
-            with open(temporary, "xb") as file:
-                torch.save(plain(checkpoint, configs=False), file)
-                file.flush()
-                os.fsync(file.fileno())
-            if names := unreadable_names(temporary):
-                raise ValueError(
-                    f"{path} was not written: it would hold {', '.join(names)}, which a resume would refuse to "
-                    "unpickle. Let whatever adds it keep tensors, numbers, text and containers of them"
-                )
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
+            with whole_file(path, durable=True) as temporary:
+                _remove_leftovers(path.parent)
+                with open(temporary, "xb") as file:
+                    torch.save(plain(checkpoint, configs=False), file)
+                if names := unreadable_names(temporary):
+                    raise ValueError(
+                        f"{path} was not written: it would hold {', '.join(names)}, which a resume would refuse to "
+                        "unpickle. Let whatever adds it keep tensors, numbers, text and containers of them"
+                    )
         except (OSError, RuntimeError) as error:
-            raise write_error(error, path, ", and resume: earlier checkpoints are untouched") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+            # A full disk is already one error about this file, without the remedy: its cause is the error to report.
+            raise write_error(
+                error.__cause__ or error, path, ", and resume: earlier checkpoints are untouched"
+            ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -83,13 +75,3 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 path.unlink()
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a new name in a folder last through a power failure, where the file system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.export.stock_file import moved_when_complete
+from nemo_codert.files.atomic import whole_folder
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 
 MEGABYTE = torch.zeros(2**18)  # float32
@@ -96,8 +96,8 @@ def test_a_full_disk_is_one_error_that_names_the_folder_of_several_files(tmp_pat
     folder = tmp_path / "sherpa"
     limited(100)
     with pytest.raises(OSError, match=r"sherpa could not be written: File too large\. Free some space"):
-        with moved_when_complete(folder) as scratch:
+        with whole_folder(folder) as scratch:
             (scratch / "tokens.txt").write_bytes(bytes(10))
             (scratch / "encoder.onnx").write_bytes(bytes(1000))
     limited(resource.RLIM_INFINITY)  # else pytest could not write its own output where that is a file
-    assert files(folder) == []
+    assert files(tmp_path) == []

@@ -13,7 +13,8 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
-from nemo_codert.data.manifest import whole_or_not, write_manifest
+from nemo_codert.data.manifest import write_manifest
+from nemo_codert.files.atomic import whole_file
 
 SAMPLE_RATE = 16_000  # Hz, what NeMo's stock preprocessors expect
 
@@ -54,7 +55,7 @@ def write_set(output_dir: Path, name: str, utterances: Iterable[Utterance], *, t
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """[S] float in -1..1 -> 16-bit wav at SAMPLE_RATE; nothing half-written is left under the final name."""
-    with whole_or_not(path) as temporary:
+    with whole_file(path) as temporary:
         soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
 
 
