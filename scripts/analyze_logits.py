@@ -117,21 +117,20 @@ def measure(options: argparse.Namespace) -> "LogitReport":
     """
     import torch
 
-    from nemo_codert.analysis.branches import branches_of
+    from nemo_codert.analysis.branches import measured_branches
     from nemo_codert.analysis.readings import analyze, chosen, transcript_faults, utterances
     from nemo_codert.analysis.report import LogitReport, MeasuredModel, measure_rows
     from nemo_codert.evaluation.transcribe import usable_entries
-    from nemo_codert.models.open_model import checkpoint_files, load_trained
+    from nemo_codert.models.open_model import checkpoint_files, open_model, saved_step
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     paths = options.model or checkpoint_files(options.checkpoints)
     found = utterances(usable_entries(options.manifest))[: options.max_utterances]
     shown = chosen(found, options.utterances)
-    teacher = None if options.teacher is None else load_trained(options.teacher).model.to(device)
+    teacher = None if options.teacher is None else open_model(options.teacher).to(device)
     models = []
     for path, name in zip(paths, short_names(paths), strict=True):
-        trained = load_trained(path)
-        branches = branches_of(trained.model.to(device), options.branch, teacher)
+        branches = measured_branches(open_model(path).to(device), options.branch, teacher)
         last = analyze(
             branches,
             found,
@@ -140,7 +139,7 @@ def measure(options: argparse.Namespace) -> "LogitReport":
             shown=shown if path == paths[-1] else (),
             title=name,
         )
-        models.append(MeasuredModel(name, str(path), trained.step, measure_rows(last.branches), last.agreement))
+        models.append(MeasuredModel(name, str(path), saved_step(path), measure_rows(last.branches), last.agreement))
     return LogitReport(
         manifest=str(options.manifest),
         utterances=len(found),

@@ -67,12 +67,13 @@ def run(options: argparse.Namespace) -> None:
     from nemo_codert.evaluation.served import read_signal, report
     from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
-    from nemo_codert.export.stock_file import load_model, stock_of
+    from nemo_codert.export.stock_file import stock_of
     from nemo_codert.files.atomic import whole_file
+    from nemo_codert.models.open_model import open_model
 
     entries = usable_entries(options.manifest)[: options.limit]
     with folder_to_fill(options.output_dir, "--output-dir"):
-        model = load_model(options.model)
+        model = open_model(options.model)
         folder = options.output_dir / "sherpa-onnx"
         sherpa = export_sherpa_onnx(model, folder, branch=options.branch, int8=True)
         stock = stock_of(model, branch=options.branch)

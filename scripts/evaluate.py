@@ -96,13 +96,14 @@ def run(options: argparse.Namespace) -> None:
     check_options(options)
     quieten_libraries()
     from nemo_codert.benchmark.model_sizes import distinct_names, peak_memory_of
+    from nemo_codert.config.model_kinds import is_pair
     from nemo_codert.evaluation.transcribe import usable_entries
-    from nemo_codert.models.teacher_weights import restored_config
+    from nemo_codert.models.open_model import restored_config
 
     names = distinct_names(options.model)
     for model in options.model if len(options.model) > 1 else ():
-        cfg = restored_config(model, str(model))  # a fault of the last model is told before the first one transcribes
-        if options.branch == "teacher" and "codert" not in cfg:
+        cfg = restored_config(model)  # a fault of the last model is told before the first one transcribes
+        if options.branch == "teacher" and not is_pair(cfg):
             raise ValueError(f"--branch is teacher, but {model}: this model is one RNN-T and no pair")
     entries = [entry for manifest in options.manifest for entry in usable_entries(manifest)]
     rows = []
@@ -134,9 +135,10 @@ def evaluate_model(path: Path, options: argparse.Namespace) -> "tuple[dict[str, 
     import torch
 
     from nemo_codert.evaluation.transcribe import evaluate, set_decoding
-    from nemo_codert.export.stock_file import load_model, stock_of
+    from nemo_codert.export.stock_file import stock_of
+    from nemo_codert.models.open_model import open_model
 
-    model = stock_of(load_model(path), branch=options.branch)
+    model = stock_of(open_model(path), branch=options.branch)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if options.decoding is not None:
         set_decoding(model, options.decoding)

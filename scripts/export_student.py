@@ -91,9 +91,9 @@ def export(options: argparse.Namespace) -> None:
     """Write the files that the options ask for and print what they are."""
     check_options(options)
     quieten_libraries()
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
-    model = load_model(options.model)
+    model = open_model(options.model)
     about, written = export_sherpa(model, options) if options.format == "sherpa-onnx" else export_stock(model, options)
     print(about)
     for path in written:
@@ -139,7 +139,7 @@ def export_stock(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tu
 def export_sherpa(model: "EncDecRNNTBPEModel", options: argparse.Namespace) -> tuple[str, list[Path]]:
     """The folder for sherpa-onnx: which recognizer it is for, and the files."""
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx, is_cache_aware
-    from nemo_codert.export.stock_file import networks_of
+    from nemo_codert.models.open_model import networks_of
 
     choice = {"branch": options.branch, "joint": options.joint, "int8": options.int8}
     written = export_sherpa_onnx(model, options.output, **choice)

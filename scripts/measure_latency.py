@@ -72,13 +72,13 @@ def run(options: argparse.Namespace) -> None:
     from nemo_codert.analysis.emission_delay import emission_delays, summarise
     from nemo_codert.analysis.readings import transcript_faults, utterances
     from nemo_codert.evaluation.transcribe import usable_entries
-    from nemo_codert.models.open_model import load_trained
+    from nemo_codert.models.open_model import open_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {manifest: utterances(usable_entries(manifest)) for manifest in options.manifest}
-    teacher = None if options.teacher is None else load_trained(options.teacher).model.to(device)
+    teacher = None if options.teacher is None else open_model(options.teacher).to(device)
     for path in options.model:
-        student, measure = student_and_teacher(path, load_trained(path).model.to(device), teacher)
+        student, measure = student_and_teacher(path, open_model(path).to(device), teacher)
         rows = []
         for manifest, of_manifest in found.items():
             if faults := transcript_faults([student, measure], of_manifest):
@@ -101,10 +101,10 @@ def student_and_teacher(path: Path, model: object, teacher: object | None) -> "l
     Raises:
         ValueError: a model trained alone without a teacher, a pair with one, or two that cannot be compared.
     """
-    from nemo_codert.analysis.branches import branches_of
+    from nemo_codert.analysis.branches import measured_branches
 
     try:
-        branches = branches_of(model, "both", teacher)
+        branches = measured_branches(model, "both", teacher)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if len(branches) < 2:

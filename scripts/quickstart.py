@@ -122,9 +122,10 @@ def evaluate_branches(run: Path, manifest: Path, folder: Path) -> list[dict[str,
 
     quieten_libraries()
     from nemo_codert.evaluation.transcribe import evaluate, write_predictions
-    from nemo_codert.export.stock_file import load_model, stock_of
+    from nemo_codert.export.stock_file import stock_of
+    from nemo_codert.models.open_model import open_model
 
-    pair = load_model(run / "pair.nemo")
+    pair = open_model(run / "pair.nemo")
     results = []
     for branch in ("student", "teacher"):
         model = stock_of(pair, branch=branch)

@@ -47,6 +47,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
 from nemo_codert.config.checked import checked_config, encoder_stride, lone_branch  # noqa: E402
+from nemo_codert.config.model_kinds import is_pair  # noqa: E402
 from nemo_codert.data import DataReport, Loader, screen_dataset  # noqa: E402
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions  # noqa: E402
 from nemo_codert.export.model_card import model_card, read_results  # noqa: E402
@@ -55,6 +56,7 @@ from nemo_codert.export.training_record import RECORD_KEY, DataRecord, data_reco
 from nemo_codert.files.checkpoints import RefusedCheckpoint, read_checkpoint  # noqa: E402
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config  # noqa: E402
 from nemo_codert.models.build_faults import build_error, try_networks  # noqa: E402
+from nemo_codert.models.open_model import networks_of  # noqa: E402
 from nemo_codert.models.stock_models import stock_class  # noqa: E402
 from nemo_codert.models.teacher_weights import load_lone_checkpoint  # noqa: E402
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation  # noqa: E402
@@ -259,7 +261,7 @@ def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> Non
     """Say what is about to be trained; for a loaded teacher, how good it is before the first step."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("%s, %.2f M parameters", type(model).__name__, millions)
-    if not is_writer or not isinstance(model, EncDecCoDERTBPEModel):
+    if not is_writer or not is_pair(model.cfg):
         return
     if "student" in model.loaded:
         log_loaded("student", model.loaded["student"])
@@ -309,11 +311,12 @@ def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:
 def transcribe_tests(cfg: DictConfig, trainer: pl.Trainer, branch: str, folder: Path) -> None:
     """Transcribe the test manifests with the stock model of a branch and keep what it said, one file a manifest."""
     trained = trainer.lightning_module
-    networks = getattr(trained, f"{branch}_transducer", trained)  # of a pair, the branch
+    own = branch if cfg.train == "pair" else "student"
+    networks = networks_of(trained, own)
     # A shared projection is no submodule of the student's joint, but the student cannot do without it.
     parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
     weights = {id(parameter): parameter.numel() for part in parts for parameter in part.parameters()}
-    model = stock_of(trained, branch=branch if cfg.train == "pair" else "student").to(trainer.strategy.root_device)
+    model = stock_of(trained, branch=own).to(trainer.strategy.root_device)
     about = {
         "branch": branch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> None:
 
     from nemo_codert.evaluation.streaming import build_pipeline, pipeline_config, refuse_unfit, stream
     from nemo_codert.evaluation.transcribe import write_predictions
-    from nemo_codert.models.teacher_weights import restored_config
+    from nemo_codert.models.open_model import restored_config
 
-    model_cfg = restored_config(options.model, str(options.model))
+    model_cfg = restored_config(options.model, kinds=())
     cfg = pipeline_config(
         SETTINGS / f"{options.pipeline}_rnnt.yaml",
         options.model,

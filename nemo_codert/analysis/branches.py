@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.open_model import branches, networks_of
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 from nemo_codert.modules.transducer import Transducer
 
@@ -37,35 +37,33 @@ class Branch:
         return int(self.model.cfg.preprocessor.sample_rate)
 
 
-def branches_of(
+def measured_branches(
     model: EncDecRNNTBPEModel, which: str = "both", teacher: EncDecRNNTBPEModel | None = None
 ) -> list[Branch]:
-    """What to measure of a pair, of a model trained alone, or of one beside a teacher that was trained alone too.
+    """Return what to measure of a pair, of a model trained alone, or of one beside a teacher trained alone too.
 
     Args:
-        which: `student`, `teacher` or `both` of a pair; a model trained alone is no teacher.
+        model: a pair, or a model trained alone.
+        which: `student`, `teacher` or `both` of a pair; a model trained alone is not a teacher.
         teacher: a teacher for a model trained alone; of a pair, its teacher.
 
     Raises:
         ValueError: branches that the model does not have, or a teacher and a student that cannot be compared.
     """
-    if isinstance(model, EncDecCoDERTBPEModel):
+    if which != "both":
+        networks_of(model, which)  # refuses a branch that the model does not have
+    found = branches(model)
+    if "model" not in found:
         if teacher is not None:
             raise ValueError("a teacher is given, but the model is a pair and has its own: leave the teacher out")
-        networks = {"student": model.student_transducer, "teacher": model.teacher_transducer}
-        return [_branch(name, model, networks[name]) for name in networks if which in (name, "both")]
-    if which == "teacher":
-        raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
-    own = _branch("model" if teacher is None else "student", model, _networks(model))
+        return [_branch(name, model, networks) for name, networks in found.items() if which in (name, "both")]
+    own = _branch("model" if teacher is None else "student", model, found["model"])
     if teacher is None:
         return [own]
-    other = _branch("teacher", teacher, _networks(teacher))
-    _refuse_strangers(own, other)
+    of_teacher = branches(teacher)
+    other = _branch("teacher", teacher, of_teacher.get("teacher") or of_teacher["model"])
+    check_comparable(own, other)
     return [own, other]
-
-
-def _networks(model: EncDecRNNTBPEModel) -> Transducer:
-    return Transducer(model.encoder, model.decoder, model.joint)
 
 
 def _branch(name: str, model: EncDecRNNTBPEModel, transducer: Transducer) -> Branch:
@@ -73,8 +71,12 @@ def _branch(name: str, model: EncDecRNNTBPEModel, transducer: Transducer) -> Bra
     return Branch(name, model, transducer, stride * model.cfg.preprocessor.get("window_stride", 0.01))
 
 
-def _refuse_strangers(student: Branch, teacher: Branch) -> None:
-    """Raise one ValueError that lists why two models cannot be compared frame by frame and piece by piece."""
+def check_comparable(student: Branch, teacher: Branch) -> None:
+    """Check that two models can be compared frame by frame and piece by piece.
+
+    Raises:
+        ValueError: one error that lists every reason why not.
+    """
     problems = []
     if teacher.pieces != student.pieces:
         pairs = zip(teacher.pieces, student.pieces, strict=False)

@@ -37,10 +37,11 @@ class Transcribing:
     def prepare(self) -> Callable[[], None]:
         """The call that is measured; what it makes is gone when it returns."""
         from nemo_codert.evaluation.transcribe import set_decoding, transcribed_texts
-        from nemo_codert.export.stock_file import load_model, stock_of
+        from nemo_codert.export.stock_file import stock_of
+        from nemo_codert.models.open_model import open_model
 
         def transcribe() -> None:
-            model = stock_of(load_model(self.model), branch=self.branch).to(self.device)
+            model = stock_of(open_model(self.model), branch=self.branch).to(self.device)
             if self.decoding is not None:
                 set_decoding(model, self.decoding)
             transcribed_texts(model, list(self.entries), len(self.entries))

@@ -14,6 +14,7 @@ from nemo.collections.asr.inference.pipelines.base_pipeline import BasePipeline
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.evaluation.transcribe import Evaluation, max_symbols
 from nemo_codert.evaluation.word_errors import total_word_errors
 
@@ -81,7 +82,7 @@ def refuse_unfit(cfg: DictConfig, model_cfg: DictConfig) -> None:
 
 
 def _model_problems(model_cfg: DictConfig) -> list[str]:
-    if "codert" in model_cfg:
+    if is_pair(model_cfg):
         return [
             "the file is a pair, of which NeMo would run the teacher: export a branch first "
             "(scripts/export_student.py)"

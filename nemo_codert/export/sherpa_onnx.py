@@ -22,8 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nemo_codert import __version__
-from nemo_codert.export.stock_file import networks_of, stock_of
+from nemo_codert.export.stock_file import stock_of
 from nemo_codert.files.atomic import whole_folder
+from nemo_codert.models.open_model import networks_of
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 from nemo_codert.modules.transducer import Transducer

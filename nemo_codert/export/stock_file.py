@@ -6,25 +6,13 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
+from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.files.atomic import whole_folder
-from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.open_model import networks_of
 from nemo_codert.models.stock_models import stock_model
-from nemo_codert.models.teacher_weights import HYBRID, restore_rnnt
-from nemo_codert.modules.transducer import Transducer
 from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
 
 CARD_KEY = "model_card"  # of a model's config
-
-
-def load_model(path: str | Path) -> EncDecRNNTBPEModel:
-    """Restore a `.nemo` file on the CPU, in eval mode: a pair, or an RNN-T (also a hybrid) of any joint.
-
-    Raises:
-        ValueError: no such file, a broken file, or a model of another kind.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file. Give the path of a .nemo file")
-    return restore_rnnt(path, str(path), kinds=(HYBRID,))
 
 
 def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str = "auto") -> EncDecRNNTBPEModel:
@@ -37,25 +25,10 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
     Raises:
         ValueError: unknown branch or form, or a branch that the model does not have.
     """
-    _check_branch(model, branch)
-    if isinstance(model, EncDecCoDERTBPEModel):
+    networks = networks_of(model, branch)
+    if is_pair(model.cfg):
         return model.student_model(joint) if branch == "student" else model.teacher_model(joint)
-    return stock_model(model, networks_of(model), model.cfg, joint, getattr(model, "ctc_decoder", None))
-
-
-def networks_of(model: EncDecRNNTBPEModel, branch: str = "student") -> Transducer:
-    """The networks themselves of a pair's branch or of a model trained alone; branch and errors as `stock_of`."""
-    _check_branch(model, branch)
-    if isinstance(model, EncDecCoDERTBPEModel):
-        return model.student_transducer if branch == "student" else model.teacher_transducer
-    return Transducer(model.encoder, model.decoder, model.joint)
-
-
-def _check_branch(model: EncDecRNNTBPEModel, branch: str) -> None:
-    if branch not in ("student", "teacher"):
-        raise ValueError(f"branch is {branch!r}, wanted student or teacher")
-    if branch == "teacher" and not isinstance(model, EncDecCoDERTBPEModel):
-        raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
+    return stock_model(model, networks, model.cfg, joint, getattr(model, "ctc_decoder", None))
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:

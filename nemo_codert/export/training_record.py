@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
 from nemo_codert.config.checked import checked_config, lone_branch
+from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.data.manifest import read_manifest
 
 RECORD_KEY = "nemo_codert_training"
@@ -52,7 +53,7 @@ class TrainingRecord:
 def recorded_training(cfg: DictConfig) -> TrainingRecord | None:
     """The record in a model's config; of a pair without one what its settings tell; None of any other model."""
     if not OmegaConf.is_dict(cfg.get(RECORD_KEY)):
-        return _settings_of_a_pair(cfg) if "codert" in cfg else None
+        return _settings_of_a_pair(cfg) if is_pair(cfg) else None
     plain = OmegaConf.to_container(cfg[RECORD_KEY])
     known = {key: value for key, value in plain.items() if key in TrainingRecord.__dataclass_fields__}
     for name in ("train", "validation"):
@@ -126,4 +127,4 @@ def _name(source: str | None) -> str:
     """A checkpoint as a card may call it: a pretrained name, or a file's name without its folder."""
     if not source:
         return "unknown"
-    return Path(source).name if source.endswith(".nemo") or Path(source).is_absolute() else source
+    return Path(source).name if source.endswith((".nemo", ".ckpt")) or Path(source).is_absolute() else source

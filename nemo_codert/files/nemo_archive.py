@@ -13,7 +13,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,7 +41,15 @@ REMEDY = "Take the file from somebody you trust, or have it saved again with NeM
 
 
 class CheckedArchive(SaveRestoreConnector):
-    """NeMo's connector, which checks an archive first and reads its weights as data, whatever the environment says."""
+    """NeMo's connector, which checks an archive first and reads its weights as data, whatever the environment says.
+
+    Args:
+        accept: see `check_archive`.
+    """
+
+    def __init__(self, accept: Callable[[dict[str, Any]], None] | None = None) -> None:
+        super().__init__()
+        self.accept = accept
 
     def load_config_and_state_dict(
         self,
@@ -56,7 +64,7 @@ class CheckedArchive(SaveRestoreConnector):
     ) -> Any:
         # Overrides SaveRestoreConnector.load_config_and_state_dict: checks the archive first.
         if self.model_extracted_dir is None:
-            check_archive(restore_path, weights=not return_config)
+            check_archive(restore_path, weights=not return_config, accept=self.accept)
         options = override_config_path, map_location, strict, return_config
         return super().load_config_and_state_dict(calling_cls, restore_path, *options, *args, **kwargs)
 
@@ -66,21 +74,28 @@ class CheckedArchive(SaveRestoreConnector):
         return torch.load(model_weights, map_location=map_location, weights_only=True)
 
 
-def check_archive(path: str | Path, *, weights: bool = True) -> None:
+def check_archive(
+    path: str | Path, *, weights: bool = True, accept: Callable[[dict[str, Any]], None] | None = None
+) -> None:
     """Refuse a `.nemo` file that holds anything but a model.
 
-    weights: False where only the config will be read, so that there need not be any.
+    Args:
+        path: of the file.
+        weights: False where only the config will be read, so that there need not be any.
+        accept: called with the config, as plain dicts and lists, where nothing in the archive is unsafe. It may refuse
+            the model by an error of its own, which passes as it is.
 
     Raises:
         ValueError: one error that lists what is wrong: members outside the folder, links, devices, sparse or double
             members, more than a disk holds, a config that names code, files or the environment.
         FileNotFoundError: no such file.
     """
-    path = Path(path)
+    path, lacks_weights = Path(path), False
     try:
         with _opened(path) as archive:
             members = _members(archive)
-            problems = list(_member_problems(members, path, (CONFIG, WEIGHTS) if weights else (CONFIG,)))
+            problems = list(_member_problems(members, path))
+            lacks_weights = weights and not (WEIGHTS in members and members[WEIGHTS].isreg())
             if not problems:
                 config = read_config(_content(archive, members[CONFIG]))
                 config = config.get("model", config)  # as NeMo does
@@ -89,6 +104,10 @@ def check_archive(path: str | Path, *, weights: bool = True) -> None:
         problems = [str(error) or "it is no tar file"]
     except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers and text that Python refuses
         problems = [f"{CONFIG} is no plain YAML: {' '.join(str(error).split())[:200]}"]
+    if not problems and accept is not None:
+        accept(config)
+    if lacks_weights:
+        problems.append(f"the archive has no {WEIGHTS}")
     if problems:
         raise ValueError(f"{path} is no archive that can be opened safely:\n  - " + "\n  - ".join(problems))
 
@@ -170,7 +189,7 @@ def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
     return found
 
 
-def _member_problems(members: dict[str, tarfile.TarInfo], path: Path, needed: Sequence[str]) -> Iterator[str]:
+def _member_problems(members: dict[str, tarfile.TarInfo], path: Path) -> Iterator[str]:
     for name, member in members.items():
         parts = PurePosixPath(member.name)
         if parts.is_absolute() or ".." in parts.parts:
@@ -183,11 +202,10 @@ def _member_problems(members: dict[str, tarfile.TarInfo], path: Path, needed: Se
             yield f"member {member.name!r} is sparse: it would unpack to {_megabytes(member.size)}"
         elif parts.name == CONFIG and name != CONFIG:
             yield f"member {member.name!r} is a second {CONFIG}"
-    for name in needed:
-        if name not in members or not members[name].isreg():
-            yield f"the archive has no {name}"
-        elif name == CONFIG and members[name].size > MAX_CONFIG_BYTES:
-            yield f"{CONFIG} has {_megabytes(members[name].size)}, at most {_megabytes(MAX_CONFIG_BYTES)} are read"
+    if CONFIG not in members or not members[CONFIG].isreg():
+        yield f"the archive has no {CONFIG}"
+    elif members[CONFIG].size > MAX_CONFIG_BYTES:
+        yield f"{CONFIG} has {_megabytes(members[CONFIG].size)}, at most {_megabytes(MAX_CONFIG_BYTES)} are read"
     total, folder = sum(max(member.size, 0) for member in members.values()), Path(tempfile.gettempdir())
     if total > _limit(path):
         yield f"it unpacks to {_megabytes(total)}, more than {MAX_RATIO} times its size"

@@ -20,11 +20,13 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from nemo_codert.config.checked import checked_config, distillation_weight, rate_problem
+from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_frames
+from nemo_codert.models.layer_copy import start_from_teacher
 from nemo_codert.models.safe_restoring import CheckedRestoring
-from nemo_codert.models.stock_config import stock_branch_config, student_block
+from nemo_codert.models.stock_config import NETWORK_BLOCKS, stock_branch_config, student_block
 from nemo_codert.models.stock_models import stock_model
-from nemo_codert.models.teacher_weights import load_pair_checkpoints
+from nemo_codert.models.teacher_weights import LoadRequest, load
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.ctc_head import build_ctc_head, ctc_loss, mixed_loss
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
@@ -83,7 +85,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self.loaded: dict[str, dict[str, Any]] = {}  # what came from checkpoints: branch -> source and counts
         self._teacher_has_weights = is_being_restored()
         if not is_being_restored():
-            self.loaded = load_pair_checkpoints(self)
+            self.loaded = self._load_checkpoints()
             self._teacher_has_weights = "teacher" in self.loaded
         if self.teacher_is_frozen:
             self._freeze_teacher()
@@ -93,7 +95,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     @classmethod
     def from_config_dict(cls, config: DictConfig, trainer: Trainer | None = None) -> Any:
         # Overrides Serialization.from_config_dict: a stock model file restored through this class stays stock.
-        if "target" in config and "codert" not in config:
+        if "target" in config and not is_pair(config):
             return EncDecRNNTBPEModel.from_config_dict(config, trainer)
         return super().from_config_dict(config, trainer)
 
@@ -162,6 +164,47 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             use_cer=self.cfg.get("use_cer", False),
             log_prediction=self.cfg.get("log_prediction", True),
             dist_sync_on_step=True,
+        )
+
+    def _load_checkpoints(self) -> dict[str, dict[str, Any]]:
+        """Load the weights that the config names; returns what was loaded by branch, see `teacher_weights.load`."""
+        loaded = {}
+        if self.cfg.codert.teacher_checkpoint:
+            loaded["teacher"] = load(self._teacher_request())
+        if self.cfg.student.init_from:
+            loaded["student"] = load(self._student_request())
+        if self.cfg.student.init_from_teacher:
+            networks = self.teacher_transducer, self.student_transducer
+            loaded["student"] = start_from_teacher(*networks, decoder=not self.cfg.codert.share_decoder)
+        return loaded
+
+    def _teacher_request(self) -> LoadRequest:
+        return LoadRequest(
+            name=self.cfg.codert.teacher_checkpoint,
+            key="model.codert.teacher_checkpoint",
+            branch="teacher",
+            target=self.teacher_transducer,
+            blocks={f"model.{part}": self.cfg[part] for part in NETWORK_BLOCKS},
+            pieces=list(self.joint.vocabulary),
+            front_end=self.preprocessor,
+            durations=list(self.cfg.decoding.get("durations") or ()),
+        )
+
+    def _student_request(self) -> LoadRequest:
+        cfg, own = self.cfg, not self.cfg.codert.share_decoder
+        blocks = {"model.student.encoder": cfg.student.encoder}
+        blocks |= {"model.joint": student_block(cfg, "joint"), "model.preprocessor": cfg.preprocessor}
+        if own:
+            blocks["model.student.decoder"] = cfg.student.decoder or cfg.decoder
+        return LoadRequest(
+            name=cfg.student.init_from,
+            key="model.student.init_from",
+            branch="student",
+            target=self.student_transducer,
+            blocks=blocks,
+            pieces=list(self.joint.vocabulary),
+            front_end=self.preprocessor,
+            decoder=own,
         )
 
     # ---- the two branches ------------------------------------------------------------------------------------------

@@ -10,11 +10,14 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.config.checked import ADDITIVE_JOINT, checked_config
+from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.config.stock_checks import TDT_LOSSES, is_tdt
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 
 # NeMo evaluates the word errors of a fused step in sub-batches of this many utterances; the exact loss has none.
 WER_BATCH_SIZE = 1024
+
+NETWORK_BLOCKS = ("encoder", "decoder", "joint", "preprocessor")  # that describe an RNN-T's networks and features
 
 # What only a TDT model has, by block.
 DURATION_KEYS = {
@@ -80,6 +83,21 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
             stock.aux_ctc = copy.deepcopy(cfg.student.aux_ctc)
             stock.aux_ctc.decoder.update(feat_in=width, num_classes=-1, vocabulary=[])  # NeMo fills in the classes
     return stock
+
+
+def network_blocks(cfg: DictConfig, branch: str) -> DictConfig:
+    """Return a built model's config in which `NETWORK_BLOCKS` and `decoding` are those of one branch.
+
+    Args:
+        cfg: config of a pair, or of a model trained alone, which is either branch by itself.
+        branch: `student` or `teacher`.
+    """
+    if branch == "teacher" or not is_pair(cfg):
+        return cfg
+    own = without_durations(cfg)
+    with open_dict(own):
+        own.encoder, own.decoder = cfg.student.encoder, cfg.student.decoder or cfg.decoder
+    return own
 
 
 def without_durations(cfg: DictConfig) -> DictConfig:

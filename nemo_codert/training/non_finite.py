@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.models.open_model import branches
 from nemo_codert.modules.transducer import Encoded, encode
 
 NAMED_PARAMETERS = 3
@@ -158,23 +160,18 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
     note(signal, signal_len, "signal")
     features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
     note(features, features_len, "spectrogram")
-    if not hasattr(model, "codert_losses"):
-        note(*model.encoder(audio_signal=features, length=features_len)[:2], "encoder output")
+    frames = {name: encode(networks, features, features_len) for name, networks in branches(model).items()}
+    for name, branch in frames.items():
+        note(branch.encoded, branch.encoded_len, "encoder output" if name == "model" else f"{name} encoder output")
+    if "model" in frames:
         return rows
-    student, teacher = (encode(each, features, features_len) for each in _transducers(model))
-    note(student.encoded, student.encoded_len, "student encoder output")
-    note(teacher.encoded, teacher.encoded_len, "teacher encoder output")
     for row in range(len(signal)):
-        alone = [_row_of(branch, row) for branch in (student, teacher)]
+        alone = [_row_of(branch, row) for branch in frames.values()]
         tokens = transcript[row : row + 1, : transcript_len[row]], transcript_len[row : row + 1]
         for name, value in model.codert_losses(*alone, *tokens, step).items():
             if not _is_finite(value):
                 rows.setdefault(row, f"its {name} is not finite")
     return rows
-
-
-def _transducers(model: LightningModule) -> tuple[Any, Any]:
-    return model.student_transducer, model.teacher_transducer
 
 
 def _row_of(branch: Encoded, row: int) -> Encoded:
@@ -184,7 +181,7 @@ def _row_of(branch: Encoded, row: int) -> Encoded:
 
 def _branch(name: str, model: nn.Module) -> str:
     """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
-    if not hasattr(model, "student_encoder") or name == "train_loss":
+    if not is_pair(model.cfg) or name == "train_loss":
         return ""
     if name.startswith("student_") or name.endswith("_student") or name == "train_distillation_loss":
         return " (student)"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_codert.analysis.branches import branches_of
+from nemo_codert.analysis.branches import measured_branches
 from nemo_codert.analysis.emission_delay import emission_delays, emission_frames, summarise, token_delays
 from nemo_codert.analysis.readings import utterances
 from tests.conftest import conformer
@@ -53,7 +53,7 @@ def found(manifest):
 
 
 def test_a_branch_has_no_delay_against_itself(shared_pair, found):
-    student, _ = branches_of(shared_pair(strategy="tandem_kd").eval())
+    student, _ = measured_branches(shared_pair(strategy="tandem_kd").eval())
     delays = emission_delays(student, student, found)
     tokens = sum(len(student.model.tokenizer.text_to_ids(utterance.text)) for utterance in found)
     assert len(delays) == tokens and not delays.any()
@@ -72,7 +72,7 @@ def speak(transducer, tokens: list[int], frames: list[int]) -> None:
 
 
 def test_tokens_are_found_in_the_frames_that_they_are_said_in(make_model, found):
-    student, teacher = branches_of(make_model(strategy="tandem_kd").eval())
+    student, teacher = measured_branches(make_model(strategy="tandem_kd").eval())
     tokens = student.model.tokenizer.text_to_ids(found[0].text)
     said = [4 * u + 1 for u in range(len(tokens))]
     waits = [3, 2, 0, *[2] * (len(tokens) - 4), -1]  # frames of 40 ms by which the student is later
@@ -85,14 +85,14 @@ def test_tokens_are_found_in_the_frames_that_they_are_said_in(make_model, found)
 
 
 def test_batches_do_not_change_the_delays(shared_pair, found):
-    student, teacher = branches_of(shared_pair(strategy="tandem_kd").eval())
+    student, teacher = measured_branches(shared_pair(strategy="tandem_kd").eval())
     alone = emission_delays(student, teacher, found, batch_size=1)
     assert np.array_equal(alone, emission_delays(student, teacher, found, batch_size=8))
 
 
 def test_a_slower_student_is_measured_in_time(make_model, found):
     model = make_model(strategy="tandem_kd", student=conformer(subsampling=8)).eval()
-    student, teacher = branches_of(model)
+    student, teacher = measured_branches(model)
     assert student.seconds_per_frame == 2 * teacher.seconds_per_frame
     frames = emission_frames(student, found), emission_frames(teacher, found)
     expected = np.concatenate([80 * own - 40 * theirs for own, theirs in zip(*frames, strict=True)])

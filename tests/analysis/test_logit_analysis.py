@@ -10,7 +10,7 @@ import soundfile
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-from nemo_codert.analysis.branches import branches_of
+from nemo_codert.analysis.branches import measured_branches
 from nemo_codert.analysis.readings import SOURCES, VIEWS, analyze, chosen, transcript_faults, utterances
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.models import student_config, teacher_config
@@ -51,7 +51,7 @@ def test_equal_logits_are_measured_as_such(shared_pair, found, joint):
     pair = shared_pair("tandem_kd", joint).eval()
     for own in (pair.joint, pair.student_joint):
         zero(*([own.enc, own.pred] if joint == ADDITIVE else [own.joint_net[-1]]))
-    measured = analyze(branches_of(pair), found)
+    measured = analyze(measured_branches(pair), found)
     assert list(measured.branches) == ["student", "teacher"]
     assert (measured.agreement.top1, measured.agreement.divergence) == (1.0, 0.0)
     for branch in measured.branches.values():
@@ -65,7 +65,7 @@ def test_equal_logits_are_measured_as_such(shared_pair, found, joint):
 def test_a_joint_without_prediction_projection_says_what_its_encoder_says(shared_pair, found, joint):
     pair = shared_pair("tandem_kd", joint).eval()
     zero(pair.joint.pred)
-    (teacher,) = analyze(branches_of(pair, "teacher"), found, shown=range(len(found))).branches.values()
+    (teacher,) = analyze(measured_branches(pair, "teacher"), found, shown=range(len(found))).branches.values()
     starts = np.cumsum([0] + [len(teacher.shown[place].states) for place in range(len(found))])
     at_tokens = np.concatenate([start + teacher.shown[i].frames for i, start in enumerate(starts[:-1])])
     for view in VIEWS:
@@ -81,7 +81,7 @@ def test_a_joint_without_prediction_projection_says_what_its_encoder_says(shared
 
 def test_rows_are_frames_states_and_frames_that_emit(shared_pair, found):
     pair = shared_pair("tandem_kd").eval()
-    branch = analyze(branches_of(pair, "student"), found, shown=range(8)).branches["student"]
+    branch = analyze(measured_branches(pair, "student"), found, shown=range(8)).branches["student"]
     tokens = [len(pair.tokenizer.text_to_ids(utterance.text)) for utterance in found]
     shown = [branch.shown[place] for place in range(8)]
     assert [len(own.tokens) for own in shown] == tokens
@@ -107,7 +107,7 @@ def test_rows_are_frames_states_and_frames_that_emit(shared_pair, found):
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
 def test_the_size_of_a_batch_does_not_matter(shared_pair, found, joint):
-    branches = branches_of(shared_pair("shared_kd", joint).eval())
+    branches = measured_branches(shared_pair("shared_kd", joint).eval())
     one, all_together = (analyze(branches, found, batch_size=size, shown=[2]) for size in (1, 8))
     for name in one.branches:
         a, b = one.branches[name], all_together.branches[name]
@@ -123,7 +123,7 @@ def test_the_size_of_a_batch_does_not_matter(shared_pair, found, joint):
 @pytest.mark.parametrize("shape", [{}, TWO_EACH])
 def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found, shape):
     pair = shared_pair("tandem_kd", **shape).eval()
-    measured = analyze(branches_of(pair), found).agreement
+    measured = analyze(measured_branches(pair), found).agreement
     total = 0.0
     with torch.no_grad():
         for utterance in found:
@@ -142,29 +142,29 @@ def test_a_lone_model_and_its_exact_stock_copy_say_the_same(make_lone, found):
 
     lone = make_lone()
     stock = stock_of(lone, joint="exact")
-    readings = [analyze(branches_of(model), found).branches["model"].readings for model in (lone, stock)]
+    readings = [analyze(measured_branches(model), found).branches["model"].readings for model in (lone, stock)]
     for key in readings[0]:
         np.testing.assert_allclose(readings[0][key].entropy, readings[1][key].entropy, rtol=0, atol=1e-5)
 
 
 def test_two_models_trained_alone_are_compared_as_the_pair_they_came_from(shared_pair, found):
     pair = shared_pair("tandem_kd", **TWO_EACH).eval()
-    together = analyze(branches_of(pair), found)
-    apart = analyze(branches_of(pair.student_model(), teacher=pair.teacher_model()), found)
+    together = analyze(measured_branches(pair), found)
+    apart = analyze(measured_branches(pair.student_model(), teacher=pair.teacher_model()), found)
     assert list(apart.branches) == ["student", "teacher"] and apart.agreement.frames == together.agreement.frames
     assert apart.agreement.divergence == pytest.approx(together.agreement.divergence, rel=1e-4)
-    with_pair = analyze(branches_of(pair.student_model(), teacher=pair), found)
+    with_pair = analyze(measured_branches(pair.student_model(), teacher=pair), found)
     assert with_pair.agreement.divergence == pytest.approx(together.agreement.divergence, rel=1e-4)
 
 
 def test_branches_that_a_model_does_not_have_are_refused(shared_pair, make_lone):
     pair, lone = shared_pair("tandem_kd"), make_lone()
-    assert [branch.name for branch in branches_of(pair, "teacher")] == ["teacher"]
-    assert [branch.name for branch in branches_of(lone, "student")] == ["model"]
+    assert [branch.name for branch in measured_branches(pair, "teacher")] == ["teacher"]
+    assert [branch.name for branch in measured_branches(lone, "student")] == ["model"]
     with pytest.raises(ValueError, match="this model is one RNN-T and no pair: leave the branch out"):
-        branches_of(lone, "teacher")
+        measured_branches(lone, "teacher")
     with pytest.raises(ValueError, match="the model is a pair and has its own: leave the teacher out"):
-        branches_of(pair, teacher=lone)
+        measured_branches(pair, teacher=lone)
 
 
 def test_teacher_and_student_that_cannot_be_compared_are_refused_with_all_reasons(make_lone):
@@ -173,7 +173,7 @@ def test_teacher_and_student_that_cannot_be_compared_are_refused_with_all_reason
     teacher.joint.vocabulary = [*teacher.joint.vocabulary[:5], "other", *teacher.joint.vocabulary[6:]]
     teacher.cfg.preprocessor.sample_rate = 8000
     with pytest.raises(ValueError) as error:
-        branches_of(student, teacher=teacher)
+        measured_branches(student, teacher=teacher)
     lines = str(error.value).splitlines()
     assert len(lines) == 4
     assert "model.tokenizer: the teacher has 32 word pieces, the student 32, and they differ from id 5 on" in lines[1]
@@ -184,10 +184,10 @@ def test_teacher_and_student_that_cannot_be_compared_are_refused_with_all_reason
 def test_frames_of_two_front_ends_are_compared_in_seconds(make_lone):
     student = make_lone(student=conformer(subsampling=8))
     teacher = make_lone(teacher_config, teacher=conformer(subsampling=4))
-    assert [b.seconds_per_frame for b in branches_of(student, teacher=teacher)] == pytest.approx([0.08, 0.04])
+    assert [b.seconds_per_frame for b in measured_branches(student, teacher=teacher)] == pytest.approx([0.08, 0.04])
     teacher.cfg.preprocessor.window_stride = 0.0125
     with pytest.raises(ValueError, match="one frame of the teacher is 50 ms, one of the student 80 ms"):
-        branches_of(student, teacher=teacher)
+        measured_branches(student, teacher=teacher)
 
 
 def write_manifest(folder, *lines):
@@ -200,7 +200,9 @@ def test_utterances_without_a_transcript_have_no_emission(shared_pair, tmp_path)
     soundfile.write(tmp_path / "a.wav", tone(1.0, seed=3), SAMPLE_RATE)
     lines = [{"audio_filepath": "a.wav", "duration": 1.0, "text": ""}]
     found = utterances(read_manifest(write_manifest(tmp_path, *lines)))
-    branch = analyze(branches_of(shared_pair("tandem_kd").eval(), "student"), found, shown=[0]).branches["student"]
+    branch = analyze(measured_branches(shared_pair("tandem_kd").eval(), "student"), found, shown=[0]).branches[
+        "student"
+    ]
     counts = {key: len(own.entropy) for key, own in branch.readings.items()}
     assert counts["encoder", "all"] == counts["joint", "all"] == 25 and counts["prediction", "all"] == 1
     assert all(counts[source, "non-blank"] == 0 for source in SOURCES)
@@ -208,7 +210,7 @@ def test_utterances_without_a_transcript_have_no_emission(shared_pair, tmp_path)
 
 
 def test_transcripts_are_held_against_the_frames_of_the_coarsest_encoder(shared_pair, found):
-    branches = branches_of(shared_pair("tandem_kd", **TWO_EACH).eval())  # 40 ms, and 80 ms of the student
+    branches = measured_branches(shared_pair("tandem_kd", **TWO_EACH).eval())  # 40 ms, and 80 ms of the student
     tokens = len(branches[0].model.tokenizer.text_to_ids(found[0].text))
     enough, less = (replace(found[0], duration=tokens * 0.08 * share) for share in (1.01, 0.99))
     assert transcript_faults(branches, [enough, less]) == {"more tokens than encoder frames": 1}
@@ -220,7 +222,7 @@ def test_audio_that_is_too_short_or_broken_is_named(shared_pair, tmp_path):
     soundfile.write(tmp_path / "whole.flac", tone(2.0, seed=3), SAMPLE_RATE)
     content = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "half.flac").write_bytes(content[: len(content) // 2])
-    branches = branches_of(shared_pair("tandem_kd").eval(), "student")
+    branches = measured_branches(shared_pair("tandem_kd").eval(), "student")
     for name, seconds, message in (
         ("short.wav", 0.005, "short: shorter than one encoder frame"),
         ("half.flac", 2.0, r"half\.flac: audio breaks off"),
@@ -234,7 +236,7 @@ def test_a_diverged_model_is_refused(shared_pair, found):
     pair = shared_pair("tandem_kd").eval()
     pair.student_joint.enc.bias.data[3] = math.nan
     with pytest.raises(ValueError, match="student: the logits on 0 are not finite"):
-        analyze(branches_of(pair), found)
+        analyze(measured_branches(pair), found)
 
 
 def test_signals_are_cut_resampled_and_made_mono(tmp_path):

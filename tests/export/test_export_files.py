@@ -8,8 +8,9 @@ import torch
 import yaml
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-from nemo_codert.export.stock_file import load_model, save_model, stock_of
+from nemo_codert.export.stock_file import save_model, stock_of
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
+from nemo_codert.models.open_model import open_model
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.nemo_compat import is_being_restored
 
@@ -49,16 +50,16 @@ def test_a_failing_save_leaves_nothing_and_keeps_the_old_file(shared_pair, tmp_p
 
 def test_pairs_stock_models_and_lone_additive_students_load(shared_pair, make_config, tmp_path):
     pair = shared_pair()
-    loaded = load_model(save_model(pair, tmp_path / "pair.nemo"))
+    loaded = open_model(save_model(pair, tmp_path / "pair.nemo"))
     assert type(loaded) is EncDecCoDERTBPEModel and not loaded.training and same_weights(loaded, pair)
 
     student = loaded.student_model()
-    loaded = load_model(save_model(student, tmp_path / "student.nemo"))
+    loaded = open_model(save_model(student, tmp_path / "student.nemo"))
     assert type(loaded) is EncDecRNNTBPEModel and same_weights(loaded, student)
     assert same_weights(stock_of(loaded), student)
 
     lone = EncDecRNNTBPEModel(student_config(make_config()))
-    loaded = load_model(save_model(lone, tmp_path / "lone.nemo"))
+    loaded = open_model(save_model(lone, tmp_path / "lone.nemo"))
     assert isinstance(loaded.joint, AdditiveRNNTJoint) and same_weights(loaded, lone)
     assert type(stock_of(loaded).joint).__module__.startswith("nemo.")
 
@@ -73,9 +74,9 @@ def test_a_lone_model_has_no_teacher_branch(shared_pair):
 
 def test_missing_and_broken_files_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.nemo is not a file"):
-        load_model(tmp_path / "absent.nemo")
+        open_model(tmp_path / "absent.nemo")
     with pytest.raises(ValueError, match="is not a file"):
-        load_model(tmp_path)
+        open_model(tmp_path)
     (tmp_path / "text.nemo").write_text("no archive")
     broken = [tmp_path / "text.nemo", write_archive(tmp_path / "empty.nemo", {"readme.txt": "no config"})]
     config = yaml.safe_dump({"target": STOCK_TARGET, "joint": {}})
@@ -83,7 +84,7 @@ def test_missing_and_broken_files_are_refused_by_name(tmp_path):
     broken.append(write_archive(tmp_path / "no_yaml.nemo", {"model_config.yaml": "a: [unclosed"}))
     for path in broken:
         with pytest.raises(ValueError, match=rf"{path.name} cannot be restored as a NeMo model: .+"):
-            load_model(path)
+            open_model(path)
         assert not is_being_restored()
 
 
@@ -91,7 +92,7 @@ def test_a_truncated_file_is_refused(shared_pair, tmp_path):
     path = save_model(shared_pair().student_model(), tmp_path / "student.nemo")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"student\.nemo cannot be restored"):
-        load_model(path)
+        open_model(path)
     assert not is_being_restored()
 
 
@@ -109,11 +110,11 @@ def test_a_truncated_file_is_refused(shared_pair, tmp_path):
 def test_other_kinds_of_models_are_refused_by_kind(tmp_path, config, kind):
     path = write_archive(tmp_path / "other.nemo", {"model_config.yaml": yaml.safe_dump(config)})
     with pytest.raises(ValueError, match=rf"other\.nemo is {kind}, wanted a standard RNN-T"):
-        load_model(path)
+        open_model(path)
 
 
 def test_classes_outside_nemo_and_this_package_are_refused(tmp_path):
     config = yaml.safe_dump({"target": "os.EncDecRNNTBPEModel"})
     path = write_archive(tmp_path / "unsafe.nemo", {"model_config.yaml": config})
     with pytest.raises(ValueError, match=r"unsafe\.nemo cannot .* target is 'os.EncDecRNNTBPEModel': wanted a"):
-        load_model(path)
+        open_model(path)

@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard
 from omegaconf import OmegaConf, open_dict
 
 from nemo_codert.export.model_card import CardOptions, Result, model_card, read_results
-from nemo_codert.export.stock_file import load_model, save_model
+from nemo_codert.export.stock_file import save_model
 from nemo_codert.export.training_record import DataRecord, TrainingRecord, recorded_training, strategy_name
+from nemo_codert.models.open_model import open_model
 from tests.conftest import REPOSITORY, load_script
 
 RECORD = TrainingRecord(
@@ -174,14 +175,14 @@ def test_a_record_goes_with_the_pair_into_the_exported_student_and_its_card(pair
     path = save_model(pair, tmp_path / "pair.nemo")
     with open_dict(pair.cfg):
         pair.cfg.pop("nemo_codert_training")
-    stored = load_model(path)
+    stored = open_model(path)
     assert recorded_training(stored.cfg) == RECORD
     parameters = sum(parameter.numel() for parameter in stored.student_model().parameters())
     predictions = write_predictions(tmp_path, "student", parameters)
     status, errors = export(path, "--wer", predictions, "--license", "cc-by-4.0", "--language", "en")
     assert status == 0, errors
     text = (tmp_path / "tiny.md").read_text()
-    student = load_model(tmp_path / "tiny.nemo")
+    student = open_model(tmp_path / "tiny.nemo")
     assert student.cfg.model_card == text and recorded_training(student.cfg) == RECORD
     assert "| test_x | 40 | 80 | 12.50% | " in text and "`train.json` (3,000 utterances, 2.50 hours)" in text
     assert str(tmp_path) not in text and "/data/of/someone" not in text

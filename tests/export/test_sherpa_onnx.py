@@ -13,7 +13,8 @@ from nemo_codert.export.sherpa_onnx import (
     network_problems,
     sum_joiner,
 )
-from nemo_codert.export.stock_file import networks_of, stock_of
+from nemo_codert.export.stock_file import stock_of
+from nemo_codert.models.open_model import networks_of
 from nemo_codert.modules.encoder_logits import encoder_logits, joint_logits, prediction_logits
 from nemo_codert.modules.transducer import Transducer
 from tests.conftest import ADDITIVE, STOCK, conformer, lstm

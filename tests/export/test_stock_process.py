@@ -12,8 +12,9 @@ from nemo.collections.asr.modules import RNNTJoint
 from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
 from nemo_codert.export.model_card import CardOptions, Result, model_card
-from nemo_codert.export.stock_file import load_model, save_model, save_with_card
+from nemo_codert.export.stock_file import save_model, save_with_card
 from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.open_model import open_model
 from tests.conftest import SENTENCES
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
@@ -85,7 +86,7 @@ def written(make_config, wav, tmp_path_factory) -> tuple[dict[str, str], Path]:
         if name == "additive":
             continue  # narrow's joint is additive too
         save_model(pair, folder / f"pair_{name}.nemo")
-        student = load_model(folder / f"pair_{name}.nemo").student_model(form)
+        student = open_model(folder / f"pair_{name}.nemo").student_model(form)
         path = folder / f"{name}_of_restored.nemo"
         expected[str(path)] = hypothesis.text
         if name == "stock":
@@ -152,5 +153,5 @@ def test_no_member_of_a_student_file_names_the_folder_its_tokenizer_was_made_in(
     assert len(members) == 5  # config, weights and three tokenizer files
     for name, content in members.items():
         assert str(tmp_path).encode() not in content, name
-    restored = load_model(path).tokenizer
+    restored = open_model(path).tokenizer
     assert [restored.text_to_ids(text) for text in SENTENCES] == [pair.tokenizer.text_to_ids(t) for t in SENTENCES]

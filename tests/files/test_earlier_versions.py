@@ -12,10 +12,10 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
 from omegaconf import open_dict
 
-from nemo_codert.export.stock_file import load_model, save_model, stock_of
+from nemo_codert.export.stock_file import save_model, stock_of
 from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.open_model import load_trained
+from nemo_codert.models.open_model import open_model
 from nemo_codert.models.safe_restoring import model_from_checkpoint
 from tests.conftest import REPOSITORY
 from tests.files.traps import members_of
@@ -64,7 +64,7 @@ def test_there_are_files_of_an_early_and_of_a_later_version_and_they_are_small()
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pair_of_an_earlier_version_is_restored_trained_on_and_exported(name, tmp_path):
-    pair = load_model(FOLDER / f"{name}.nemo")
+    pair = open_model(FOLDER / f"{name}.nemo")
     assert type(pair) is EncDecCoDERTBPEModel and pair.student_decoder is pair.decoder
     assert_recorded(pair, name)
     student = stock_of(pair)
@@ -74,7 +74,7 @@ def test_a_pair_of_an_earlier_version_is_restored_trained_on_and_exported(name, 
     before = {key: value.clone() for key, value in pair.state_dict().items()}
     (loss,) = train(pair, [recipe().noise_batch(32)])
     assert loss > 0 and not equal_states(pair.state_dict(), before)
-    again = load_model(save_model(pair, tmp_path / "again.nemo"))
+    again = open_model(save_model(pair, tmp_path / "again.nemo"))
     assert equal_states(again.state_dict(), pair.state_dict())
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_an_earlier_version_loads(name, tmp_path):
     assert equal_states(pair.state_dict(), torch.load(tmp_path / "weights.ckpt", weights_only=True))
     content["hyper_parameters"]["cfg"] = cfg
     torch.save(content, tmp_path / "moved.ckpt")
-    trained = load_trained(tmp_path / "moved.ckpt").model
+    trained = open_model(tmp_path / "moved.ckpt")
     assert_recorded(trained, name)
     with open_dict(trained.cfg):
         assert trained.cfg.codert.rnnt_loss == "auto"

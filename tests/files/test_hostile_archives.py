@@ -19,10 +19,11 @@ from nemo.core.classes import common
 from omegaconf import OmegaConf
 
 import nemo_codert
-from nemo_codert.export.stock_file import load_model, save_model
+from nemo_codert.export.stock_file import save_model
 from nemo_codert.files.nemo_archive import CheckedArchive, check_archive, target_problem
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.models.teacher_weights import load_lone_checkpoint, load_source, restore_rnnt, restored_config
+from nemo_codert.models.open_model import open_model, restored_config
+from nemo_codert.models.teacher_weights import load_lone_checkpoint, load_source
 from nemo_codert.nemo_compat import forget_failed_restore, is_being_restored
 from tests.conftest import ADDITIVE, STOCK
 from tests.files.traps import add_member, bare_pickle, members_of, pickled, rewrite, traps
@@ -83,7 +84,7 @@ MEMBERS = {
 def refusal(path: Path) -> str:
     """What restoring an archive says, by the way of every script and by the class's own."""
     with pytest.raises(ValueError) as error:
-        load_model(path)
+        open_model(path)
     with pytest.raises(ValueError) as other:
         EncDecCoDERTBPEModel.restore_from(str(path), map_location="cpu")
     assert not is_being_restored() and "\n" not in str(error.value)
@@ -260,7 +261,7 @@ def test_weights_with_code_are_refused_and_nothing_is_executed(pair_file, tmp_pa
             pair_file, path, members=lambda members, content=content: members.update({"model_weights.ckpt": content})
         )
         with pytest.raises(ValueError, match=r"cannot be restored as a NeMo model: .*weights.only|Weights.only"):
-            load_model(path)
+            open_model(path)
         with pytest.raises(Exception, match=r"[Ww]eights.only"):
             EncDecCoDERTBPEModel.restore_from(str(path), map_location="cpu")
     assert not mark.exists()
@@ -274,7 +275,7 @@ def test_a_tokenizer_that_is_none_is_refused(pair_file, tmp_path, content):
 
     path = rewrite(pair_file, tmp_path / "bad.nemo", members=replace)
     with pytest.raises(ValueError, match=r"bad\.nemo cannot be restored as a NeMo model: "):
-        load_model(path)
+        open_model(path)
 
 
 def test_the_trap_works_with_nemos_own_restoring(pair_file, tmp_path, monkeypatch):
@@ -294,9 +295,9 @@ def test_every_way_to_restore_an_archive_checks_it(pair_file, stock_file, make_c
     lone = EncDecRNNTBPEModel(student_config(make_config("tandem_kd", joint=STOCK)))
     frozen = {"codert": {"teacher_checkpoint": str(bad_stock)}}
     ways = {
-        "load_model": lambda: load_model(bad),
+        "open_model": lambda: open_model(bad),
         "restored_config": lambda: restored_config(bad, "it"),
-        "restore_rnnt": lambda: restore_rnnt(bad, "it"),
+        "open_model, a text": lambda: open_model(str(bad), "it"),
         "load_source": lambda: load_source(str(bad_stock), "key", "teacher"),
         "load_lone_checkpoint": lambda: load_lone_checkpoint(lone, str(bad_stock), "key", "student"),
         "teacher_checkpoint": lambda: EncDecCoDERTBPEModel(make_config("static", joint=STOCK, **frozen)),
@@ -316,7 +317,7 @@ def test_every_way_to_restore_an_archive_checks_it(pair_file, stock_file, make_c
     asked = {}
     monkeypatch.setattr(ASRModel, "from_pretrained", lambda name, **options: asked.update(options) or 1 / 0)
     with pytest.raises(ValueError, match="cannot be restored"):
-        restore_rnnt("a_pretrained_name", "it")
+        open_model("a_pretrained_name", "it")
     assert isinstance(asked["save_restore_connector"], CheckedArchive)
 
 
@@ -324,7 +325,7 @@ def test_models_as_nemo_and_this_package_write_them_pass(pair_file, stock_file, 
     for path in (pair_file, stock_file):
         check_archive(path)
         check_archive(rewrite(path, tmp_path / "old.nemo", mode="w:gz"))  # as NeMo wrote them before 1.7
-        restored = load_model(tmp_path / "old.nemo")
+        restored = open_model(tmp_path / "old.nemo")
         again = save_model(restored, tmp_path / "again.nemo")
         assert members_of(again).keys() >= {"model_config.yaml", "model_weights.ckpt"}
         check_archive(again)
@@ -393,5 +394,5 @@ def test_the_package_opens_checkpoints_in_one_way():
                 found.setdefault(path.name, set()).add(word)
         if "torch.load(" in text:
             assert text.count("torch.load(") == text.count("weights_only=True")
-    assert found == {"checkpoint_reading.py": {"torch.load("}, "nemo_archive.py": {"torch.load("}}
+    assert found == {"checkpoints.py": {"torch.load("}, "nemo_archive.py": {"torch.load("}}
     assert sys.version_info >= (3, 11)  # tarfile's filter `data`, which NeMo unpacks with

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from nemo_codert.files.checkpoints import StandIn, plain, read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.models.open_model import checkpoint_files, load_trained
+from nemo_codert.models.open_model import checkpoint_files, open_model
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from tests.conftest import load_script
 from tests.files.traps import Trap, bare_pickle, save_trapped, traps
@@ -103,7 +103,7 @@ def entries(model, trainer, path: Path, folder: Path) -> dict:
         "fit": lambda: trainer().fit(model, train_dataloaders=[0], ckpt_path=str(path)),
         "validate": lambda: trainer().validate(model, dataloaders=[0], ckpt_path=str(path), verbose=False),
         "load_from_checkpoint": lambda: EncDecCoDERTBPEModel.load_from_checkpoint(str(path), map_location="cpu"),
-        "analyze_logits.py, measure_latency.py": lambda: load_trained(path),
+        "analyze_logits.py, measure_latency.py": lambda: open_model(path),
         "analyze_logits.py, a folder": lambda: checkpoint_files(folder),
         "train.py, its best checkpoint": finish,
     }
@@ -143,7 +143,7 @@ def test_checkpoints_load_back_into_pairs_and_stock_models(make_config, pair, tr
         restored = type(model).load_from_checkpoint(str(path), map_location="cpu")
         assert type(restored) is type(model) and equal_states(restored.state_dict(), model.state_dict())
         assert OmegaConf.to_container(restored.cfg) == OmegaConf.to_container(model.cfg)
-        assert equal_states(load_trained(path).model.state_dict(), model.state_dict())
+        assert equal_states(open_model(path).state_dict(), model.state_dict())
 
 
 def test_checkpoints_with_omegaconf_objects_still_load(pair, trainer, tmp_path):
@@ -155,7 +155,7 @@ def test_checkpoints_with_omegaconf_objects_still_load(pair, trainer, tmp_path):
     restored = EncDecCoDERTBPEModel.load_from_checkpoint(str(path), map_location="cpu")
     assert equal_states(restored.state_dict(), model.state_dict())
     assert OmegaConf.to_container(restored.cfg) == OmegaConf.to_container(model.cfg)
-    assert equal_states(load_trained(path).model.state_dict(), model.state_dict())
+    assert equal_states(open_model(path).state_dict(), model.state_dict())
 
 
 def test_every_kind_of_omegaconf_value_comes_back_plain(tmp_path):
@@ -201,7 +201,7 @@ def test_a_checkpoints_config_names_neither_code_nor_the_environment(checkpoint,
         cfg = OmegaConf.merge(content["hyper_parameters"]["cfg"], change)
         cfg = OmegaConf.to_container(cfg, resolve=False)
         torch.save({**content, "hyper_parameters": {"cfg": cfg}}, tmp_path / "bad.ckpt")
-        for load in (load_trained, EncDecCoDERTBPEModel.load_from_checkpoint):
+        for load in (open_model, EncDecCoDERTBPEModel.load_from_checkpoint):
             with pytest.raises(ValueError, match=message) as error:
                 load(tmp_path / "bad.ckpt")
             assert "secret" not in str(error.value)

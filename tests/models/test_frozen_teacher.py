@@ -9,9 +9,9 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.utils.app_state import AppState
 from omegaconf import OmegaConf
 
+from nemo_codert.config.model_kinds import KINDS, refuse_other_models
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
-from nemo_codert.models.teacher_weights import KINDS, refuse_other_models
 from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
 from tests.models.training_runs import equal_states, train
 
@@ -262,7 +262,7 @@ def test_settings_of_training_alone_may_differ(make_config, teacher_file):
 def test_a_missing_file_is_refused_by_name(make_config, tmp_path):
     message = refused(make_config, str(tmp_path / "nowhere.nemo"))
     assert "model.codert.teacher_checkpoint" in message and "nowhere.nemo" in message
-    assert "is no file. Give the path of a .nemo file or a pretrained name" in message
+    assert "is not a file. Give the path of a .nemo or .ckpt file, or a pretrained name" in message
 
 
 def test_a_file_that_is_no_model_is_refused(make_config, tmp_path):

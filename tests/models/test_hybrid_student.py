@@ -9,8 +9,9 @@ from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel, E
 from omegaconf import open_dict
 
 from nemo_codert.data.tokenizer import train_tokenizer
-from nemo_codert.export.stock_file import export_onnx, load_model, save_model, stock_of
+from nemo_codert.export.stock_file import export_onnx, save_model, stock_of
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
+from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_models import stock_class
 from tests.conftest import ADDITIVE, SENTENCES, STOCK
 from tests.models.teacher_files import CTC, pair_config
@@ -132,7 +133,7 @@ def test_the_student_leaves_as_nemos_hybrid_and_both_its_heads_transcribe(
     audio = [str(manifest.parent / f"{i}.wav") for i in range(3)]
     texts = [said.text for said in student.transcribe(audio, verbose=False)]
     assert texts == [said.text for said in model.transcribe(audio, verbose=False)]
-    assert texts == [said.text for said in stock_of(load_model(path)).transcribe(audio, verbose=False)]
+    assert texts == [said.text for said in stock_of(open_model(path)).transcribe(audio, verbose=False)]
     model.eval(), student.eval()
     features = model.extract_features(*batch[:2])
     frames = model.student_encoder(audio_signal=features[0], length=features[1])[0]
@@ -172,7 +173,7 @@ def test_a_hybrid_tdt_teacher_may_have_a_hybrid_student(make_config, saved_teach
 def test_a_hybrid_student_that_was_trained_alone_is_saved_and_shared_like_any(hybrid_config, tmp_path, joint):
     cfg = student_config(hybrid_config("tandem", JOINTS[joint]))
     lone = stock_class(cfg)(cfg)
-    loaded = load_model(save_model(lone, tmp_path / "lone_student.nemo"))
+    loaded = open_model(save_model(lone, tmp_path / "lone_student.nemo"))
     assert equal_states(loaded.state_dict(), lone.state_dict())
     shared = stock_of(loaded)
     assert type(shared) is EncDecHybridRNNTCTCBPEModel and type(shared.joint).__module__.startswith("nemo.")

@@ -9,7 +9,7 @@ from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTB
 
 from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.models.open_model import checkpoint_files, load_trained
+from nemo_codert.models.open_model import checkpoint_files, open_model, saved_step
 from tests.models.teacher_files import CTC
 
 
@@ -38,9 +38,9 @@ def test_pairs_and_lone_models_are_restored_from_both_kinds_of_file(make_model, 
     for model, kind in zip((pair, lone, hybrid), kinds, strict=True):
         saved = save_checkpoint(model, tmp_path / f"{kind.__name__}.ckpt", step=40)
         for path, step in ((saved, 40), (save_model(model, tmp_path / f"{kind.__name__}.nemo"), None)):
-            trained = load_trained(path)
-            assert type(trained.model) is kind and same_weights(trained.model, model)
-            assert (trained.path, trained.step, trained.model.training) == (path, step, False)
+            trained = open_model(path)
+            assert type(trained) is kind and same_weights(trained, model)
+            assert (saved_step(path), trained.training) == (step, False)
 
 
 def test_checkpoints_come_in_the_order_of_their_steps_and_each_step_once(make_model, tmp_path):
@@ -85,7 +85,8 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
     for key, value in (("hyper_parameters", None), ("global_step", "last"), ("state_dict", None)):
         torch.save({**content, key: value}, tmp_path / f"{key}.ckpt")
     messages = {
-        "absent.nemo": "is no .nemo or .ckpt file",
+        "absent.nemo": "is not a file. Give the path of a .nemo or .ckpt file",
+        "absent.ckpt": "is not a file. Give the path of a .nemo or .ckpt file",
         "notes.txt": "is no .nemo or .ckpt file",
         "broken.nemo": "cannot be restored as a NeMo model",
         "weights.ckpt": "is no Lightning checkpoint of a NeMo model",
@@ -98,7 +99,7 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
     }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message) as error:
-            load_trained(tmp_path / name)
+            open_model(tmp_path / name)
         assert name in str(error.value)
 
 
@@ -108,9 +109,9 @@ def test_a_checkpoint_whose_tokenizer_or_weights_are_gone_is_refused(make_model,
     state = {key: value for key, value in content["state_dict"].items() if not key.startswith("joint.")}
     torch.save({**content, "state_dict": state}, tmp_path / "half.ckpt")
     with pytest.raises(ValueError, match=r"half\.ckpt cannot be restored as a checkpoint: .*joint\.pred\.weight"):
-        load_trained(tmp_path / "half.ckpt")
+        open_model(tmp_path / "half.ckpt")
     content["hyper_parameters"]["cfg"]["tokenizer"]["dir"] = str(tmp_path / "gone")
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"model\.tokenizer\.dir is .*gone.*Put the folder back"):
-        load_trained(path)
+        open_model(path)
     assert make_model("tandem_kd")._teacher_has_weights is False  # NeMo no longer believes in a restore under way

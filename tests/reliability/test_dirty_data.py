@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from nemo_codert.data import screen_manifest
-from nemo_codert.export.stock_file import load_model
+from nemo_codert.models.open_model import open_model
 from tests.conftest import REPOSITORY, SAMPLE_RATE, tone
 from tests.reliability.dirty_corpus import GOOD, dirty_corpus
 from tests.reliability.small_runs import SMALL
@@ -64,7 +64,7 @@ def test_drop_counts_and_names_every_fault_and_trains_on_the_rest(loader, manife
     found = report["manifests"][0]
     outcome = {kind: counts(found[kind]) for kind in ("dropped", "left_out", "noticed")}
     expected = {kind: dict(getattr(corpus, kind)) for kind in outcome}
-    trained = load_model(folder / "pair.nemo")
+    trained = open_model(folder / "pair.nemo")
     finite = all(torch.isfinite(value).all() for value in trained.state_dict().values())
     survived = outcome == expected and finite
     campaign.record(

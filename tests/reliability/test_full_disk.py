@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from nemo_codert.data.manifest import write_manifest
-from nemo_codert.export.stock_file import export_onnx, load_model, save_model, save_with_card
+from nemo_codert.export.stock_file import export_onnx, save_model, save_with_card
 from nemo_codert.files.checkpoints import read_checkpoint
+from nemo_codert.models.open_model import open_model
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from tests.conftest import REPOSITORY
 
@@ -110,7 +111,7 @@ def test_a_read_only_folder_is_one_error_and_its_files_stay(make_model, disk, ca
         assert "Read-only file system" in str(error.value) and str(disk.folder) in str(error.value)
         survived += 1
     assert {path: path.read_bytes() for path in disk.folder.iterdir()} == kept
-    assert load_model(disk.folder / "pair.nemo") and read_checkpoint(disk.folder / "a.ckpt")
+    assert open_model(disk.folder / "pair.nemo") and read_checkpoint(disk.folder / "a.ckpt")
     campaign.record("read-only folder", injected=len(ways), survived=survived, lost="nothing that was there")
 
 

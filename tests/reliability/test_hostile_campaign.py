@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_codert.export.stock_file import load_model, save_model
+from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.open_model import open_model
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from tests.files.test_hostile_archives import CONFIGS, MEMBERS, TEXTS, replace_config
 from tests.files.traps import pickled, rewrite, save_trapped, traps
@@ -21,7 +22,7 @@ def pair_file(make_model, tmp_path) -> Path:
 
 def refused(path: Path) -> bool:
     """By the way of the scripts and by the model's own."""
-    for restore in (load_model, EncDecCoDERTBPEModel.restore_from):
+    for restore in (open_model, EncDecCoDERTBPEModel.restore_from):
         try:
             restore(str(path))
         except ValueError as error:
@@ -57,7 +58,7 @@ def test_code_in_weights_and_checkpoints(pair_file, tmp_path, campaign, force, m
             pair_file, tmp_path / "bad.nemo", members=lambda members, weights=weights: members.update(weights)
         )
         with pytest.raises(ValueError, match=r"bad\.nemo"):
-            load_model(path)
+            open_model(path)
         results.append(not mark.exists())
         with pytest.raises(ValueError, match=r"bad\.ckpt names"):
             CheckpointFiles().load_checkpoint(save_trapped({}, tmp_path / "bad.ckpt", trap))
@@ -70,7 +71,7 @@ def test_code_in_weights_and_checkpoints(pair_file, tmp_path, campaign, force, m
 def test_torn_archives_and_checkpoints(pair_file, make_model, tmp_path, campaign):
     CheckpointFiles().save_checkpoint({"state_dict": make_model().state_dict()}, tmp_path / "good.ckpt")
     results, shares = [], [i / 20 for i in range(20)]
-    for name, load in (("pair.nemo", load_model), ("good.ckpt", CheckpointFiles().load_checkpoint)):
+    for name, load in (("pair.nemo", open_model), ("good.ckpt", CheckpointFiles().load_checkpoint)):
         data = (tmp_path / name).read_bytes()
         for share in shares:
             path = tmp_path / f"torn_{name}"

@@ -43,9 +43,9 @@ def models(make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student(models):
     """The restored student, for tests that only transcribe with it."""
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
-    return load_model(models["student"])
+    return open_model(models["student"])
 
 
 def predictions(path: Path) -> list[dict]:
@@ -63,12 +63,12 @@ def predictions(path: Path) -> list[dict]:
     ],
 )
 def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_path, source, options, hidden):
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
     output = tmp_path / "new" / "student.nemo"
     status, text, _ = run("export_student", "--model", models[source], "--output", output, *options)
     assert status == 0
-    joint = load_model(output).joint
+    joint = open_model(output).joint
     assert type(joint).__module__.startswith("nemo.")
     assert joint.joint_hidden == hidden and f"joint_hidden {hidden}, " in text
     assert f"{output}  {output.stat().st_size / 1e6:.2f} MB" in text
@@ -77,7 +77,7 @@ def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_pat
 
 
 def test_onnx_files_and_the_teacher_are_exported(run, models, tmp_path):
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
     arguments = ["--model", models["pair"], "--output"]
     status, text, _ = run("export_student", *arguments, tmp_path / "student.onnx", "--format", "onnx")
@@ -85,7 +85,7 @@ def test_onnx_files_and_the_teacher_are_exported(run, models, tmp_path):
     names = ["decoder_joint-student.onnx", "encoder-student.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names and all(name in text for name in names)
     status, _, _ = run("export_student", *arguments, tmp_path / "teacher.nemo", "--branch", "teacher")
-    assert status == 0 and load_model(tmp_path / "teacher.nemo").cfg.encoder.n_layers == 2
+    assert status == 0 and open_model(tmp_path / "teacher.nemo").cfg.encoder.n_layers == 2
 
 
 @pytest.mark.parametrize("source, hidden", [("pair", None), ("student", 2 * 33)])
@@ -156,13 +156,13 @@ def test_evaluation_of_pair_and_student_agree_with_transcribe(run, models, stude
 
 
 def test_the_teacher_branch_gives_the_teachers_texts(run, models, manifest, tmp_path):
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
     output = tmp_path / "teacher.json"
     arguments = ["--model", models["pair"], "--manifest", manifest, "--branch", "teacher", "--output", output]
     assert run("evaluate", *arguments)[0] == 0
     lines = predictions(output)
-    teacher = load_model(models["pair"]).teacher_model()
+    teacher = open_model(models["pair"]).teacher_model()
     texts = teacher.transcribe([line["audio_filepath"] for line in lines], batch_size=16, verbose=False)
     assert [line["pred_text"] for line in lines] == [hypothesis.text for hypothesis in texts]
 
@@ -201,9 +201,10 @@ def test_without_a_reference_word_there_is_no_error_rate(run, models, manifest, 
 
 def test_decoding_strategies_keep_the_models_other_settings(models):
     from nemo_codert.evaluation.transcribe import set_decoding
-    from nemo_codert.export.stock_file import load_model, stock_of
+    from nemo_codert.export.stock_file import stock_of
+    from nemo_codert.models.open_model import open_model
 
-    model = stock_of(load_model(models["lone"]))  # NeMo's beam search does not end on the talkative one
+    model = stock_of(open_model(models["lone"]))  # NeMo's beam search does not end on the talkative one
     settings = copy.deepcopy(model.cfg.decoding)
     signal = 0.1 * torch.randn(8000)
     for strategy in ("greedy", "beam", "alsd", "maes", "malsd_batch"):
@@ -221,9 +222,9 @@ def test_confidence_of_a_greedy_model_does_not_stop_beam_search(models):
     from omegaconf import OmegaConf
 
     from nemo_codert.evaluation.transcribe import set_decoding
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
-    model = load_model(models["student"])
+    model = open_model(models["student"])
     settings = OmegaConf.to_container(model.cfg.decoding)
     settings["confidence_cfg"] = {"preserve_word_confidence": True}
     model.change_decoding_strategy(OmegaConf.create(settings), verbose=False)

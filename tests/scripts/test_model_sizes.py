@@ -34,9 +34,9 @@ def evaluate(run_script, manifest):
 
 
 def parameters_of(path: Path) -> int:
-    from nemo_codert.export.stock_file import load_model
+    from nemo_codert.models.open_model import open_model
 
-    return sum(parameter.numel() for parameter in load_model(path).parameters())
+    return sum(parameter.numel() for parameter in open_model(path).parameters())
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
-from nemo_codert.export.stock_file import load_model
 from nemo_codert.export.training_record import recorded_training, training_record
 from nemo_codert.models import student_config, teacher_config
+from nemo_codert.models.open_model import open_model
 from tests.models.training_runs import equal_states
 
 SMALL = [
@@ -258,7 +258,7 @@ def test_a_trained_student_carries_the_record_of_its_training_and_a_card_with_it
     script.finish(cfg, ended, folder)
     seconds = sum(line["duration"] for line in lines)
     for name in ("pair.nemo", "student.nemo"):
-        record = recorded_training(load_model(folder / name).cfg)
+        record = recorded_training(open_model(folder / name).cfg)
         assert (record.strategy, record.teacher, record.updates) == ("tandem_kd", "trained in the same run", 5)
         assert [(each.manifest, each.utterances) for each in record.train] == [
             ("mine.json", 8)
@@ -266,6 +266,6 @@ def test_a_trained_student_carries_the_record_of_its_training_and_a_card_with_it
         assert record.train[0].hours == pytest.approx(seconds / 3600, abs=1e-4) and record.best_val_wer == 0.25
         assert [each.manifest for each in record.validation] == ["dev.json"]
     text = (folder / "student.md").read_text()
-    assert text == load_model(folder / "student.nemo").cfg.model_card
+    assert text == open_model(folder / "student.nemo").cfg.model_card
     assert "`mine.json` (8 utterances, 0.00 hours)" in text and "| dev | 8 | 36 | " in text
     assert str(tmp_path) not in text and "train_ds_usable" not in text

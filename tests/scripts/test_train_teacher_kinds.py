@@ -7,8 +7,8 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.export.stock_file import load_model
 from nemo_codert.models import teacher_config
+from nemo_codert.models.open_model import open_model
 from tests.conftest import STOCK
 from tests.models.teacher_files import KINDS, NO_DATA
 from tests.models.training_runs import equal_states
@@ -44,7 +44,7 @@ def test_a_static_run_with_a_hybrid_teacher_leaves_all_its_files(
     script.main(cfg)
 
     (folder,) = (tmp_path / "runs" / "fsdd").iterdir()
-    pair, student = load_model(folder / "pair.nemo"), ASRModel.restore_from(str(folder / "student.nemo"))
+    pair, student = open_model(folder / "pair.nemo"), ASRModel.restore_from(str(folder / "student.nemo"))
     weights = original.state_dict()
     teacher = {name: value for name, value in pair.state_dict().items() if not name.startswith("student_")}
     assert equal_states(teacher, {name: weights[name] for name in teacher})
