@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
-from nemo_codert.config.checked import checked_config, lone_branch
+from nemo_codert.config.checked import checked_config
+from nemo_codert.config.derived import lone_branch
 from nemo_codert.data.manifest import read_manifest
 
 RECORD_KEY = "nemo_codert_training"
@@ -73,7 +74,7 @@ def _teacher(codert: DictConfig) -> str:
 
 def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
     """Of a run about to start. cfg: the root config. data: `train` and `validation`."""
-    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    codert = checked_config(cfg.model, alone=lone_branch(cfg)).codert
     started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
     if cfg.train == "pair" and OmegaConf.select(cfg, "model.student.init_from_teacher"):
         started["student"] = f"evenly spaced layers of {_name(codert.teacher_checkpoint)}"
