@@ -1,4 +1,4 @@
-"""A criterion defined in this file: one entry in the table, and it is built from a YAML, checked, trained and listed."""
+"""A criterion defined in this file: one entry in the table, and it is built from a YAML, checked and trained."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
