@@ -21,12 +21,12 @@ from nemo_codert.analysis.readings import SOURCES, VIEWS, BranchReadings, FrameR
 DPI = 120
 STYLES = {"encoder": ("#0072B2", "-"), "joint": ("#D55E00", "--"), "prediction": ("#009E73", ":")}
 BLANK = "∅"
-FRAMES_PER_STRIP = 50  # of the faster branch: a column is then wide enough for an upright word piece
+FRAMES_PER_STRIP = 50  # frames of the faster branch: a column is then wide enough for an upright word piece
 SHOWN_PROBABILITY = 0.01
 LONGEST_LABEL = 16  # characters
-CHARACTER_INCHES = 0.075  # of a wide letter in 8 points
+CHARACTER_INCHES = 0.075  # width of a wide letter in 8 points
 WINDOW_SECONDS = 0.025
-FLOOR_DB = 80.0  # below the loudest bin
+FLOOR_DB = 80.0  # decibels below the loudest bin
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,13 @@ def piece_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(*, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) in nats: [..., C] twice -> [...] float64, 0 or more.
+    """Compute KL(teacher || student) in nats at temperature 1: [..., C] twice -> [...] float64, 0 or more.
 
-    inf where the student rules out a class that the teacher does not. Temperature 1.
+    inf where a class has probability 0 for the student and not for the teacher.
     """
     teacher, student = teacher_logits.double().log_softmax(-1), student_logits.double().log_softmax(-1)
     p = teacher.exp()
-    # The clamp is for rows that differ by rounding alone: there the terms cancel to either side of 0.
+    # The clamp is for rows that differ by rounding alone, whose sums may fall below 0.
     return torch.where(p > 0, p * (teacher - student), 0.0).sum(-1).clamp(min=0.0)
 
 
