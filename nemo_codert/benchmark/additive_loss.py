@@ -60,7 +60,7 @@ def named_shapes(device: str) -> list[LossShape]:
 def largest_lattice(device: str) -> float:
     """Return the default limit of a lattice in bytes: on a GPU a part of its memory, on the CPU 1 GB.
 
-    1 GB takes NeMo's loss half a minute on the CPU. On a GPU, lattices too large for the kernels' indices are excluded.
+    1 GB takes NeMo's loss half a minute on the CPU. On a GPU, lattices are small enough for the kernels' indices.
     """
     if device == "cuda":
         return min(torch.cuda.get_device_properties(0).total_memory / GPU_LATTICES, MOST_LATTICE_BYTES)

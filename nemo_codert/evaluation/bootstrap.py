@@ -171,7 +171,7 @@ def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) 
 
 @dataclass(frozen=True)
 class _Resample:
-    """Counts of draws in some resamples (`rows`): of each seed, [rows, S], and of some recordings of a fold [rows, n]."""
+    """Counts of draws in some resamples (`rows`): each seed, [rows, S], and some recordings of a fold, [rows, n]."""
 
     fold: int
     recordings: np.ndarray  # [N] bool
