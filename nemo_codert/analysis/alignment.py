@@ -1,8 +1,8 @@
-"""Which nodes of the lattice a transcript passes, and what the joint says there.
+"""Alignment of a transcript: the nodes of the lattice that it passes, and the joint's logits there.
 
 `states[b, t]` is the prediction state (tokens emitted so far) from which frame t is most likely left by its blank;
 `frames[b, u]` the frame in which token u + 1 is most likely emitted. Both are the modes of posterior occupancies
-(forward-backward over all alignments), not of one best path. B batch, T encoder frames, U target tokens, H channels of
+(forward-backward over all alignments), not one best path. B batch, T encoder frames, U target tokens, H channels of
 the joint, V vocabulary without blank.
 """
 
@@ -24,7 +24,7 @@ class Alignment(NamedTuple):
     frames: torch.Tensor
 
     def first(self) -> torch.Tensor:
-        """[B, U] bool, False where an earlier token of the utterance is emitted in the same frame."""
+        """Return [B, U] bool, False where an earlier token of the utterance is emitted in the same frame."""
         same = self.frames[:, :, None] == self.frames[:, None, :]  # [B, U, U]
         return ~same.tril(-1).any(-1)
 
@@ -35,10 +35,13 @@ def most_likely_alignment(
     encoded_len: torch.Tensor,
     target_len: torch.Tensor,
 ) -> Alignment:
-    """Alignment of the transcript, from its own lattice.
+    """Return the most likely alignment of the transcript, computed from its lattice.
 
-    label_log_probs: [B, T, U], of emitting token u + 1 in frame t with u tokens emitted. blank_log_probs:
-    [B, T, U+1]. encoded_len: [B] in frames, 1..T. target_len: [B] in tokens, 0..U.
+    Args:
+        label_log_probs: [B, T, U], log-probability of emitting token u + 1 in frame t with u tokens emitted.
+        blank_log_probs: [B, T, U+1].
+        encoded_len: [B] in frames, 1..T.
+        target_len: [B] in tokens, 0..U.
     """
     _, label, blank = lattice_occupancies(label_log_probs, blank_log_probs, encoded_len, target_len)
     return Alignment(states=blank.argmax(-1), frames=label.argmax(1))  # every frame is left by exactly one blank

@@ -1,7 +1,7 @@
-"""What a model file remembers of its training: data by name and hours, strategy, teacher, versions; no machine path.
+"""Record of a training in a model file: data by name and hours, strategy, teacher, versions; no machine path.
 
-`scripts/train.py` puts it into a model's config as `nemo_codert_training`; model cards are written from it.
-Imports no NeMo.
+`scripts/train.py` puts the record into a model's config as `nemo_codert_training`; model cards are written from it.
+Does not import NeMo.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PACKAGES = ("nemo_toolkit", "torch", "lightning")
 
 @dataclass
 class DataRecord:
-    """One manifest by its file's name; utterances and hours after screening, None where they are not known."""
+    """One manifest by the name of its file; utterances and hours after screening, None if unknown."""
 
     manifest: str
     utterances: int | None = None
@@ -32,7 +32,7 @@ class DataRecord:
 
 @dataclass
 class TrainingRecord:
-    """teacher: how it came about, None without one. started_from: checkpoints of trained networks, by branch."""
+    """teacher: origin of the teacher, None without one. started_from: checkpoints of trained networks, by branch."""
 
     strategy: str
     teacher: str | None = None
@@ -46,12 +46,12 @@ class TrainingRecord:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For a config."""
+        """Plain dict for a config."""
         return asdict(self)
 
 
 def recorded_training(cfg: DictConfig) -> TrainingRecord | None:
-    """The record in a model's config; of a pair without one what its settings tell; None of any other model."""
+    """Return the record in a model's config; for a pair without one, a record of its settings; else None."""
     if not OmegaConf.is_dict(cfg.get(RECORD_KEY)):
         return _settings_of_a_pair(cfg) if "codert" in cfg else None
     plain = OmegaConf.to_container(cfg[RECORD_KEY])
@@ -91,7 +91,7 @@ def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> Train
 
 
 def strategy_name(train: str, codert: DictConfig) -> str:
-    """What `strategy=` of conf/strategy sets these keys, whoever set them; the two that it does not name are added."""
+    """Return the name of the strategy that these keys amount to, with additions for keys that no strategy sets."""
     if train != "pair":
         return train
     distils = codert.distillation.weight > 0
@@ -102,7 +102,7 @@ def strategy_name(train: str, codert: DictConfig) -> str:
 
 
 def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[DataRecord]:
-    """Of the manifests called `names`, whose screened forms are `usable`; None where they could not be read."""
+    """Return records of the manifests `names` with their screened forms `usable`, None if these cannot be read."""
     if usable is None:
         return [DataRecord(Path(name).name) for name in names]
     records = []
@@ -113,7 +113,7 @@ def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[Dat
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of this package and of those that it computes with."""
+    """Return the installed versions of this package and of the packages that compute with it."""
     versions = {"nemo_codert": __version__}
     for name in PACKAGES:
         try:
@@ -124,7 +124,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _name(source: str | None) -> str:
-    """A checkpoint as a card may call it: a pretrained name, or a file's name without its folder."""
+    """Return a checkpoint's name for a card: a pretrained name, or a file's name without its folder."""
     if not source:
         return "unknown"
     return Path(source).name if source.endswith(".nemo") or Path(source).is_absolute() else source
