@@ -284,7 +284,7 @@ class _Collector:
         self._result = BranchReadings(branch.pieces, branch.seconds_per_frame)
 
     def add(self, batch: Sequence[Utterance], start: int, shown: Sequence[int]) -> BranchLogits:
-        """Measure the utterances from place `start` on; returns their logits."""
+        """Measure the utterances from place `start` on and return their logits."""
         logits = branch_logits(encoded_utterances(self._branch, batch))
         kept = {}
         for key, rows, valid in logits.views():
