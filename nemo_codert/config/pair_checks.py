@@ -13,7 +13,7 @@ from nemo_codert.config.values import is_number, sub_block
 
 CTC_REDUCTIONS = ("mean_batch", "mean_volume", "mean", "sum")
 CHOICES = {
-    "teacher": tuple(TEACHERS),
+    "teacher": TEACHERS,
     "teacher_logits": ("joint", "ctc"),
     "rnnt_loss": ("auto", "exact", "nemo"),
     "bad_utterances": ("drop", "refuse"),
