@@ -1,4 +1,4 @@
-"""What leaves a run, as files: stock `.nemo`, and NeMo's ONNX. Nothing half-written is left under a final name."""
+"""Export as stock `.nemo` files and as NeMo's ONNX. Nothing half-written is left under a final name."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from nemo_codert.models.open_model import networks_of
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
 
-CARD_KEY = "model_card"  # of a model's config
+CARD_KEY = "model_card"  # key in a model's config
 
 
 def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str = "auto") -> EncDecRNNTBPEModel:
-    """A stock copy of a pair's branch, or of a model trained alone whose joint may be the additive one.
+    """Return a stock copy of a pair's branch, or of a model trained alone whose joint may be the additive one.
 
     Args:
         branch: `student` or `teacher` of a pair; a model trained alone is its own `student`.
@@ -32,7 +32,7 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
-    """`save_to` that leaves either the whole file under `path` or nothing."""
+    """Save by `save_to`, leaving either the whole file under `path` or nothing."""
     path = Path(path)
     with whole_folder(path.parent, named=path) as folder:
         model.save_to(str(folder / path.name))
@@ -40,7 +40,7 @@ def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
 
 
 def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tuple[Path, Path]:
-    """`save_model` with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`."""
+    """Save with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`."""
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
@@ -51,9 +51,9 @@ def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tu
 
 
 def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path]:
-    """NeMo's ONNX export of a model, or of a pair's student: two files, `encoder-NAME` and `decoder_joint-NAME`.
+    """Export a model, or a pair's student, by NeMo: two ONNX files, `encoder-NAME` and `decoder_joint-NAME`.
 
-    A copy is exported, because NeMo's `export` spoils the model it is called on. LSTM encoders are rewritten without
+    A copy is exported, because NeMo's `export` changes its model. LSTM encoders are rewritten without
     projections first (`nemo_codert.modules.unprojected_lstm`); the joint's output is raw logits.
 
     Args:

@@ -82,7 +82,7 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
             `.nemo` files, in the order of their names.
 
     Raises:
-        ValueError: no such folder, no model in it, or a `.ckpt` that is no checkpoint.
+        ValueError: no such folder, no model in it, or a `.ckpt` that is not a checkpoint.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -131,7 +131,7 @@ def _file_of(source: str | Path, what: str) -> Path | None:
     path, remedy = Path(source), "Give the path of a .nemo or .ckpt file"
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise ValueError(f"{what} is no .nemo or .ckpt file. Give the path of a trained model")
+            raise ValueError(f"{what} is not a .nemo or .ckpt file. Give the path of a trained model")
         return path
     if isinstance(source, Path):
         raise ValueError(f"{what} is not a file. {remedy}")
@@ -189,5 +189,5 @@ def _opened(path: Path, what: str) -> dict[str, Any]:
     """Return the contents of a Lightning checkpoint; its tensors stay on disk."""
     content = read_checkpoint(path, mmap=True)
     if not all(isinstance(content.get(key), kind) for key, kind in KEPT.items()):
-        raise ValueError(f"{what} is no Lightning checkpoint of a NeMo model. Give a .ckpt that training left")
+        raise ValueError(f"{what} is not a Lightning checkpoint of a NeMo model. Give a .ckpt that training left")
     return content

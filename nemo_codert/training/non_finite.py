@@ -15,7 +15,7 @@ from torch import nn
 
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.models.open_model import branches
-from nemo_codert.modules.transducer import Encoded, encode
+from nemo_codert.modules.transducer import Batch
 
 NAMED_PARAMETERS = 3
 NAMED_UTTERANCES = 20
@@ -148,7 +148,7 @@ def _looking_again(model: LightningModule) -> Iterator[None]:
 
 def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: int) -> dict[int, str]:
     """Row of the batch -> the first thing on its way to the loss that is not finite."""
-    signal, signal_len, transcript, transcript_len = batch[:4]
+    batch = Batch.of(batch)
     rows: dict[int, str] = {}
 
     def note(values: torch.Tensor, lengths: torch.Tensor, what: str) -> None:
@@ -157,33 +157,31 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
         for row in (~finite & within).any(dim=1).nonzero().flatten().tolist():
             rows.setdefault(row, f"its {what} is not finite")
 
-    note(signal, signal_len, "signal")
-    features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
+    note(batch.signal, batch.signal_len, "signal")
+    features, features_len = model.preprocessor(input_signal=batch.signal, length=batch.signal_len)
     note(features, features_len, "spectrogram")
-    frames = {name: encode(networks, features, features_len) for name, networks in branches(model).items()}
-    for name, branch in frames.items():
-        note(branch.encoded, branch.encoded_len, "encoder output" if name == "model" else f"{name} encoder output")
-    if "model" in frames:
+    outputs = {
+        name: networks.run(features, features_len, batch.transcript, batch.transcript_len)
+        for name, networks in branches(model).items()
+    }
+    for name, output in outputs.items():
+        note(output.encoded, output.encoded_len, "encoder output" if name == "model" else f"{name} encoder output")
+    if "model" in outputs:
         return rows
-    for row in range(len(signal)):
-        alone = [_row_of(branch, row) for branch in frames.values()]
-        tokens = transcript[row : row + 1, : transcript_len[row]], transcript_len[row : row + 1]
-        for name, value in model.codert_losses(*alone, *tokens, step).items():
+    for row in range(len(batch.signal)):
+        alone = [output.row(row) for output in outputs.values()]
+        for name, value in model.codert_losses(*alone, batch.row(row), step).items():
             if not _is_finite(value):
                 rows.setdefault(row, f"its {name} is not finite")
     return rows
-
-
-def _row_of(branch: Encoded, row: int) -> Encoded:
-    lengths = branch.encoded_len[row : row + 1]
-    return Encoded(branch.encoded[row : row + 1, :, : int(lengths)], lengths)
 
 
 def _branch(name: str, model: nn.Module) -> str:
     """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
     if not is_pair(model.cfg) or name == "train_loss":
         return ""
-    if name.startswith("student_") or name.endswith("_student") or name == "train_distillation_loss":
+    trains = {term.spec.log_name: term.spec.trains for term in model.criteria.values()}
+    if name.startswith("student_") or trains.get(name) == "student":
         return " (student)"
     shared = name == "decoder" and model.cfg.codert.share_decoder
     return " (teacher and student)" if shared else " (teacher)"

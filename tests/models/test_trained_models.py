@@ -66,7 +66,7 @@ def test_folders_without_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         checkpoint_files(tmp_path / "absent")
     (tmp_path / "x.ckpt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match=r"x\.ckpt is no Lightning checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.ckpt is not a Lightning checkpoint"):
         checkpoint_files(tmp_path)
 
 
@@ -87,15 +87,15 @@ def test_files_that_are_no_transducer_are_refused_by_name(make_model, tmp_path):
     messages = {
         "absent.nemo": "is not a file. Give the path of a .nemo or .ckpt file",
         "absent.ckpt": "is not a file. Give the path of a .nemo or .ckpt file",
-        "notes.txt": "is no .nemo or .ckpt file",
+        "notes.txt": "is not a .nemo or .ckpt file",
         "broken.nemo": "cannot be restored as a NeMo model",
-        "weights.ckpt": "is no Lightning checkpoint of a NeMo model",
+        "weights.ckpt": "is not a Lightning checkpoint of a NeMo model",
         "ctc.ckpt": "is EncDecCTCModel, wanted a standard RNN-T",
         "foreign.ckpt": "is of unknown class, wanted a standard RNN-T",
         "list.ckpt": "is of unknown class, wanted a standard RNN-T",
-        "hyper_parameters.ckpt": "is no Lightning checkpoint of a NeMo model",
-        "global_step.ckpt": "is no Lightning checkpoint of a NeMo model",
-        "state_dict.ckpt": "is no Lightning checkpoint of a NeMo model",
+        "hyper_parameters.ckpt": "is not a Lightning checkpoint of a NeMo model",
+        "global_step.ckpt": "is not a Lightning checkpoint of a NeMo model",
+        "state_dict.ckpt": "is not a Lightning checkpoint of a NeMo model",
     }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message) as error:

@@ -130,7 +130,7 @@ def test_a_folder_of_models_is_taken_in_order(run, models, manifest, tmp_path):
     [
         (["--model", "absent.nemo"], "--model is absent.nemo: no such file"),
         (["--model", "BROKEN"], "broken.nemo cannot be restored as a NeMo model"),
-        (["--model", "MANIFEST"], "empty.json is no .nemo or .ckpt file"),
+        (["--model", "MANIFEST"], "empty.json is not a .nemo or .ckpt file"),
         (["--model", "PAIR", "--manifest", "absent.json"], "absent.json is not a file"),
         (["--model", "PAIR", "--manifest", "MANIFEST"], "empty.json is empty"),
         (["--model", "PAIR", "--manifest", "SILENT"], "gone.wav: audio file missing"),
