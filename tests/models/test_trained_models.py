@@ -9,7 +9,9 @@ from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTB
 
 from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.models.open_model import checkpoint_files, open_model, saved_step
+from nemo_codert.models.open_model import branches, checkpoint_files, open_model, saved_step
+from nemo_codert.models.teacher_weights import load_source
+from tests.conftest import conformer
 from tests.models.teacher_files import CTC
 
 
@@ -41,6 +43,17 @@ def test_pairs_and_lone_models_are_restored_from_both_kinds_of_file(make_model, 
             trained = open_model(path)
             assert type(trained) is kind and same_weights(trained, model)
             assert (saved_step(path), trained.training) == (step, False)
+
+
+def test_each_branch_of_a_checkpoint_is_a_source_of_weights_with_its_own_config(make_model, tmp_path):
+    pair = make_model("tandem_kd", teacher=conformer(layers=2))
+    path = save_checkpoint(pair, tmp_path / "pair.ckpt", step=1)
+    for branch, block in (("student", pair.cfg.student.encoder), ("teacher", pair.cfg.encoder)):
+        source = load_source(str(path), "key", branch)
+        for network in ("encoder", "decoder", "joint"):
+            own = getattr(branches(pair)[branch], network)
+            assert same_weights(getattr(source.networks, network), own)
+        assert source.config["encoder"] == block and source.ctc_head is None
 
 
 def test_checkpoints_come_in_the_order_of_their_steps_and_each_step_once(make_model, tmp_path):
