@@ -18,8 +18,8 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
-# Room of the package -> the rooms it may import (docs/architecture.md draws the arrows). A room may import itself and the
-# package's own __init__.
+# Room of the package -> the rooms it may import (docs/architecture.md draws the arrows). A room may import itself and
+# the package's own __init__.
 LOWEST = {"config", "files", "nemo_compat"}
 MAY_IMPORT = {
     "config": set(),
@@ -108,6 +108,16 @@ def test_light_parts_stay_light():
         packages = {name.split(".")[0] for name in found}
         if heavy := packages - {"importlib"} if part == "__init__" else packages & FORBIDDEN.get(part, set()):
             faults.append(f"{name_of(path)} imports {sorted(heavy)}")
+    assert not faults
+
+
+def test_kernels_are_imported_only_where_a_loss_is_computed():
+    """numba and the rooms of compiled kernels: by these rooms, and inside functions."""
+    kernels, faults = ("numba", "llvmlite", "nemo_codert.losses.cpu.", "nemo_codert.losses.cuda"), []
+    for path in FILES:
+        if path.parent.name not in ("cpu", "cuda"):
+            early = {name for name in imports_at_import(parse(path)) if f"{name}.".startswith(kernels)}
+            faults += [f"{name_of(path)} imports {sorted(early)}"] if early else []
     assert not faults
 
 

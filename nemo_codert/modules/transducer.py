@@ -11,7 +11,7 @@ from nemo.collections.asr.modules import ConvASRDecoder, RNNTJoint
 from torch import nn
 
 from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss
-from nemo_codert.losses.lattice import reduce_losses
+from nemo_codert.losses.batch_checks import reduce_losses
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.encoder_logits import ctc_logits, projected_logits
 from nemo_codert.nemo_compat import fastemit_lambda, utterance_losses
