@@ -145,13 +145,18 @@ def test_the_allowed_targets_grow_by_our_prefix_once_and_nothing_else():
     assert [*ast.literal_eval(lists[0].value), "nemo_codert."] == common.ALLOWED_TARGET_PREFIXES
 
 
+def docstring_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function's docstring: arguments and examples in it do not make the function long."""
+    return function.body[0].end_lineno - function.body[0].lineno + 1 if ast.get_docstring(function) else 0
+
+
 def test_files_and_functions_stay_short():
     faults = []
     for path in FILES + SCRIPTS:
         if (lines := len(source_of(path).splitlines())) > MAX_FILE_LINES:
             faults.append(f"{name_of(path)} has {lines} lines")
         for function in functions(parse(path)):
-            lines = function.end_lineno - function.lineno + 1
+            lines = function.end_lineno - function.lineno + 1 - docstring_lines(function)
             if lines > MAX_FUNCTION_LINES:
                 faults.append(f"{name_of(path)}: {function.name} has {lines} lines")
     assert not faults
