@@ -1,4 +1,4 @@
-"""Read `Example:` in a docstring as the section that griffe calls `Examples:`, so that its doctests are shown as code."""
+"""Read `Example:` in a docstring as what griffe calls `Examples:`, so that its doctests are shown as code."""
 
 import re
 
