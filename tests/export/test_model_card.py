@@ -1,7 +1,6 @@
 """Model cards: what is known is in them, what is not is called unknown, and hubs and NeMo can read them."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,11 @@ import yaml
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf, open_dict
 
+from nemo_codert.cli import export as command
 from nemo_codert.export.model_card import CardOptions, Result, model_card, read_results
 from nemo_codert.export.stock_file import load_model, save_model
 from nemo_codert.export.training_record import DataRecord, TrainingRecord, recorded_training, strategy_name
-from tests.conftest import REPOSITORY, load_script
+from tests.conftest import REPOSITORY
 
 RECORD = TrainingRecord(
     strategy="shared_kd",
@@ -49,13 +49,12 @@ def cfg(student_cfg):
 
 @pytest.fixture
 def export(monkeypatch, capsys, tmp_path):
-    """Runs scripts/export_student.py in this process into tmp_path: exit status, standard error."""
+    """Runs `codert export` in this process into tmp_path: exit status, standard error."""
 
     def call(model: Path, *arguments: str | Path) -> tuple[int, str]:
-        line = ["export_student.py", "--model", model, "--output", tmp_path / "tiny.nemo", *arguments]
-        monkeypatch.setattr(sys, "argv", [*map(str, line)])
+        line = ["--model", model, "--output", tmp_path / "tiny.nemo", *arguments]
         capsys.readouterr()
-        return load_script("export_student").main(), capsys.readouterr().err
+        return command.main([*map(str, line)]), capsys.readouterr().err
 
     monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)  # would change the whole process
     return call
@@ -202,7 +201,6 @@ def test_a_card_that_cannot_be_written_leaves_no_file(pair, export, tmp_path):
 def test_card_options_without_a_card_are_refused(pair, tmp_path, monkeypatch, capsys):
     model = save_model(pair, tmp_path / "pair.nemo")
     line = [
-        "export_student.py",
         "--model",
         model,
         "--output",
@@ -212,6 +210,5 @@ def test_card_options_without_a_card_are_refused(pair, tmp_path, monkeypatch, ca
         "--license",
         "mit",
     ]
-    monkeypatch.setattr(sys, "argv", [*map(str, line)])
-    assert load_script("export_student").main() == 2
+    assert command.main([*map(str, line)]) == 2
     assert "--license is for the model card, which --format onnx has none of" in capsys.readouterr().err

@@ -14,9 +14,9 @@ CLASSES = 33  # 32 word pieces and the blank
 
 
 @pytest.fixture
-def run(run_script):
+def run(run_command):
     """The script on a command line without its name."""
-    return partial(run_script, "analyze_logits")
+    return partial(run_command, "analyze")
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ DECODING = ["--decoding-batch-size", "2", "--decoding-frames", "8"]
 
 
 @pytest.fixture
-def run(run_script, monkeypatch, tmp_path):
+def run(run_command, monkeypatch, tmp_path):
     """The script in a folder of the test's, writing to `out` there."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    yield partial(run_script, "benchmark", "--output-dir", "out")
+    yield partial(run_command, "benchmark", "--output-dir", "out")
     torch.set_num_threads(threads)
 
 

@@ -9,9 +9,9 @@ import torch
 
 
 @pytest.fixture
-def run(run_script):
+def run(run_command):
     """The script on a command line without its name."""
-    return partial(run_script, "measure_latency")
+    return partial(run_command, "latency")
 
 
 @pytest.fixture(scope="module")

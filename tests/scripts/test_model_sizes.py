@@ -28,9 +28,9 @@ def models(make_config, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def evaluate(run_script, manifest):
+def evaluate(run_command, manifest):
     """The script on the fixture's manifest."""
-    return partial(run_script, "evaluate", "--manifest", manifest)
+    return partial(run_command, "evaluate", "--manifest", manifest)
 
 
 def parameters_of(path: Path) -> int:
