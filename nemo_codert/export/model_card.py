@@ -57,7 +57,7 @@ class CardOptions:
 NOTHING_STATED = CardOptions()
 
 
-def read_results(path: str | Path, *, branch: str, parameters: int) -> list[Result]:
+def read_error_rates(path: str | Path, *, branch: str, parameters: int) -> list[Result]:
     """Word error rates per set from predictions or their summary; with an interval where the predictions are there.
 
     Args:

@@ -13,7 +13,7 @@ from nemo_codert.benchmark.table import (
     describe_machine,
     format_growth,
     format_table,
-    plot_curves,
+    plot_costs,
     write_csv,
 )
 
@@ -92,7 +92,7 @@ def test_growth_is_printed_for_three_sizes_or_more_and_memory_where_measured():
 
 @pytest.mark.parametrize("peaks", [None, [100, 200]])
 def test_plots_are_pictures_with_and_without_memory(tmp_path, peaks):
-    path = plot_curves([Curve("a", [1, 2], [1.0, 2.0], peaks)], "V", tmp_path / "plot.png")
+    path = plot_costs([Curve("a", [1, 2], [1.0, 2.0], peaks)], "V", tmp_path / "plot.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 

@@ -25,7 +25,7 @@ from nemo_codert.benchmark.additive_loss import (
     loss_cases,
     loss_findings,
     loss_rows,
-    make_batch,
+    make_loss_batch,
     named_shapes,
 )
 from nemo_codert.benchmark.measure import Measured, MeasureSettings, PeakMemory
@@ -36,7 +36,7 @@ BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTAT
 
 
 def gradients(implementation: Implementation) -> tuple[torch.Tensor, ...]:
-    batch = make_batch(SHAPE, "cpu")
+    batch = make_loss_batch(SHAPE, "cpu")
     loss = implementation.make(batch)()
     return loss.detach(), *torch.autograd.grad(loss, [batch.encoder_logits, batch.prediction_logits])
 
@@ -122,13 +122,13 @@ def test_the_floor_makes_three_products_and_no_gradient(monkeypatch):
     shapes = []
     bmm = torch.bmm
     monkeypatch.setattr(loss_costs.torch, "bmm", lambda *both: shapes.append(bmm(*both)) or shapes[-1])
-    assert floor(make_batch(SHAPE, "cpu"))() is None
+    assert floor(make_loss_batch(SHAPE, "cpu"))() is None
     assert [tuple(shape.shape) for shape in shapes] == [(2, 7, 5), (2, 7, 10), (2, 5, 10)]
     assert not any(shape.requires_grad for shape in shapes)
 
 
 def test_a_timed_call_leaves_no_gradient_behind():
-    batch = make_batch(SHAPE, "cpu")
+    batch = make_loss_batch(SHAPE, "cpu")
     loss = loss_and_gradient(BY_NAME[OURS], batch)()
     assert batch.encoder_logits.grad is None and not loss.requires_grad
 

@@ -13,7 +13,7 @@ from nemo_codert.benchmark.training_step import (
     TANDEM,
     StepCase,
     StepSettings,
-    make_batch,
+    make_step_batch,
     pair_config,
     step_cases,
     step_rows,
@@ -42,7 +42,7 @@ def built(monkeypatch):
 
 
 def test_the_batch_is_noise_of_full_length():
-    signal, signal_len, transcript, transcript_len = make_batch(TINY, "cpu")
+    signal, signal_len, transcript, transcript_len = make_step_batch(TINY, "cpu")
     assert signal.shape == (2, 8000) and signal_len.tolist() == [8000] * 2
     assert transcript.shape == (2, 3) and transcript_len.tolist() == [3, 3] and transcript.max() < 64
 

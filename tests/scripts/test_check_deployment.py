@@ -1,10 +1,10 @@
-"""The command line of scripts/check_deployment.py where it refuses; that it works is in tests/deploy."""
+"""`codert verify` where it refuses; that it works is in tests/deploy."""
 
 import importlib.util
 
 import pytest
 
-from nemo_codert.cli import verify
+from nemo_codert.export.deployment import DeploymentSettings
 
 
 @pytest.fixture
@@ -38,8 +38,7 @@ def test_mistakes_end_in_one_message_and_status_two(run, manifest, tmp_path, arg
     assert not (tmp_path / "out").exists()
 
 
-def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest, tmp_path):
-    arguments = ["--model", "model.nemo", "--manifest", str(manifest), "--output-dir", str(tmp_path / "out")]
+def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sherpa_onnx" else name)
     with pytest.raises(ValueError, match="sherpa_onnx is not installed: pip install -r requirements-deploy.txt"):
-        verify.check_options(verify.parse_arguments(arguments))
+        DeploymentSettings("model.nemo", manifest).check()

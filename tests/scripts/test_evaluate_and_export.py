@@ -1,4 +1,4 @@
-"""The command lines of scripts/export_student.py and scripts/evaluate.py, and what evaluation counts."""
+"""`codert export` and `codert evaluate`, and what evaluation counts."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 
 @pytest.fixture
 def run(run_command):
-    """A script by its name, and its arguments."""
+    """A command by its name, and its arguments."""
     return run_command
 
 

@@ -1,4 +1,4 @@
-"""The command line of scripts/measure_latency.py on tiny models: what it prints, and what it refuses."""
+"""`codert latency` on tiny models: what it prints, and what it refuses."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def run(run_command):
-    """The script on a command line without its name."""
+    """The command, by its arguments."""
     return partial(run_command, "latency")
 
 

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py with several models: side by side, each one's memory measured in a process of its own."""
+"""`codert evaluate` with several models: side by side, each one's memory measured in a process of its own."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ def models(make_config, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def evaluate(run_command, manifest):
-    """The script on the fixture's manifest."""
+    """The command on the fixture's manifest."""
     return partial(run_command, "evaluate", "--manifest", manifest)
 
 

@@ -1,9 +1,7 @@
-"""The command line of scripts/prepare_data.py."""
+"""`codert prepare`: what it writes and prints, and what it refuses."""
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,6 @@ from nemo_codert.cli import prepare
 from nemo_codert.data.corpora.digits import make_digit_corpus
 from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
 from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
-from tests.conftest import REPOSITORY
-
-SCRIPT = REPOSITORY / "scripts" / "prepare_data.py"
 
 
 def run(*arguments: str | Path) -> int:
@@ -61,24 +56,11 @@ def test_mistakes_end_in_one_line_and_status_two(monkeypatch, capsys, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import runpy, sys; sys.argv = ['prepare_data.py', '--help']\n"
-        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert not {'torch', 'nemo', 'numpy', 'lhotse'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "scripts/prepare_data.py synthetic --output-dir data/synthetic" in done.stdout
-
-
-def test_every_command_of_the_docstring_is_understood():
-    text = prepare.__doc__.replace("\\\n", " ")
-    commands = re.findall(r"^    python scripts/prepare_data\.py (.*)$", text, re.MULTILINE)
-    assert len(commands) == 6
+def test_every_example_of_the_help_is_understood():
+    commands = re.findall(r"^codert prepare (.*)$", prepare.EXAMPLES.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 6 and all(command in prepare.parser().format_help() for command in commands[:2])
     for command in commands:
-        assert prepare.parse_arguments(command.split()).output_dir
+        assert prepare.parser().parse_args(command.split()).output_dir
 
 
 @pytest.mark.parametrize(
@@ -90,7 +72,7 @@ def test_every_command_of_the_docstring_is_understood():
     ],
 )
 def test_the_defaults_are_those_of_the_recipes(recipe, arguments):
-    options = vars(prepare.parse_arguments([*arguments, "--output-dir", "out"]))
+    options = vars(prepare.parser().parse_args([*arguments, "--output-dir", "out"]))
     parameters = inspect.signature(recipe).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     assert {name: options[name] for name in defaults} == defaults
@@ -100,5 +82,5 @@ def test_the_defaults_are_those_of_the_recipes(recipe, arguments):
 @pytest.mark.parametrize("corpus", ["fsdd", "librispeech"])
 def test_the_source_of_real_speech_must_be_given(corpus, capsys):
     with pytest.raises(SystemExit):
-        prepare.parse_arguments([corpus, "--output-dir", "out"])
+        prepare.parser().parse_args([corpus, "--output-dir", "out"])
     assert "required" in capsys.readouterr().err
