@@ -70,7 +70,7 @@ def measure_latency(settings: LatencySettings) -> Iterator[ModelDelays]:
         settings: students, teacher and manifests.
 
     Returns:
-        An iterator over the students that measures the next one when it is asked for.
+        An iterator that measures one student at each step.
 
     Raises:
         ValueError: settings, files or data that cannot be used, or models that cannot be compared.

@@ -100,7 +100,7 @@ class BenchmarkSettings:
 
 @dataclass
 class BenchmarkResult:
-    """What a benchmark found: the machine in words, rows of the table, and ratios held against their targets."""
+    """Result of a benchmark: the machine in words, rows of the table, and ratios held against their targets."""
 
     machine: str
     rows: list["CostRow"] = field(default_factory=list)
@@ -110,7 +110,7 @@ class BenchmarkResult:
 def run_benchmark(
     settings: BenchmarkSettings, output_dir: str | Path, report: Callable[[str], None] = lambda text: None
 ) -> BenchmarkResult:
-    """Measure the parts asked for, and write `benchmark.csv` and plots.
+    """Measure the selected parts, and write `benchmark.csv` and plots.
 
     Args:
         settings: parts and sizes.

@@ -109,8 +109,8 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
         settings: models and manifests.
 
     Returns:
-        An iterator that evaluates the next model when it is asked for: what was found and written stays when a later
-        model fails. A model is gone from memory when its evaluation is there.
+        An iterator that evaluates one model at each step: results that were written stay when a later model fails. A
+        model is gone from memory when its evaluation is there.
 
     Raises:
         ValueError: settings, files or data that cannot be used. Faults of any model's config are raised by the call.

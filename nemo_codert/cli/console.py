@@ -1,4 +1,4 @@
-"""What the scripts share at their command line: values for Hydra's, what is printed, exit status.
+"""Parts that all commands share: parser, quiet libraries, errors and exit status, values for Hydra's command line.
 
 Imports NeMo when called.
 """
@@ -93,7 +93,7 @@ def with_option_names(message: str, names: Container[str]) -> str:
 
 
 def fault(error: Exception) -> str:
-    """What a user is told of an error: of one of the operating system the path first, and what to do."""
+    """Return the message of an error; of one of the operating system the path first, and the remedy."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}. Give a path that can be read or written"
     return str(error)

@@ -18,10 +18,11 @@ downloaded.
 
 Sets: synthetic has train, dev, test (other voices and other sentences); fsdd has train, dev, test_seen (the four
 training speakers, the dataset's official test takes), test_unseen (a fifth speaker), and with --snr both tests once
-more, all in noise; librispeech has train (all
-train-* parts), dev (all dev-* parts), test_clean, test_other. All is written below --output-dir, except a download,
-which goes below --corpus-dir. A second run with the same options gives the same files. Exit status 2: bad options or
-data; the message names the remedy. `codert prepare fsdd --help` lists the options of one corpus.
+more, all in noise; librispeech has train (all train-* parts), dev (all dev-* parts), test_clean, test_other. All is
+written below --output-dir, except a download, which goes below --corpus-dir. A second run with the same options gives
+the same files. `codert prepare fsdd --help` lists the options of one corpus.
+
+Exit status 2: bad options or data; the message names the remedy.
 """
 EXAMPLES = r"""
 codert prepare synthetic --output-dir data/synthetic
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
-    """Make the corpus that the options ask for; return its manifests by the name of the set."""
+    """Make the corpus that the options select; return its manifests by the name of the set."""
     given = {name: value for name, value in vars(options).items() if name != "corpus"}
     if options.corpus == "synthetic":
         from nemo_codert.data.corpora.synthetic import make_synthetic_corpus

@@ -57,7 +57,7 @@ class DeploymentSettings:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What the programs transcribed, NeMo first; the report in Markdown, and the file that holds it."""
+    """Transcripts of one export in each program, NeMo first; the report in Markdown, and the file that holds it."""
 
     programs: list["Deployed"]
     report: str
