@@ -1,1 +1,1 @@
-"""Checks and defaults of configs, parsed once into a CheckedConfig. Imports omegaconf only."""
+"""Configs: defaults and checks. Imports omegaconf only."""

@@ -1,6 +1,6 @@
-"""The `model.student` and `model.codert` blocks: defaults (here and nowhere else) and every check a config can get.
+"""The `model.student` and `model.codert` blocks: all defaults, and all checks of a model's config.
 
-`checked_config` is the one entry. It fills defaults in and raises one ValueError that lists all faults together,
+`checked_config` is the one entry: it fills defaults in and raises one ValueError that lists all faults together,
 before any weight is allocated. The stock keys we support, ignore or refuse are in docs/configuration.md.
 May import omegaconf only.
 """
@@ -41,7 +41,7 @@ class NonFiniteConfig:
     """`model.codert.non_finite`: an optimizer step whose loss or gradient is not finite."""
 
     action: str = "stop"  # stop: the run ends | skip: the step is dropped, counted and listed
-    max_skips: int = 10  # steps of the whole run that may be skipped, >= 1; one more stops it
+    max_skips: int = 10  # steps of the whole run that may be skipped, >= 1; one more stops the run
 
 
 @dataclass
@@ -49,7 +49,7 @@ class CoDERTConfig:
     """`model.codert`."""
 
     teacher: str = "co_trained"  # co_trained: trained jointly | frozen: pre-trained, never moved
-    teacher_checkpoint: str | None = None  # .nemo path or pretrained name with the teacher's weights
+    teacher_checkpoint: str | None = None  # .nemo path or pretrained name that gives the teacher's weights
     teacher_logits: str = "joint"  # joint | ctc: where a hybrid teacher's encoder logits come from
     share_decoder: bool = True  # the student uses the teacher's prediction network and its projection
     teacher_loss_weight: float = 1.0  # > 0 when co_trained, unused when frozen
@@ -69,7 +69,7 @@ class StudentConfig:
     encoder: Any = None  # any NeMo encoder block, required
     decoder: Any = None  # own prediction network when not shared; null: same shape as model.decoder
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
-    init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and what else fits
+    init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and other parts that fit
     aux_ctc: Any = None  # a hybrid RNN-T/CTC student: NeMo's block of that name; null: a standard RNN-T
 
 
@@ -86,12 +86,12 @@ NON_FINITE_ACTIONS = ("stop", "skip")
 
 
 def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = None) -> DictConfig:
-    """Model config of a pair with all defaults of our blocks filled in and interpolations resolved.
+    """Return the model config of a pair with all defaults of our blocks filled in and interpolations resolved.
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`.
         warn: log one warning for each key that has no effect; False for a check before the real one.
-        alone: `student` or `teacher` where only that is trained, so that `codert.share_decoder` means nothing.
+        alone: `student` or `teacher` where only that branch is trained, so that `codert.share_decoder` has no effect.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -121,12 +121,12 @@ def checked_config(cfg: DictConfig, *, warn: bool = True, alone: str | None = No
 
 
 def lone_branch(cfg: DictConfig) -> str | None:
-    """`student` or `teacher` where a run, of this root config, trains only that: `alone` of `checked_config`."""
+    """Return `student` or `teacher` if a root config trains only that branch: `alone` of `checked_config`."""
     return cfg.get("train") if cfg.get("train") in ("student", "teacher") else None
 
 
 def distillation_weight(distillation: DistillationConfig | DictConfig, step: int) -> float:
-    """Lambda at an optimizer step: 0 before `start_step`, a linear ramp of `ramp_steps`, then `weight`."""
+    """Return lambda at an optimizer step: 0 before `start_step`, a linear ramp of `ramp_steps`, then `weight`."""
     if step < distillation.start_step:
         return 0.0
     if distillation.ramp_steps == 0:
@@ -135,7 +135,7 @@ def distillation_weight(distillation: DistillationConfig | DictConfig, step: int
 
 
 def encoder_stride(encoder: DictConfig) -> int | None:
-    """Feature frames per encoder frame as the config of an encoder states it, None where it does not."""
+    """Return the feature frames per encoder frame that an encoder's config states, None if it states none."""
     factor = encoder.get("subsampling_factor")
     if not is_count(factor):
         return None
@@ -146,7 +146,7 @@ def encoder_stride(encoder: DictConfig) -> int | None:
 
 
 def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
-    """Why teacher frames cannot be grouped into student frames, None where they can."""
+    """Return the reason for which teacher frames cannot be grouped into student frames, None if they can."""
     if student_stride % teacher_stride == 0:
         return None
     return (
@@ -157,7 +157,7 @@ def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
 
 
 def _resolved(cfg: DictConfig) -> DictConfig:
-    """A copy without interpolations; `???` stays."""
+    """Return a copy without interpolations; `???` stays."""
     try:
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
@@ -165,12 +165,12 @@ def _resolved(cfg: DictConfig) -> DictConfig:
 
 
 def _encoders(cfg: DictConfig, student: DictConfig) -> dict[str, DictConfig | dict]:
-    """Config path -> block of both encoders, empty where there is none."""
+    """Return the blocks of both encoders by config path, empty where there is none."""
     return {"model.encoder": sub_block(cfg, "encoder"), "model.student.encoder": sub_block(student, "encoder")}
 
 
 def _typed_block(cfg: DictConfig, name: str, schema: type, problems: list[str]) -> DictConfig:
-    """The block merged into its schema, key by key so that every fault is found and not just the first."""
+    """Merge a block into its schema, key by key, so that all faults are found."""
     block = cfg.get(name)
     if block is None:
         problems.append(f"model.{name} is missing: add the block (docs/configuration.md lists its keys)")
@@ -273,7 +273,7 @@ def _codert_problems(codert: DictConfig) -> Iterator[str]:
 
 
 def _teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig) -> Iterator[str]:
-    """What is to be taken from a pre-trained teacher and cannot be."""
+    """Yield faults of the settings that take something from a pre-trained teacher."""
     head = sub_block(sub_block(cfg, "aux_ctc"), "decoder")
     if codert.teacher_logits == "ctc" and not str(head.get("_target_")).endswith(".ConvASRDecoder"):
         yield (
@@ -297,13 +297,13 @@ def _teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictC
         yield "model.student.init_from and init_from_teacher are both set: the student starts from one of them"
     if codert.teacher_checkpoint is None:
         yield (
-            "model.student.init_from_teacher is true but model.codert.teacher_checkpoint is null: an untrained "
-            "teacher has nothing to give. Name a checkpoint or set init_from_teacher to false"
+            "model.student.init_from_teacher is true but model.codert.teacher_checkpoint is null: there are no "
+            "trained layers to copy. Name a checkpoint or set init_from_teacher to false"
         )
 
 
 def _stock_block_problems(cfg: DictConfig) -> Iterator[str]:
-    """Blocks of a stock RNN-T config that are absent, of the wrong kind or incomplete."""
+    """Yield blocks of a stock RNN-T config that are absent, of the wrong kind or incomplete."""
     for name in ("preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults"):
         block = cfg.get(name)
         if block is None:
@@ -350,7 +350,7 @@ def _decoder_problems(path: str, decoder: object) -> Iterator[str]:
 
 
 def _encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
-    """NeMo's RNNEncoder has settings that crash or whose output depends on the padding: refused by name."""
+    """Yield settings of NeMo's RNNEncoder that crash or make the output depend on the padding."""
     if not str(encoder.get("_target_")).endswith(".RNNEncoder"):
         return
     if encoder.get("rnn_type", "lstm") != "lstm":
@@ -360,7 +360,7 @@ def _encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
     if encoder.get("subsampling", "striding") not in ("striding", "dw_striding"):
         yield f"{name}.subsampling is {encoder.subsampling!r}: its lengths vary, use striding or dw_striding"
     if "feat_out" in encoder:
-        yield f"{name}.feat_out is no key of RNNEncoder: its output width is proj_size, remove it"
+        yield f"{name}.feat_out is not a key of RNNEncoder: its output width is proj_size, remove it"
     projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
     if not (is_count(projection) and is_count(channels) and projection < channels):
         yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"
@@ -384,7 +384,7 @@ def _frame_rate_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
 
 
 def _width_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
-    """Sizes that a stock config states twice and that must agree, where a config tells."""
+    """Yield sizes that a stock config states twice with different values."""
     features, defaults = sub_block(cfg, "preprocessor").get("features"), sub_block(cfg, "model_defaults")
     for name, encoder in _encoders(cfg, student).items():
         feat_in = encoder.get("feat_in")
@@ -401,7 +401,7 @@ def _width_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
 
 
 def _encoder_width(encoder: DictConfig | dict) -> int | None:
-    """Output channels as the config of a Conformer or RNNEncoder states them, None where it does not."""
+    """Return the output channels that the config of a Conformer or RNNEncoder states, None if it states none."""
     kind = str(encoder.get("_target_")).rsplit(".", 1)[-1]
     if kind == "RNNEncoder":
         return encoder.get("proj_size")

@@ -221,7 +221,7 @@ REFUSED = [
     (
         "loss.loss_nam",
         "default",
-        "model.loss.loss_nam is no key of an RNN-T loss, known are loss_name, warprnnt_numba",
+        "model.loss.loss_nam is not a key of an RNN-T loss, known are loss_name, warprnnt_numba",
     ),
     ("loss.warprnnt_numba_kwargs", {"sigma": 0.1}, "warprnnt_numba_kwargs.sigma is not supported"),
     ("rnnt_reduction", "none", "model.rnnt_reduction is 'none', wanted one of mean_batch"),
@@ -230,7 +230,7 @@ REFUSED = [
     ("codert.teacher_logits", "decoder", "'decoder', wanted one of joint, ctc"),
     ("codert", {"teacher": "frozen", "teacher_logits": "ctc"}, "aux_ctc.decoder._target_ is None: take the hybrid"),
     ("codert.teacher_logits", "ctc", "teacher is co_trained: a pair has no CTC loss for the teacher's CTC head"),
-    ("student", {"encoder": CONFORMER, "init_from_teacher": True}, "teacher_checkpoint is null: an untrained teacher"),
+    ("student", {"encoder": CONFORMER, "init_from_teacher": True}, "teacher_checkpoint is null: there are no trained layers"),
     (
         "student",
         {"encoder": CONFORMER, "init_from_teacher": True, "init_from": "small.nemo"},
@@ -249,7 +249,7 @@ REFUSED = [
     ("normalize_joint_norm", True, "model.normalize_joint_norm is true"),
     ("variational_noise", {"std": 0.1}, "model.variational_noise.std is above 0"),
     ("freeze_updates", {"enabled": True}, "a frozen teacher is model.codert.teacher: frozen"),
-    ("optim_param_groups", {"encodr": {"lr": 1e-3}}, "optim_param_groups.encodr is no part of a pair"),
+    ("optim_param_groups", {"encodr": {"lr": 1e-3}}, "optim_param_groups.encodr is not a part of a pair"),
     ("tokenizer.type", "wpe", "model.tokenizer.type is 'wpe', wanted bpe"),
     ("tokenizer.type", "agg", "model.tokenizer.type is 'agg', wanted bpe"),
     ("tokenizer.custom_tokenizer", {"_target_": "x"}, "only a plain SentencePiece tokenizer"),
@@ -272,7 +272,7 @@ REFUSED = [
         r"proj_size is 24, wanted .* below d_model \(24\)",
     ),
     ("student.encoder", {**RNN, "proj_size": "half"}, "proj_size is 'half'"),
-    ("student.encoder", {**RNN, "feat_out": -1}, "feat_out is no key of RNNEncoder"),
+    ("student.encoder", {**RNN, "feat_out": -1}, "feat_out is not a key of RNNEncoder"),
     # activation checkpointing of encoders that have no Conformer layers
     ("codert.activation_checkpointing", "layers", "activation_checkpointing is 'layers', wanted bool"),
 ]
