@@ -9,11 +9,10 @@ the joint, V vocabulary without blank.
 from typing import NamedTuple
 
 import torch
-from nemo.collections.asr.modules import RNNTJoint
 
 from nemo_codert.losses.lattice import lattice_occupancies
 from nemo_codert.modules.encoder_logits import token_logits
-from nemo_codert.modules.transducer import Projected
+from nemo_codert.modules.transducer import BranchOutput
 
 LATTICE_VALUES = 2**24  # logits held at once, 64 MB in float32
 
@@ -48,29 +47,31 @@ def most_likely_alignment(
     return Alignment(states=blank.argmax(-1), frames=label.argmax(1))  # every frame is left by exactly one blank
 
 
-def align(joint: RNNTJoint, projected: Projected, targets: torch.Tensor, target_len: torch.Tensor) -> Alignment:
-    """Align targets [B, U] by a joint, whose lattice [B, T, U+1, V+1] is computed some frames at a time."""
-    batch, num_frames, _ = projected.encoder.shape
-    num_states = projected.prediction.shape[1]
+def align(branch: BranchOutput) -> Alignment:
+    """Align a branch's transcript by its joint, whose lattice [B, T, U+1, V+1] is made some frames at a time."""
+    joint, targets = branch.networks.joint, branch.transcript
+    batch, num_frames, _ = branch.encoder_side.shape
+    num_states = branch.prediction_side.shape[1]
     step = max(1, LATTICE_VALUES // (batch * num_states * joint.num_classes_with_blank))
     labels, blanks = [], []
     for start in range(0, num_frames, step):
-        frames = projected.encoder[:, start : start + step, None]  # [B, step, 1, H]
-        logits = token_logits(joint, joint.joint_net(frames + projected.prediction[:, None]))
+        frames = branch.encoder_side[:, start : start + step, None]  # [B, step, 1, H]
+        logits = token_logits(joint, joint.joint_net(frames + branch.prediction_side[:, None]))
         log_probs = logits.float().log_softmax(-1)  # [B, step, U+1, V+1]
         index = targets[:, None, :, None].expand(-1, log_probs.shape[1], -1, 1)
         labels.append(log_probs[:, :, :-1].gather(3, index).squeeze(3))  # [B, step, U]
         blanks.append(log_probs[..., -1])
-    return most_likely_alignment(torch.cat(labels, 1), torch.cat(blanks, 1), projected.encoded_len, target_len)
+    return most_likely_alignment(torch.cat(labels, 1), torch.cat(blanks, 1), branch.encoded_len, branch.transcript_len)
 
 
-def node_logits(joint: RNNTJoint, projected: Projected, frames: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Return the raw joint logits at N nodes of each utterance: frames [B, N] and states [B, N] -> [B, N, V+1]."""
-    rows = torch.arange(len(frames), device=frames.device)[:, None]
-    return token_logits(joint, joint.joint_net(projected.encoder[rows, frames] + projected.prediction[rows, states]))
+def node_logits(branch: BranchOutput, frames: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Return raw joint logits at N nodes of each utterance: frames [B, N] and states [B, N] -> [B, N, V+1]."""
+    rows, joint = torch.arange(len(frames), device=frames.device)[:, None], branch.networks.joint
+    sides = branch.encoder_side[rows, frames] + branch.prediction_side[rows, states]  # [B, N, H]
+    return token_logits(joint, joint.joint_net(sides))
 
 
-def passed_logits(joint: RNNTJoint, projected: Projected, alignment: Alignment) -> torch.Tensor:
-    """Return the raw joint logits at the node from which the alignment leaves each frame, [B, T, V+1]."""
-    frames = torch.arange(projected.encoder.shape[1], device=alignment.states.device)
-    return node_logits(joint, projected, frames.expand_as(alignment.states), alignment.states)
+def passed_logits(branch: BranchOutput, alignment: Alignment) -> torch.Tensor:
+    """Return raw joint logits at the node that the alignment leaves each frame from, [B, T, V+1]."""
+    frames = torch.arange(branch.encoder_side.shape[1], device=alignment.states.device)
+    return node_logits(branch, frames.expand_as(alignment.states), alignment.states)

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from nemo_codert.analysis.alignment import align
 from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.readings import Utterance, encoded_utterances
-from nemo_codert.modules.transducer import predict, project, project_prediction
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,9 @@ def emission_frames(branch: Branch, batch: Sequence[Utterance]) -> list[np.ndarr
     Raises:
         ValueError: audio that breaks off, an utterance without an encoder frame.
     """
-    encoded, tokens, tokens_len = encoded_utterances(branch, batch)
-    joint = branch.transducer.joint
-    prediction = project_prediction(joint, predict(branch.transducer, tokens, tokens_len))
-    frames = align(joint, project(joint, encoded, prediction), tokens, tokens_len).frames
-    return [own[:length] for own, length in zip(frames.cpu().numpy(), tokens_len.tolist(), strict=True)]
+    output = encoded_utterances(branch, batch)
+    frames = align(output).frames.cpu().numpy()
+    return [own[:length] for own, length in zip(frames, output.transcript_len.tolist(), strict=True)]
 
 
 def emission_delays(

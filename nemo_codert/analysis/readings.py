@@ -35,15 +35,7 @@ from nemo_codert.analysis.measures import Agreement, Confusions, Readings, agree
 from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
 from nemo_codert.modules.encoder_logits import projected_logits
-from nemo_codert.modules.transducer import (
-    Encoded,
-    Transducer,
-    encode,
-    encoder_logits_of,
-    predict,
-    project,
-    project_prediction,
-)
+from nemo_codert.modules.transducer import BranchOutput
 
 SOURCES = ("encoder", "prediction", "joint")
 VIEWS = ("all", "non-blank")
@@ -247,8 +239,8 @@ class BranchLogits:
         return self.encoder[rows, self.alignment.frames]
 
 
-def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> tuple[Encoded, torch.Tensor, torch.Tensor]:
-    """Encode some utterances by a branch; return the frames and the tokens: [B, U] ids and [B] lengths.
+def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> BranchOutput:
+    """Run a branch on some utterances and their transcripts.
 
     Raises:
         ValueError: audio that breaks off, an utterance without an encoder frame.
@@ -259,30 +251,25 @@ def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> tuple[Enco
     signal, signal_len = _padded(signals, model.device)
     tokens, tokens_len = _padded(texts, model.device)
     features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
-    encoded = encode(branch.transducer, features, features_len)
-    if short := [u.id for u, frames in zip(batch, encoded.encoded_len.tolist(), strict=True) if frames < 1]:
+    output = branch.transducer.run(features, features_len, tokens, tokens_len)
+    if short := [u.id for u, frames in zip(batch, output.encoded_len.tolist(), strict=True) if frames < 1]:
         raise ValueError(f"{', '.join(short)}: shorter than one encoder frame. Remove these lines")
-    return encoded, tokens, tokens_len
+    return output
 
 
-def branch_logits(
-    transducer: Transducer, encoded: Encoded, tokens: torch.Tensor, tokens_len: torch.Tensor
-) -> BranchLogits:
-    """Compute a branch's logits along the alignment of tokens [B, U] with its encoder frames, 1 or more each."""
-    joint = transducer.joint
-    prediction = project_prediction(joint, predict(transducer, tokens, tokens_len))
-    projected = project(joint, encoded, prediction)
-    alignment = align(joint, projected, tokens, tokens_len)
+def branch_logits(output: BranchOutput) -> BranchLogits:
+    """Return all logits of a branch along the alignment of its transcript with its encoder frames, 1 or more each."""
+    tokens, alignment = output.transcript, align(output)
     states = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return BranchLogits(
-        encoder=encoder_logits_of(transducer, encoded, projected),
-        prediction=projected_logits(joint, projected.prediction),
-        joint=passed_logits(joint, projected, alignment),
-        emitting=node_logits(joint, projected, alignment.frames, states),
+        encoder=output.encoder_logits,
+        prediction=projected_logits(output.networks.joint, output.prediction_side),
+        joint=passed_logits(output, alignment),
+        emitting=node_logits(output, alignment.frames, states),
         alignment=alignment,
-        encoded_len=encoded.encoded_len,
+        encoded_len=output.encoded_len,
         tokens=tokens,
-        tokens_len=tokens_len,
+        tokens_len=output.transcript_len,
     )
 
 
@@ -298,7 +285,7 @@ class _Collector:
 
     def add(self, batch: Sequence[Utterance], start: int, shown: Sequence[int]) -> BranchLogits:
         """Measure the utterances from place `start` on and return their logits."""
-        logits = branch_logits(self._branch.transducer, *encoded_utterances(self._branch, batch))
+        logits = branch_logits(encoded_utterances(self._branch, batch))
         kept = {}
         for key, rows, valid in logits.views():
             kept[key] = readings(rows, valid)

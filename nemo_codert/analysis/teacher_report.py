@@ -20,7 +20,6 @@ from nemo_codert.analysis.alignment import align, passed_logits
 from nemo_codert.analysis.measures import entropy
 from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.modules.transducer import encode, encoder_logits_of, predict, project, project_prediction
 
 
 @torch.no_grad()
@@ -105,11 +104,11 @@ def _measure(
     signal, signal_len, transcript, transcript_len = batch
     features, features_len = model.extract_features(signal, signal_len)
     teacher = model.teacher_transducer
-    encoded = encode(teacher, features, features_len)
+    output = teacher.run(features, features_len, transcript, transcript_len)
     for prefix, metric in metrics.items():
         metric.update(
-            predictions=teacher.ctc_head(encoder_output=encoded.encoded) if prefix else encoded.encoded,
-            predictions_lengths=encoded.encoded_len,
+            predictions=teacher.ctc_head(encoder_output=output.encoded) if prefix else output.encoded,
+            predictions_lengths=output.encoded_len,
             targets=transcript,
             targets_lengths=transcript_len,
         )
@@ -118,12 +117,10 @@ def _measure(
         totals[f"{prefix}words"] += float(words)
     if not frames_too:
         return
-    prediction = project_prediction(teacher.joint, predict(teacher, transcript, transcript_len))
-    projected = project(teacher.joint, encoded, prediction)
-    alignment = align(teacher.joint, projected, transcript, transcript_len)
-    valid = valid_frames(encoded.encoded_len, projected.encoder.shape[1])
-    of_encoder = encoder_logits_of(teacher, encoded, projected)[valid]  # [N, V+1], N frames
-    of_joint = passed_logits(teacher.joint, projected, alignment)[valid]  # [N, V+1]
+    alignment = align(output)
+    valid = valid_frames(output.encoded_len, output.encoder_side.shape[1])
+    of_encoder = output.encoder_logits[valid]  # [N, V+1], N frames
+    of_joint = passed_logits(output, alignment)[valid]  # [N, V+1]
     totals["frames"] += len(of_joint)
     totals["encoder_entropy"] += float(entropy(of_encoder).sum())
     totals["joint_entropy"] += float(entropy(of_joint).sum())

@@ -174,16 +174,15 @@ def _pair_clipping(pair: Any, optimizer: torch.optim.Optimizer) -> Callable[[], 
 def _networks(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]:
     """Return a pass of features, encoders, prediction network and projections, backward from fixed gradients."""
     from nemo_codert.modules import encoder_logits, prediction_logits
-    from nemo_codert.modules.transducer import encode, predict
 
     signal, signal_len, transcript, transcript_len = batch
     gradients: list[torch.Tensor] = []
 
     def run() -> None:
         features, features_len = pair.extract_features(signal, signal_len)
-        student = encode(pair.student_transducer, features, features_len)
-        teacher = encode(pair.teacher_transducer, features, features_len)
-        decoded = predict(pair.teacher_transducer, transcript, transcript_len)  # the student's is the same
+        student = pair.student_transducer.run(features, features_len)
+        teacher = pair.teacher_transducer.run(features, features_len)
+        decoded = pair.decoder(targets=transcript, target_length=transcript_len)[0]  # the student's is the same
         logits = [
             encoder_logits(pair.student_joint, student.encoded),  # [B, T, V+1]
             encoder_logits(pair.joint, teacher.encoded),  # [B, T, V+1]
@@ -217,7 +216,7 @@ def _optimizer(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]
 def _stock_model(settings: StepSettings, name: str) -> Any:
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-    from nemo_codert.config.checked import STOCK_JOINT
+    from nemo_codert.config.stock_checks import STOCK_JOINT
     from nemo_codert.models import student_config, teacher_config
 
     stock_config = teacher_config if name == STOCK_TEACHER else student_config
@@ -225,7 +224,7 @@ def _stock_model(settings: StepSettings, name: str) -> Any:
 
 
 def _pair(settings: StepSettings) -> Any:
-    from nemo_codert.config.checked import ADDITIVE_JOINT
+    from nemo_codert.config.stock_checks import ADDITIVE_JOINT
     from nemo_codert.models import EncDecCoDERTBPEModel
 
     return EncDecCoDERTBPEModel(pair_config(settings, ADDITIVE_JOINT, rnnt_loss="auto"))

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.cli.console import hydra_value
 from nemo_codert.compare.folds import Fold
-from nemo_codert.config.checked import CoDERTConfig, StudentConfig
+from nemo_codert.config.schema import CoDERTConfig, StudentConfig
 from nemo_codert.data.manifest import whole_or_not
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

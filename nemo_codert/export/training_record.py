@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
-from nemo_codert.config.checked import checked_config, lone_branch
+from nemo_codert.config.checked import checked_config
+from nemo_codert.config.criteria import ONE_TERM, distillation_terms
+from nemo_codert.config.derived import lone_branch
 from nemo_codert.data.manifest import read_manifest
 
 RECORD_KEY = "nemo_codert_training"
@@ -73,7 +75,7 @@ def _teacher(codert: DictConfig) -> str:
 
 def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
     """Return the record of a run about to start. cfg: the root config. data: `train` and `validation`."""
-    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    codert = checked_config(cfg.model, alone=lone_branch(cfg)).codert
     started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
     if cfg.train == "pair" and OmegaConf.select(cfg, "model.student.init_from_teacher"):
         started["student"] = f"evenly spaced layers of {_name(codert.teacher_checkpoint)}"
@@ -93,11 +95,13 @@ def strategy_name(train: str, codert: DictConfig) -> str:
     """Return the name of the strategy that these keys amount to, with additions for keys that no strategy sets."""
     if train != "pair":
         return train
-    distils = codert.distillation.weight > 0
+    terms = [name for name, term in distillation_terms(codert.distillation).items() if term["weight"] > 0]
     if codert.teacher == "frozen":
         name = "static_shared" if codert.share_decoder else "static"
-        return name if distils else f"{name} without distillation"
-    return ("shared" if codert.share_decoder else "tandem") + ("_kd" if distils else "")
+        name = name if terms else f"{name} without distillation"
+    else:
+        name = ("shared" if codert.share_decoder else "tandem") + ("_kd" if terms else "")
+    return name if terms in ([], [ONE_TERM]) else f"{name} by {', '.join(terms)}"
 
 
 def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[DataRecord]:
