@@ -1,1 +1,1 @@
-"""Configs: defaults and checks. Imports omegaconf only."""
+"""Defaults and checks of configs, parsed once into a CheckedConfig. Imports omegaconf only."""

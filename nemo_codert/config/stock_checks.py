@@ -203,7 +203,7 @@ def decoder_problems(path: str, decoder: object) -> Iterator[str]:
 
 
 def encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
-    """Yield settings of NeMo's RNNEncoder that crash or whose output depends on the padding."""
+    """Yield settings of NeMo's RNNEncoder that crash or make the output depend on the padding."""
     if not str(encoder.get("_target_")).endswith(".RNNEncoder"):
         return
     if encoder.get("rnn_type", "lstm") != "lstm":
@@ -213,7 +213,7 @@ def encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
     if encoder.get("subsampling", "striding") not in ("striding", "dw_striding"):
         yield f"{name}.subsampling is {encoder.subsampling!r}: its lengths vary, use striding or dw_striding"
     if "feat_out" in encoder:
-        yield f"{name}.feat_out is no key of RNNEncoder: its output width is proj_size, remove it"
+        yield f"{name}.feat_out is not a key of RNNEncoder: its output width is proj_size, remove it"
     projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
     if not (is_count(projection) and is_count(channels) and projection < channels):
         yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"

@@ -1,4 +1,4 @@
-"""Checkpoint files for Lightning: whole or not there at all, and read without executing anything in them.
+"""Checkpoint files for Lightning: written whole or not at all, and read without executing anything in them.
 
     Trainer(plugins=[CheckpointFiles()])
 
@@ -22,23 +22,23 @@ from nemo_codert.files.checkpoints import plain, read_checkpoint, unreadable_nam
 from nemo_codert.files.disk_errors import write_error
 
 UNFINISHED = ".part"  # ending of a file that is being written
-LEFTOVER_SECONDS = 3600  # since anything was written to it: longer than any checkpoint takes
+LEFTOVER_SECONDS = 3600  # time since the last write to a file: longer than saving any checkpoint
 
 
 class CheckpointFiles(CheckpointIO):
     """Lightning's checkpoint IO with an atomic save and a weights-only load. Local files only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint beside its name and move it there when all of it is on the disk.
+        """Write a checkpoint under a temporary name and rename the file when all of it is on the disk.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; earlier checkpoints are as they were.
+            OSError: the disk is full, or the folder cannot be written to; earlier checkpoints stay unchanged.
             ValueError: something in the checkpoint could not be read again (`read_checkpoint`).
         """
         if storage_options is not None:
             raise ValueError(f"storage_options is {storage_options!r}: checkpoints are local files, leave it out")
         if "://" in str(path):
-            raise ValueError(f"{path} is no local file: checkpoints are written to a local folder, give one")
+            raise ValueError(f"{path} is not a local file: checkpoints are written to a local folder, give one")
         path = Path(path)
         # Not `.ckpt`: nothing that looks for checkpoints finds it, should the process be killed here.
         temporary = path.with_name(f".{path.name[:100]}_{uuid.uuid4().hex[:8]}{UNFINISHED}")
@@ -65,11 +65,11 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """A checkpoint's contents, read as data whatever `weights_only` says. Raises as `read_checkpoint`."""
+        """Read a checkpoint's contents as data, whatever the value of `weights_only`. Raises as `read_checkpoint`."""
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint where it is there."""
+        """Remove a checkpoint if it exists."""
         path = Path(path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -78,7 +78,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote a checkpoint."""
+    """Remove unfinished files of processes that were killed while saving."""
     for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
@@ -86,7 +86,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a new name in a folder last through a power failure, where the file system can."""
+    """Flush a folder, so that a new name in it survives a power failure where the file system supports this."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
