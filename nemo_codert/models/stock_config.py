@@ -29,7 +29,7 @@ def student_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
     """Return the stock config of the student alone, from the `model` section of a pair's config.
 
     NeMo's own class trained from it is the `student` baseline. With an additive joint the loss follows
-    `codert.rnnt_loss`: exact (through NeMo's fused step) unless it says `nemo`.
+    `codert.rnnt_loss`: exact (through NeMo's fused step) unless the value is `nemo`.
 
     Raises:
         ValueError: the pair's config has faults (all are listed).

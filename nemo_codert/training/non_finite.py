@@ -87,7 +87,7 @@ def find_fault(model: LightningModule, seen: list[SeenBatch], step: int, rank: i
     fault.networks, fault.parameters = _non_finite_gradients(model)
     fault.weights = [name for name, weight in model.named_parameters() if not _is_finite(weight)][:NAMED_PARAMETERS]
     fault.utterances = [name for each in seen for name in each.utterances]
-    if not fault.weights:  # with bad weights every utterance would be at fault
+    if not fault.weights:  # every utterance would be at fault if weights were bad
         for each in seen:
             fault.suspects |= _suspects(model, each, step)
     return fault

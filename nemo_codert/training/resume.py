@@ -49,7 +49,7 @@ class ResumeState(pl.Callback):
         self._resumed: dict[str, Any] | None = None
         self._own: dict[str, Any] | None = None  # this process's part of the state
         self._saved_step = 0
-        self._in_flight = False  # from the end of a batch's step until Lightning is done with the batch
+        self._in_flight = False  # True from the end of a batch's step until Lightning is done with the batch
         self._validated = False  # True if the batch in flight was validated
         self._accumulating = False
 

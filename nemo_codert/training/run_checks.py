@@ -247,7 +247,7 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
     known = (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE))
     if _value(cfg, "model.compute_eval_loss", True) is False:
         known = tuple(name for name in known if name != "val_loss")
-    # Of several validation manifests NeMo logs each under a prefix of its own.
+    # NeMo logs each of several validation manifests under its own prefix.
     if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
         yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
 
