@@ -45,7 +45,7 @@ def register_targets() -> None:
 
 
 def is_allowed_target(target: object) -> bool:
-    """Whether NeMo, with our prefix on its list, builds a class of this name."""
+    """Return whether NeMo, with our prefix on its list, builds a class of this name."""
     register_targets()
     return isinstance(target, str) and bool(common._is_target_allowed(target))
 
@@ -74,7 +74,7 @@ def utterance_losses(
     encoded_lengths: torch.Tensor,
     target_lengths: torch.Tensor,
 ) -> torch.Tensor:
-    """Losses [B] of logits [B, T, U+1, classes] by NeMo's kernel, whatever reduction `loss` is set to."""
+    """Return the losses [B] of logits [B, T, U+1, classes] by NeMo's kernel, whatever reduction `loss` is set to."""
     reduction, loss.reduction = loss.reduction, None
     try:
         return loss(
@@ -109,7 +109,7 @@ def is_being_restored() -> bool:
 
 @contextmanager
 def being_restored() -> Iterator[None]:
-    """Models built in this block get their weights from elsewhere: NeMo opens no data for them."""
+    """Mark models built in this block as restored, so that NeMo opens no data for them."""
     AppState().is_model_being_restored = True
     try:
         yield
@@ -118,7 +118,7 @@ def being_restored() -> Iterator[None]:
 
 
 def forget_failed_restore() -> None:
-    """A failed restore leaves NeMo believing that one is under way, and later models get no dataloaders."""
+    """Clear the mark of a restore that a failed one leaves in NeMo: later models would get no dataloaders."""
     AppState().is_model_being_restored = False
     AppState().nemo_file_folder = None
 
@@ -145,7 +145,7 @@ def augmentation_generators(module: torch.nn.Module) -> list[random.Random]:
 
 
 def checkpoint_folder(trainer: Trainer, manager: DictConfig) -> Path:
-    """Where exp_manager will look for the checkpoint to resume from."""
+    """Return the folder in which exp_manager will look for the checkpoint to resume from."""
     if dirpath := OmegaConf.select(manager, "checkpoint_callback_params.dirpath"):
         return Path(dirpath)
     keys = ("exp_dir", "name", "version", "explicit_log_dir", "use_datetime_version", "resume_if_exists")
@@ -154,7 +154,7 @@ def checkpoint_folder(trainer: Trainer, manager: DictConfig) -> Path:
 
 
 def unfinished_marker(checkpoint: Path) -> Path:
-    """The file that NeMo keeps beside a checkpoint while it writes or removes it."""
+    """Return the file that NeMo keeps beside a checkpoint while it writes or removes it."""
     return NeMoModelCheckpoint.format_checkpoint_unfinished_marker_path(checkpoint)
 
 

@@ -298,7 +298,7 @@ def _conformer(layers: int, channels: int) -> dict[str, Any]:
         "d_model": channels,
         "subsampling": "dw_striding",
         "subsampling_factor": round(FRAME_SECONDS / WINDOW_STRIDE),
-        "subsampling_conv_channels": -1,  # as wide as d_model
+        "subsampling_conv_channels": -1,  # the width of d_model
         "causal_downsampling": False,
         "ff_expansion_factor": 4,
         "self_attention_model": "rel_pos",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 LARGEST_BLOCK = 2**25  # bytes, the most that older versions of glibc take
 MOST_KEPT = 2**31 - 1  # bytes
 
@@ -40,8 +40,8 @@ def quieten_libraries() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where its C library is glibc: a step on the CPU then asks the
-    system for no new pages (docs/performance.md). Blocks of 32 MiB and more are given back as before, and nothing
+    """Let this process keep the memory that it frees, where its C library is glibc: a step on the CPU then needs
+    no new pages of the system (docs/performance.md). Blocks of 32 MiB and more are given back as before, and nothing
     changes where the user has set one of glibc's variables."""
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
         return
@@ -100,6 +100,6 @@ def fault(error: Exception) -> str:
 
 
 def hydra_value(path: str | Path) -> str:
-    """A path as a value on Hydra's command line, whatever signs are in it."""
+    """Return a path as a value on Hydra's command line, whatever signs are in it."""
     # Hydra takes a backslash for itself, except before a quote.
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path)) + "'"

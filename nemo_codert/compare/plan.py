@@ -1,7 +1,7 @@
 """Settings and cells of a comparison of strategies, and the training command of a cell.
 
-A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, no NeMo: it is read before anything
-is trained and again by whoever rebuilds a report.
+A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, not NeMo: a comparison reads the
+settings before anything is trained, and again when a report is rebuilt.
 """
 
 import json

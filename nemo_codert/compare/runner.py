@@ -77,7 +77,7 @@ class Runner:
     lock: int
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
-    _code: dict[Cell, str] = field(default_factory=dict)  # at a cell's start: later changes are not read
+    _code: dict[Cell, str] = field(default_factory=dict)  # hash of a cell's code when its training starts
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:

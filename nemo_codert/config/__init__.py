@@ -1,1 +1,1 @@
-"""Checks and defaults of configs, parsed once into a CheckedConfig. Imports omegaconf only."""
+"""Defaults and checks of configs, parsed once into a CheckedConfig. Imports omegaconf only."""

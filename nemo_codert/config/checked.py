@@ -72,7 +72,7 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
 
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`. It is not changed.
-        alone: `student` or `teacher` where only that is trained, so that `codert.share_decoder` means nothing.
+        alone: `student` or `teacher` where only that branch is trained; `codert.share_decoder` then has no effect.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.

@@ -18,7 +18,7 @@ from nemo_codert.config.schema import DistillationConfig
 
 ONE_TERM = "encoder"  # name of the single term that a flat block `codert.distillation` describes
 TERM_LOSS = "train_distillation_loss"  # log name of that term; another term's name is appended
-FLAT_KEYS = tuple(vars(DistillationConfig()))  # of a flat block, and so no names of terms
+FLAT_KEYS = tuple(vars(DistillationConfig()))  # keys of a flat block, which therefore cannot name a term
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 REDUCTIONS = ("per_utterance", "per_frame")
 
@@ -119,7 +119,7 @@ class CriterionSpec:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the term reads the teacher's output."""
+        """True if the term reads the teacher's output."""
         return self.trains == "teacher" or CRITERIA[self.kind].needs_teacher
 
     @property

@@ -21,7 +21,7 @@ class NonFiniteConfig:
     """`model.codert.non_finite`: an optimizer step whose loss or gradient is not finite."""
 
     action: str = "stop"  # stop: the run ends | skip: the step is dropped, counted and listed
-    max_skips: int = 10  # steps of the whole run that may be skipped, >= 1; one more stops it
+    max_skips: int = 10  # steps of the whole run that may be skipped, >= 1; one more stops the run
 
 
 @dataclass
@@ -49,5 +49,5 @@ class StudentConfig:
     encoder: Any = None  # any NeMo encoder block, required
     decoder: Any = None  # own prediction network when not shared; null: same shape as model.decoder
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
-    init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and what else fits
+    init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and other parts that fit
     aux_ctc: Any = None  # a hybrid RNN-T/CTC student: NeMo's block of that name; null: a standard RNN-T

@@ -23,16 +23,16 @@ PARAMETER_GROUPS = ("encoder", "decoder", "joint", "student_encoder", "student_d
 
 
 def is_tdt(cfg: DictConfig) -> bool:
-    """True where a config describes a TDT model, whose joint has outputs for durations after those for tokens."""
+    """Return True if a config describes a TDT model, whose joint has outputs for durations after those for tokens."""
     durations = sub_block(cfg, "decoding").get("durations")
     return sub_block(cfg, "loss").get("loss_name") in TDT_LOSSES or (OmegaConf.is_list(durations) and bool(durations))
 
 
 def unsupported_options(cfg: DictConfig, *, takes_tdt: bool) -> Iterator[str]:
-    """Stock keys that a pair cannot honour, refused by name.
+    """Yield faults of stock keys that a pair cannot honour.
 
     Args:
-        takes_tdt: the config may describe a TDT teacher, because nothing trains that teacher.
+        takes_tdt: the config may describe a TDT teacher, because that teacher is not trained.
     """
     if sub_block(cfg, "joint"):
         yield from _joint_problems(cfg.joint)
@@ -79,7 +79,7 @@ def _joint_problems(joint: DictConfig) -> Iterator[str]:
 
 
 def _tdt_refusals(cfg: DictConfig) -> Iterator[str]:
-    """What only a TDT model has, where none may be."""
+    """Yield keys that only a TDT model has."""
     frozen = "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"
     if sub_block(cfg, "joint").get("num_extra_outputs"):
         yield f"model.joint.num_extra_outputs is above 0 (a TDT model): set it to 0; {frozen}"
@@ -94,7 +94,7 @@ def _tdt_refusals(cfg: DictConfig) -> Iterator[str]:
 
 
 def _tdt_problems(cfg: DictConfig) -> Iterator[str]:
-    """What contradicts itself in the description of a TDT teacher."""
+    """Yield contradictions in the description of a TDT teacher."""
     loss, decoding = sub_block(cfg, "loss"), sub_block(cfg, "decoding")
     joint, durations = sub_block(cfg, "joint"), decoding.get("durations")
     if loss.get("loss_name", "default") not in (*RNNT_LOSSES, *TDT_LOSSES):
@@ -102,7 +102,7 @@ def _tdt_problems(cfg: DictConfig) -> Iterator[str]:
     if joint.get("_target_") == ADDITIVE_JOINT:
         yield "model.joint._target_ is an additive joint: a TDT teacher has NeMo's RNNTJoint"
     if not OmegaConf.is_list(durations):
-        yield f"model.decoding.durations is {durations!r}, wanted the list of durations that the TDT teacher knows"
+        yield f"model.decoding.durations is {durations!r}, wanted the list of durations of the TDT teacher"
         return
     if joint.get("num_extra_outputs") != len(durations):
         yield (
@@ -110,14 +110,15 @@ def _tdt_problems(cfg: DictConfig) -> Iterator[str]:
             f"{len(durations)} durations: a TDT joint has one output for each"
         )
     of_loss = sub_block(loss, f"{loss.get('loss_name')}_kwargs").get("durations")
-    if loss.get("loss_name") in TDT_LOSSES and of_loss != durations:  # NeMo would take the loss's
+    if loss.get("loss_name") in TDT_LOSSES and of_loss != durations:  # NeMo would use the loss's durations
         yield f"model.loss.{loss.loss_name}_kwargs.durations is {of_loss} but model.decoding.durations is {durations}"
 
 
 def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
     for key in loss:
         if key not in ("loss_name", *LOSS_BLOCKS):
-            yield f"model.loss.{key} is no key of an RNN-T loss, known are loss_name, warprnnt_numba_kwargs: remove it"
+            known = "loss_name, warprnnt_numba_kwargs"
+            yield f"model.loss.{key} is not a key of an RNN-T loss, known are {known}: remove it"
     for key, value in sub_block(loss, "warprnnt_numba_kwargs").items():
         path = f"model.loss.warprnnt_numba_kwargs.{key}"
         if key == "fastemit_lambda":
@@ -131,7 +132,7 @@ def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:
 
 
 def optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str]:
-    """Settings of the optimisation that would act on one branch alone, or on parts that are not there."""
+    """Yield settings of the optimisation that would act on one branch alone, or on absent parts."""
     for key in ("normalize_joint_txu", "normalize_encoder_norm", "normalize_decoder_norm", "normalize_joint_norm"):
         if cfg.get(key):
             yield f"model.{key} is true: it would act on the teacher alone, set it to false"
@@ -144,7 +145,7 @@ def optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str
         )
     for name in sub_block(cfg, "optim_param_groups"):
         if name not in PARAMETER_GROUPS:
-            yield f"model.optim_param_groups.{name} is no part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
+            yield f"model.optim_param_groups.{name} is not a part of a pair, known are {', '.join(PARAMETER_GROUPS)}"
         elif name == "student_decoder" and shares_decoder:
             yield (
                 "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
@@ -202,7 +203,7 @@ def decoder_problems(path: str, decoder: object) -> Iterator[str]:
 
 
 def encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
-    """Yield settings of NeMo's RNNEncoder that crash or whose output depends on the padding."""
+    """Yield settings of NeMo's RNNEncoder that crash or make the output depend on the padding."""
     if not str(encoder.get("_target_")).endswith(".RNNEncoder"):
         return
     if encoder.get("rnn_type", "lstm") != "lstm":
@@ -212,7 +213,7 @@ def encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
     if encoder.get("subsampling", "striding") not in ("striding", "dw_striding"):
         yield f"{name}.subsampling is {encoder.subsampling!r}: its lengths vary, use striding or dw_striding"
     if "feat_out" in encoder:
-        yield f"{name}.feat_out is no key of RNNEncoder: its output width is proj_size, remove it"
+        yield f"{name}.feat_out is not a key of RNNEncoder: its output width is proj_size, remove it"
     projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
     if not (is_count(projection) and is_count(channels) and projection < channels):
         yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"

@@ -1,4 +1,4 @@
-"""What is minimised: the terms of a pair's training loss, one class a file.
+"""The training loss: the terms of a pair's training loss, one class a file.
 
 `Criteria` holds the terms that `nemo_codert.config.criteria.criteria_specs` reads from the config, by name and in the
 order in which they are summed. The table of kinds is `nemo_codert.config.criteria.CRITERIA`.

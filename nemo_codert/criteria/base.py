@@ -14,7 +14,7 @@ from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
 
 @dataclass(frozen=True)
 class PairParts:
-    """What a criterion may be built from. Holds references: the modules belong to the pair.
+    """Parts of a pair that a criterion may be built from. Holds references: the modules belong to the pair.
 
     Args:
         cfg: the pair's checked model config.

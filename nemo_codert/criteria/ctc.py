@@ -9,7 +9,7 @@ from nemo_codert.modules.transducer import Batch, BranchOutput
 
 
 class CTC(Criterion):
-    """CTC loss of the student's head, as in NeMo's hybrid models; reduced as `student.aux_ctc.ctc_reduction` says."""
+    """CTC loss of the student's head, as in NeMo's hybrid models; reduced by `student.aux_ctc.ctc_reduction`."""
 
     def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
         super().__init__(spec, parts)

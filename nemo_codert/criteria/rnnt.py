@@ -39,7 +39,7 @@ class RNNT(Criterion):
         given = encoder, prediction, batch.transcript, branch.encoded_len, batch.transcript_len
         if self.implementation(joint, batch.transcript.device) == "nemo":
             losses = [self._lattice_losses(joint, *given, rows) for rows in _sub_batches(joint, len(encoder))]
-            # Without gradients NeMo's kernel leaves FastEmit's factor out: a validation loss has it as the others do.
+            # NeMo's kernel leaves FastEmit's factor out without gradients; other kernels' validation losses have it.
             scale = 1.0 if torch.is_grad_enabled() else 1.0 + fastemit_lambda(nemo_loss)
             return reduce_losses(scale * torch.cat(losses), batch.transcript_len, nemo_loss.reduction)
         settings = {

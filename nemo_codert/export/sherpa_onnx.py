@@ -314,7 +314,7 @@ def _to_onnx(
             output_names=outputs,
             dynamic_axes=axes,
             opset_version=OPSET,
-            dynamo=False,  # as in NeMo's export
+            dynamo=False,  # NeMo's export, too, uses the older exporter
         )
 
 

@@ -40,6 +40,6 @@ def folder_to_fill(folder: str | Path, name: str) -> Iterator[Path]:
             raise ValueError(f"`{name}` is {folder}: {reason}") from error
         yield folder
     finally:
-        with suppress(OSError):  # up to the first that holds something
+        with suppress(OSError):  # stops at the first folder that is not empty
             for path in made:
                 path.rmdir()

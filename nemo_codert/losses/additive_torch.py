@@ -18,7 +18,7 @@ from nemo_codert.losses.additive_float64 import UNSHIFTED, Utterance, compute_dt
 from nemo_codert.losses.batch_checks import TransducerBatch
 from nemo_codert.losses.float32_products import full_precision
 
-CLASSES_AT_ONCE = 1024  # of one float32 product, or nearly; the products are added up in float64
+CLASSES_AT_ONCE = 1024  # classes of one float32 product, or nearly; the products are added up in float64
 
 
 class _Exponentials(NamedTuple):
@@ -132,7 +132,7 @@ class AdditiveLogProbs(torch.autograd.Function):
             z.masked_fill_(padding, 1.0)  # not 0: the backward pass divides 0 by it, here and in the utterances below
         for b in redo:
             z[b] = 1.0
-        log_z = z.log()  # without the shifts, which the columns are without too
+        log_z = z.log()  # shifts are left out here and in the columns
         next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u emits target u + 1
         label = (encoder.columns[:, :, :-1] + next_label).sub_(log_z[:, :, :-1])
         blanks = (encoder.columns[:, :, -1:] + prediction.columns[:, None, :, -1]).sub_(log_z)

@@ -1,4 +1,4 @@
-"""NeMo models. Importing this package lets NeMo restore pairs (and nothing else besides its own classes)."""
+"""NeMo models. Importing this package lets NeMo restore pairs, and no other classes besides its own."""
 
 from nemo_codert.nemo_compat import register_targets
 

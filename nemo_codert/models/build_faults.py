@@ -1,4 +1,4 @@
-"""What a user is told when a model cannot be built from a config that passed its checks."""
+"""Errors for a model that cannot be built from a config that passed its checks."""
 
 import re
 from collections.abc import Iterator
@@ -8,37 +8,37 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-VOCABULARY = ["a", "b"]  # of the networks that are built to find the fault
+VOCABULARY = ["a", "b"]  # vocabulary of the networks that are built to find the fault
 
 
 def build_error(model_cfg: DictConfig, error: Exception) -> Exception:
-    """The error to raise for one that building a model raised: it names keys and says all that is known.
+    """Return an error that names keys for an error that building a model raised.
 
     Args:
         model_cfg: the `model` section.
-        error: raised somewhere in NeMo, PyTorch or here. Handed back: one of ours, which names its key, and one of
-            the machine (a RuntimeError, an OSError) where every block can be built by itself.
+        error: raised somewhere in NeMo, PyTorch or here. Returned unchanged: one of ours, which names its key, and one
+            of the machine (a RuntimeError, an OSError) where every block can be built by itself.
     """
     if isinstance(error, ValueError) and re.search(r"\bmodel\.\w", str(error)):
         return error
     faults = list(_faulty_blocks(model_cfg))
     if not faults and isinstance(error, RuntimeError | OSError):
-        return error  # no fault of a setting that is known
+        return error  # not the fault of a setting
     faults = faults or [f"model: {_in_words(error)}"]
     return ValueError("The model cannot be built:\n  - " + "\n  - ".join(faults))
 
 
 def try_networks(model: EncDecRNNTModel) -> None:
-    """Let a second of noise through the front end, the masks and the encoders: some settings fail only in use.
+    """Run a second of noise through the front end, the masks and the encoders: some settings fail only in use.
 
-    The global random state and the model's modes are left as they were.
+    The global random state and the model's modes are not changed.
 
     Raises:
-        ValueError: one of them fails; it is named by its key.
+        ValueError: a part fails; names its key.
     """
     training = model.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _named("model.preprocessor"):
-        model.eval()  # of batch norms
+        model.eval()  # batch norms keep their statistics
         device, rate = (
             model.preprocessor.featurizer.window.device,
             int(model.cfg.preprocessor.get("sample_rate", 16000)),
@@ -62,12 +62,12 @@ def _named(key: str) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("The model cannot be built"):
-            raise  # named by a block within this one
+            raise  # the error names a block within this one
         raise ValueError(f"The model cannot be built:\n  - {key} fails in use: {_in_words(error)}") from error
 
 
 def _faulty_blocks(cfg: DictConfig) -> Iterator[str]:
-    """Config path and reason of each block that cannot be built by itself."""
+    """Yield config path and reason of each block that cannot be built by itself."""
     for key in ("preprocessor", "spec_augment", "encoder", "student.encoder", "decoder", "student.decoder", "joint"):
         block = OmegaConf.select(cfg, key)
         if not OmegaConf.is_dict(block):
@@ -82,7 +82,7 @@ def _faulty_blocks(cfg: DictConfig) -> Iterator[str]:
 
 
 def _complete(kind: str, block: DictConfig, cfg: DictConfig) -> None:
-    """What NeMo's models fill in."""
+    """Fill in the keys that NeMo's models fill in."""
     if kind == "decoder":
         block.vocab_size = len(VOCABULARY)
     elif kind == "joint":

@@ -1,6 +1,6 @@
 """A student that starts as an excerpt of its teacher: evenly spaced Conformer layers, and every other part that fits.
 
-A part (the subsampling, a projection of the joint, ...) is copied whole or begins anew.
+A part (the subsampling, a projection of the joint, ...) is copied whole or starts from scratch.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ SHOWN = 3  # differing tensors that a message names
 
 
 def spaced_layers(of_teacher: int, of_student: int) -> list[int]:
-    """Which teacher layer each student layer starts from, the first and the last among them; of one, the last.
+    """Return the teacher layers that the student layers start from, first and last among them; of one, the last.
 
-    "Maximally spaced" layers, as Distil-Whisper (arXiv:2311.00430) takes them.
+    "Maximally spaced" layers as in Distil-Whisper (arXiv:2311.00430).
     """
     if of_student == 1:
         return [of_teacher - 1]
@@ -32,7 +32,7 @@ def start_from_teacher(teacher: Transducer, student: Transducer, *, decoder: boo
         decoder: False leaves the prediction network and `joint.pred` (the teacher's own modules) alone.
 
     Returns:
-        As `load_networks` does; besides, `left` names the parts that begin anew.
+        As `load_networks`; besides, `left` names the parts that start from scratch.
 
     Raises:
         ValueError: more layers than the teacher has, or layers of other shapes.
@@ -71,7 +71,7 @@ def _paired_layers(teacher: ConformerEncoder, student: ConformerEncoder) -> list
 
 
 def _named_tensors(transducer: Transducer, networks: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Tensors under the names of a stock model; they share memory with the networks."""
+    """Return tensors under the names of a stock model, sharing memory with the networks."""
     return {
         f"{network}.{name}": value
         for network in networks
@@ -80,7 +80,7 @@ def _named_tensors(transducer: Transducer, networks: tuple[str, ...]) -> dict[st
 
 
 def _offered(teacher: Transducer, layers: list[int]) -> dict[str, torch.Tensor]:
-    """The teacher's tensors under the student's names; of a TDT joint's output layer the rows for tokens."""
+    """Return the teacher's tensors under the student's names; of a TDT joint's output layer the rows for tokens."""
     tensors = _named_tensors(teacher, ("encoder", "joint", "decoder"))
     offered = {name: value for name, value in tensors.items() if _part_of(name) != "encoder.layers"}
     tokens = teacher.joint.num_classes_with_blank - teacher.joint.num_extra_outputs
@@ -93,7 +93,7 @@ def _offered(teacher: Transducer, layers: list[int]) -> dict[str, torch.Tensor]:
 
 
 def _part_of(name: str) -> str:
-    """`encoder.layers.0.norm_out.weight` -> `encoder.layers`; the prediction network is one part."""
+    """Return a tensor's part: `encoder.layers.0.norm_out.weight` -> `encoder.layers`; the decoder is one part."""
     return "decoder" if name.startswith("decoder.") else ".".join(name.split(".")[:2])
 
 

@@ -1,4 +1,4 @@
-"""Restoring of models from files that may be anybody's: `.nemo` archives and Lightning checkpoints.
+"""Restoring of models from untrusted files: `.nemo` archives and Lightning checkpoints.
 
 NeMo's own restoring unpickles a checkpoint in full and opens what an archive's config names.
 """
@@ -17,7 +17,7 @@ from nemo_codert.nemo_compat import being_restored
 
 
 class CheckedRestoring:
-    """Mixin before a NeMo model class: neither of its ways to restore executes anything of a file."""
+    """Mixin before a NeMo model class: restoring executes nothing of a file."""
 
     @classmethod
     def restore_from(
@@ -48,10 +48,10 @@ class CheckedRestoring:
 def model_from_checkpoint(
     model_class: type[ModelPT], checkpoint: Mapping[str, Any], what: str, *, strict: bool = True, **options: Any
 ) -> ModelPT:
-    """A model with the config and the weights of a checkpoint that was read (`read_checkpoint`).
+    """Build a model with the config and the weights of a checkpoint that was read (`read_checkpoint`).
 
     Args:
-        what: how messages call the checkpoint.
+        what: name of the checkpoint in messages.
         options: arguments of the class; `cfg` takes the place of the checkpoint's config.
 
     Raises:

@@ -29,10 +29,10 @@ DURATION_KEYS = {
 
 
 def student_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
-    """Stock config of the student alone, from the `model` section of a pair's config.
+    """Return the stock config of the student alone, from the `model` section of a pair's config.
 
     NeMo's own class trained from it is the `student` baseline. With an additive joint the loss follows
-    `codert.rnnt_loss`: exact (through NeMo's fused step) unless it says `nemo`.
+    `codert.rnnt_loss`: exact (through NeMo's fused step) unless the value is `nemo`.
 
     Raises:
         ValueError: the pair's config has faults (all are listed).
@@ -42,7 +42,7 @@ def student_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
 
 
 def teacher_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
-    """Stock config of the teacher alone, from the `model` section of a pair's config.
+    """Return the stock config of the teacher alone, from the `model` section of a pair's config.
 
     Raises:
         ValueError: the pair's config has faults (all are listed).
@@ -62,11 +62,11 @@ def _built_width(encoder: DictConfig, cfg: DictConfig) -> int:
 
 
 def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
-    """A pair's checked config with one branch's networks in the stock places and our own blocks left out.
+    """Return a pair's config with one branch's networks in the stock places and without our own blocks.
 
     Args:
         branch: `student` or `teacher`.
-        width: output channels of its encoder.
+        width: output channels of the branch's encoder.
     """
     stock = without_durations(cfg) if branch == "student" else copy.deepcopy(cfg)
     with open_dict(stock), open_dict(stock.joint):  # a block that change_vocabulary wrote is closed for itself
@@ -105,7 +105,7 @@ def network_blocks(cfg: DictConfig, branch: str) -> DictConfig:
 
 
 def without_durations(cfg: DictConfig) -> DictConfig:
-    """A copy of a pair's config in which a TDT teacher has become a standard RNN-T: as its student takes it over."""
+    """Return a copy of a pair's config with the keys of a TDT teacher removed, as the student's config needs it."""
     plain = copy.deepcopy(cfg)
     with open_dict(plain):
         for name in DURATION_KEYS if is_tdt(cfg) else ():
@@ -114,7 +114,7 @@ def without_durations(cfg: DictConfig) -> DictConfig:
 
 
 def student_block(cfg: DictConfig, name: str) -> DictConfig | None:
-    """A copy of that block of `without_durations`, None where there is none; the rest of the config is not copied."""
+    """Return a copy of one block of `without_durations`, None if there is none; copies no other part of the config."""
     block = copy.deepcopy(cfg.get(name))
     if is_tdt(cfg):
         _drop_durations(name, block)
@@ -129,6 +129,6 @@ def _drop_durations(name: str, block: DictConfig | None) -> None:
 
 
 def _own_groups(groups: DictConfig, branch: str) -> DictConfig:
-    """Optimiser settings of one branch's networks under their stock names: `student_encoder` -> `encoder`."""
+    """Return optimiser settings of one branch's networks under stock names: `student_encoder` -> `encoder`."""
     own = {name: group for name, group in groups.items() if name.startswith("student_") == (branch == "student")}
     return OmegaConf.create({name.removeprefix("student_"): group for name, group in own.items()})

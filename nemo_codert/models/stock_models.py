@@ -18,21 +18,21 @@ from nemo_codert.modules.transducer import Transducer
 
 
 def stock_class(cfg: DictConfig) -> type[EncDecRNNTModel]:
-    """NeMo's class for a stock config: a hybrid where it has an auxiliary CTC head."""
+    """Return NeMo's class for a stock config: a hybrid if the config has an auxiliary CTC head."""
     return EncDecRNNTBPEModel if cfg.get("aux_ctc") is None else EncDecHybridRNNTCTCBPEModel
 
 
 def stock_model(
     model: EncDecRNNTModel, branch: Transducer, cfg: DictConfig, joint: str, ctc_head: nn.Module | None = None
 ) -> EncDecRNNTModel:
-    """A new stock model with copies of one branch's weights, in eval mode on the CPU or device of the branch.
+    """Build a stock model with copies of one branch's weights, in eval mode on the CPU or device of the branch.
 
     Args:
         model: the model that owns the branch: gives the feature front end and the tokenizer.
         branch: the networks to copy.
         cfg: stock config that describes them.
         joint: `auto`, `exact`, `compact` or `narrow`, see `to_stock_joint`.
-        ctc_head: of a hybrid branch, whose config has `aux_ctc`.
+        ctc_head: head of a hybrid branch, whose config has `aux_ctc`.
     """
     ranges = {"encoder_range": output_range(branch.encoder), "prediction_range": output_range(branch.decoder)}
     stock_joint = to_stock_joint(branch.joint, joint, **ranges)
@@ -54,7 +54,7 @@ def stock_model(
 
 
 def shareable_config(cfg: DictConfig) -> DictConfig:
-    """A stock config without data sets and without any path of the machine it was trained on."""
+    """Return a stock config without data sets and without paths of the training machine."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     plain = {key: value for key, value in plain.items() if key not in ("train_ds", "test_ds", "target", "tokenizer")}
     plain = _without_paths(plain)

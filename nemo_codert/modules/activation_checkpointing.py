@@ -43,7 +43,7 @@ class RecomputedForward:
 class _CopiedBuffers:
     """Context in which a layer has copies of its buffers, so that batch-norm statistics do not move a second time.
 
-    Batch norm without tracked statistics is no alternative: it saves fewer tensors than in the first pass, which
+    Batch norm without tracked statistics is not an alternative: it saves fewer tensors than in the first pass, which
     `checkpoint` refuses. The context may be entered again, as in a second backward pass over one graph.
     """
 

@@ -56,6 +56,6 @@ def _prediction_range(network: nn.Module) -> torch.Tensor | None:
     lstm = network.lstm
     if not lstm.proj_size:
         return torch.ones(lstm.hidden_size, dtype=torch.float64, device=lstm.weight_ih_l0.device)
-    # With a projection h = W_hr r, and r = o * tanh(c) lies in [-1, 1]: rnn_hidden_size above pred_hidden.
+    # A projection gives h = W_hr r, and r = o * tanh(c) lies in [-1, 1]: rnn_hidden_size above pred_hidden.
     projection = getattr(lstm, f"weight_hr_l{lstm.num_layers - 1}").double()  # [D, H]
     return MARGIN * projection.abs().sum(1)

@@ -1,1 +1,1 @@
-"""What keeps a training alive and honest: resuming, checkpoint files, non-finite numbers."""
+"""Training runs: resuming, checkpoint files, non-finite numbers, checks before a run."""

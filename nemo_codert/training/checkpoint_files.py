@@ -1,4 +1,4 @@
-"""Checkpoint files for Lightning: whole or not there at all, and read without executing anything in them.
+"""Checkpoint files for Lightning: written whole or not at all, and read without executing anything in them.
 
     Trainer(plugins=[CheckpointFiles()])
 
@@ -27,16 +27,16 @@ class CheckpointFiles(CheckpointIO):
     """Lightning's checkpoint IO with an atomic save and a weights-only load. Local files only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint beside its name and move it there when all of it is on the disk.
+        """Write a checkpoint under a temporary name and rename the file when all of it is on the disk.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; earlier checkpoints are as they were.
+            OSError: the disk is full, or the folder cannot be written to; earlier checkpoints stay unchanged.
             ValueError: something in the checkpoint could not be read again (`read_checkpoint`).
         """
         if storage_options is not None:
             raise ValueError(f"storage_options is {storage_options!r}: checkpoints are local files, leave it out")
         if "://" in str(path):
-            raise ValueError(f"{path} is no local file: checkpoints are written to a local folder, give one")
+            raise ValueError(f"{path} is not a local file: checkpoints are written to a local folder, give one")
         path = Path(path)
         try:
             with whole_file(path, durable=True) as temporary:
@@ -57,11 +57,11 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """A checkpoint's contents, read as data whatever `weights_only` says. Raises as `read_checkpoint`."""
+        """Read a checkpoint's contents as data, whatever the value of `weights_only`. Raises as `read_checkpoint`."""
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint where it is there."""
+        """Remove a checkpoint if it exists."""
         path = Path(path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -70,7 +70,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote a checkpoint."""
+    """Remove unfinished files of processes that were killed while saving."""
     for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:

@@ -1,7 +1,7 @@
-"""A step whose loss or gradient is not finite never reaches the optimizer: the run stops, or the step is dropped.
+"""Guard of the optimizer against losses and gradients that are not finite: the run stops, or the step is dropped.
 
-Works for a pair and for NeMo's own models alike. In a good step it costs one norm over all gradients, one look at it
-from the host, and with several processes one all-reduce of two numbers.
+Works for a pair and for NeMo's own models alike. A good step costs one norm over all gradients, one transfer of two
+numbers to the host, and with several processes one all-reduce of them.
 """
 
 import json
@@ -19,23 +19,24 @@ from nemo_codert.training.non_finite import Fault, SeenBatch, find_fault
 
 logger = logging.getLogger(__name__)
 
-SKIPPED_STEPS = "skipped_steps.jsonl"  # in the run's folder
+SKIPPED_STEPS = "skipped_steps.jsonl"  # file in the run's folder
 NAMED_RANKS = 4
 
 
 class FiniteGuard(Callback):
-    """Stops at, or skips, an optimizer step whose loss or gradient is not finite: `model.codert.non_finite`.
+    """Callback that stops at, or skips, optimizer steps with a loss or gradient that is not finite.
 
-    A skipped step leaves weights, optimizer state and batch-norm statistics as they were, to the bit; with gradient
-    accumulation all its batches are dropped, with several processes on all of them. It counts as a step: schedules
-    and `trainer.max_steps` go on. The number skipped is logged as `train_skipped_steps` and goes into checkpoints;
-    each is written with its utterances to `skipped_steps.jsonl` in `trainer.default_root_dir`.
+    Set by `model.codert.non_finite`. A skipped step leaves weights, optimizer state and batch-norm statistics
+    unchanged to the bit; with gradient accumulation all batches of the step are dropped, with several processes those
+    of all processes. A skipped step counts as a step for schedules and `trainer.max_steps`. The number of skipped
+    steps is logged as `train_skipped_steps` and goes into checkpoints; each step is written with its utterances to
+    `skipped_steps.jsonl` in `trainer.default_root_dir`.
 
     Under `16-mixed` a gradient that overflows is the loss scaler's business until its scale is down to 1.
 
     Args:
         action: `stop` raises FloatingPointError, `skip` drops the step.
-        max_skips: steps of the whole run, resumed or not, that may be skipped; at one more it stops.
+        max_skips: steps of the whole run, resumed or not, that may be skipped; one more stops the run.
     """
 
     def __init__(self, action: str = "stop", max_skips: int = 10) -> None:
@@ -44,7 +45,7 @@ class FiniteGuard(Callback):
         self.action, self.max_skips = action, max_skips
         self.skipped, self.in_a_row = 0, 0
         self._seen: list[SeenBatch] = []
-        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # batch norm's, live and as before the step
+        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # batch-norm buffers, live and before the step
 
     def state_dict(self) -> dict[str, Any]:
         # Overrides Callback.state_dict: the limit holds for a run as a whole.
@@ -55,7 +56,7 @@ class FiniteGuard(Callback):
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Overrides Callback.setup: from here on a pair leaves its losses to this object.
+        # Overrides Callback.setup: from here on a pair does not check its losses itself.
         if getattr(pl_module, "_skip_nan_grad", False):
             raise ValueError(
                 "model.skip_nan_grad is true: NeMo would set such a gradient to zero and let the optimizer step all "
@@ -88,7 +89,7 @@ class FiniteGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        # The optimizer has called its closure and done nothing else yet.
+        # The optimizer has run its closure only; no weight has changed.
         loss_is_bad, gradient_is_bad = self._faults_anywhere(trainer, pl_module)
         if loss_is_bad or (gradient_is_bad and not _is_back_off(trainer)):
             self._refuse_or_drop(trainer, pl_module)
@@ -99,7 +100,7 @@ class FiniteGuard(Callback):
             pl_module.log("train_skipped_steps", float(self.skipped))
 
     def _faults_anywhere(self, trainer: Trainer, model: nn.Module) -> list[bool]:
-        """Whether loss and gradient are not finite on any rank: all ranks get the same answer."""
+        """Return whether loss and gradient are not finite on any rank, the same answer on all ranks."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         losses = [each.parts["train_loss"].float() for each in self._seen if each.parts]
         zero = torch.zeros((), device=trainer.strategy.root_device)
@@ -131,20 +132,20 @@ class FiniteGuard(Callback):
         if trainer.is_global_zero:
             _write(Path(trainer.default_root_dir) / SKIPPED_STEPS, faults, self.in_a_row)
         for parameter in model.parameters():
-            parameter.grad = None  # what has no gradient is passed over by an optimizer, decay and momentum included
+            parameter.grad = None  # optimizers skip parameters without a gradient, decay and momentum included
         for live, kept in self._statistics:
             live.copy_(kept)
 
 
 def _statistics_of(module: nn.Module) -> list[torch.Tensor]:
-    """Running mean and variance and the number of batches: what a forward pass alone has moved."""
+    """Return running mean, variance and number of batches, which a forward pass alone changes."""
     if not (isinstance(module, _BatchNorm) and module.track_running_stats):
         return []
     return list(module.buffers(recurse=False))
 
 
 def _is_back_off(trainer: Trainer) -> bool:
-    """Whether the loss scale of `16-mixed` is still to blame, which it then halves while it passes over the step."""
+    """Return whether `16-mixed` may still lower its loss scale, which handles an overflow by skipping the step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler is not None and scaler.get_scale() > 1.0
 

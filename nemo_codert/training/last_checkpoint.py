@@ -1,7 +1,7 @@
-"""Which checkpoint a run resumes from: one whole `-last.ckpt`, whatever a killed run has left beside it.
+"""The checkpoint that a run resumes from: one whole `-last.ckpt`, whatever files a killed run has left.
 
-exp_manager refuses to resume where it finds two, or one that was being written. Nothing is deleted here: what cannot
-be used gets another name.
+exp_manager refuses to resume where it finds two, or an unfinished one. Nothing is deleted here: unusable files are
+renamed.
 """
 
 import logging
@@ -31,18 +31,18 @@ class _Found(NamedTuple):
 def prepare_resume(folder: Path, load: Callable[[Path], dict[str, Any]], *, is_writer: bool) -> Path | None:
     """Leave exactly one whole `-last.ckpt` in a folder of checkpoints, the newest.
 
-    Where the newest is a best checkpoint, it is copied to be the last. Other processes wait until this is so.
+    If the newest is a best checkpoint, a copy becomes the last. Other processes wait for rank 0.
 
     Args:
-        folder: of the run's checkpoints; need not exist.
+        folder: folder of the run's checkpoints; need not exist.
         load: reads a checkpoint file.
-        is_writer: rank 0, which alone changes anything.
+        is_writer: True on rank 0, which alone changes files.
 
     Returns:
-        The checkpoint to resume from; None: there is none, the run starts anew.
+        The checkpoint to resume from; None if there is none and the run starts from scratch.
 
     Raises:
-        ValueError: a whole file that cannot be loaded, or rank 0 was not done in ten minutes.
+        ValueError: a whole file that cannot be loaded, or rank 0 took more than ten minutes.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
@@ -65,13 +65,13 @@ def _rank(found: _Found) -> tuple[int, bool, float]:
 
 
 def _survey(folder: Path, load: Callable[[Path], dict[str, Any]]) -> list[_Found]:
-    """The checkpoints of a folder, all read."""
+    """Read all checkpoints of a folder."""
     paths = [path for path in sorted(folder.rglob("*.ckpt")) if path.is_file()] if folder.is_dir() else []
     return [_Found(path, _step_of(path, load), bool(LAST.search(path.name))) for path in paths if path.exists()]
 
 
 def _step_of(path: Path, load: Callable[[Path], dict[str, Any]]) -> int | None:
-    """The optimizer step of a checkpoint; None where the file is torn."""
+    """Return the optimizer step of a checkpoint, None for a torn file."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -80,9 +80,9 @@ def _step_of(path: Path, load: Callable[[Path], dict[str, Any]]) -> int | None:
         return None
     try:
         return int(load(path)["global_step"])
-    except Exception as error:  # of many kinds; a whole file that is refused is no accident of the last run
+    except Exception as error:  # many kinds; a refused whole file was not left by a crash
         raise ValueError(
-            f"{path} is whole but cannot be loaded: {error}. Move it away to start anew, or find what wrote it"
+            f"{path} is whole but cannot be loaded: {error}. Move it away to start from scratch, or find its origin"
         ) from error
 
 
@@ -90,7 +90,7 @@ def _tidy(chosen: _Found | None, others: list[_Found], marked: list[Path]) -> No
     for other in others:
         _set_aside(other.path, "it is torn" if other.step is None else f"{chosen.path.name} is newer")
     for path in marked:
-        unfinished_marker(path).unlink(missing_ok=True)  # whole: written at once, or about to be removed
+        unfinished_marker(path).unlink(missing_ok=True)  # whole: no marker is needed
     if chosen is None:
         return
     if not chosen.is_last:

@@ -1,7 +1,7 @@
 """Audio that cannot be read in the middle of a training: counted and listed, or refused.
 
-NeMo's lhotse loader passes over such utterances with a log line. It runs in the loader's worker processes, so what is
-lost there is written to a file of the run's folder, a line at a time, and counted from there.
+NeMo's lhotse loader skips such utterances with a log line. The loader runs in worker processes, so lost utterances are
+written to a file in the run's folder, line by line, and counted there.
 """
 
 import json
@@ -20,19 +20,19 @@ from nemo_codert.data.data_report import add_loading
 
 logger = logging.getLogger(__name__)
 
-LOST = "lost_utterances.jsonl"  # in the run's folder
+LOST = "lost_utterances.jsonl"  # file in the run's folder
 
 
 class WatchedAudio:
-    """Stands in for `AudioSamples` in a dataset of NeMo's and writes down what it leaves out.
+    """Replacement of `AudioSamples` in a dataset of NeMo's that lists the utterances left out.
 
-    It also mixes several channels down in every batch: without that, a batch of nothing but stereo would keep its
-    channels, and the model would fail.
+    Several channels are mixed down in every batch: a batch of nothing but stereo would otherwise keep its channels,
+    and the model would fail.
 
     Args:
-        load_audio: the dataset's own, which leaves out what cannot be read.
+        load_audio: the dataset's own `AudioSamples`, which leaves out unreadable audio.
         listed_in: the file that gets one JSON line for each batch with lost utterances.
-        refuse: raise in place of going on without them.
+        refuse: raise instead of continuing without the lost utterances.
 
     Raises:
         ValueError: no utterance of a batch can be read; or, with `refuse`, one of them cannot.
@@ -74,14 +74,14 @@ class WatchedAudio:
 
 
 class LoadWatch(pl.Callback):
-    """Counts the training utterances that were asked for and that arrived, and says so when training ends.
+    """Callback that counts the requested and the loaded training utterances and reports them when training ends.
 
     Puts `WatchedAudio` into the lhotse datasets of a model; NeMo's classic loader stops at a file that it cannot read.
-    The list of lost utterances lies in `trainer.default_root_dir`, and the counts go into its data report. Both are of
-    the run as a whole, resumed or not.
+    The list of lost utterances lies in `trainer.default_root_dir`, and the counts go into the data report there. List
+    and counts cover the run as a whole, resumed or not.
 
     Args:
-        policy: `drop` or `refuse`, as `model.codert.bad_utterances`.
+        policy: `drop` or `refuse`, the value of `model.codert.bad_utterances`.
     """
 
     def __init__(self, policy: str) -> None:
@@ -98,7 +98,7 @@ class LoadWatch(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: LightningModule, stage: str) -> None:
         # Overrides Callback.setup: before any loader has made its workers.
-        validation = getattr(pl_module, "_validation_dl", None)  # one or a list; without a length, so not for a bool
+        validation = getattr(pl_module, "_validation_dl", None)  # one or a list, or None
         validation = validation if isinstance(validation, list) else [validation]
         for loader in (getattr(pl_module, "_train_dl", None), *validation):
             dataset = _reading_dataset(loader)
@@ -119,7 +119,7 @@ class LoadWatch(pl.Callback):
             self._report(trainer, arrived)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1:  # other ranks may not get here
+        if trainer.world_size == 1:  # other ranks may not reach this point
             self._report(trainer, self.arrived)
 
     def _report(self, trainer: pl.Trainer, arrived: int) -> None:
@@ -127,7 +127,7 @@ class LoadWatch(pl.Callback):
         lost = count_lost(listed_in)
         if lost:
             logger.warning(
-                "%d of %d utterances asked for could not be read during training (listed in %s)",
+                "%d of %d requested utterances could not be read during training (listed in %s)",
                 *(lost, arrived + lost, listed_in),
             )
         add_loading(Path(trainer.default_root_dir), {"asked": arrived + lost, "arrived": arrived, "lost": lost})
@@ -137,14 +137,14 @@ class LoadWatch(pl.Callback):
 
 
 def count_lost(listed_in: Path) -> int:
-    """Utterances in a list of lost ones, counted as often as they were lost; 0 without a list."""
+    """Count the utterances in a list of lost ones, each as often as it was lost; 0 without a list."""
     if not listed_in.is_file():
         return 0
     return sum(len(json.loads(line)["lost"]) for line in listed_in.read_text(encoding="utf-8").splitlines())
 
 
 def _reading_dataset(loader: Any) -> Any:
-    """The dataset behind a loader that reads audio the lhotse way, or None."""
+    """Return the dataset behind a loader that reads audio through lhotse, or None."""
     dataset = getattr(loader, "dataset", None)
-    dataset = getattr(dataset, "dataset", dataset)  # lhotse wraps it where workers sample by themselves
+    dataset = getattr(dataset, "dataset", dataset)  # lhotse wraps a dataset whose workers sample by themselves
     return dataset if isinstance(getattr(dataset, "load_audio", None), AudioSamples) else None

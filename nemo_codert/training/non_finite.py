@@ -1,6 +1,6 @@
-"""What of a step is not finite: which loss part, the gradient of which network, and which utterances are at fault.
+"""Diagnosis of a step that is not finite: the loss part, the network whose gradient is bad, the utterances at fault.
 
-Everything here runs after a fault was found; a good step pays for none of it.
+Everything here runs after a fault was found and costs a good step nothing.
 B batch, S samples, F mel bins, D channels, T frames, U target tokens.
 """
 
@@ -23,7 +23,7 @@ NAMED_UTTERANCES = 20
 
 @dataclass
 class SeenBatch:
-    """One batch of an optimizer step. parts: the parts of its loss, once it is computed. utterances: [] if unknown."""
+    """One batch of an optimizer step. parts: parts of the loss, once computed. utterances: [] if unknown."""
 
     index: int
     batch: Any
@@ -33,7 +33,7 @@ class SeenBatch:
 
 @dataclass
 class Fault:
-    """What was not finite in one optimizer step on one rank.
+    """Values that were not finite in one optimizer step on one rank.
 
     losses: part -> value. networks: network -> "bad of all" tensors of its gradient. parameters: the first of them.
     weights: parameters that are themselves not finite. utterances: all of the step. suspects: utterance -> why.
@@ -51,11 +51,11 @@ class Fault:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For a file. Numbers that JSON does not know are spelled out."""
+        """Plain dict for a file; numbers that JSON lacks become text."""
         return {**asdict(self), "losses": {name: str(value) for name, value in self.losses.items()}}
 
     def text(self, model: LightningModule) -> str:
-        """Losses, gradients and utterances in one line."""
+        """Format losses, gradients and utterances in one line."""
         said = []
         if self.losses:
             losses = [f"{name} = {value}{_branch(name, model)}" for name, value in self.losses.items()]
@@ -83,20 +83,20 @@ class Fault:
 
 
 def find_fault(model: LightningModule, seen: list[SeenBatch], step: int, rank: int) -> Fault:
-    """Everything that can be told about a step that is not finite. seen: its batches, gradients still in place."""
+    """Diagnose a step that is not finite. seen: the step's batches; gradients must still be in place."""
     fault = Fault(step, rank, batches=[each.index for each in seen])
     fault.losses = _non_finite_losses(seen)
     fault.networks, fault.parameters = _non_finite_gradients(model)
     fault.weights = [name for name, weight in model.named_parameters() if not _is_finite(weight)][:NAMED_PARAMETERS]
     fault.utterances = [name for each in seen for name in each.utterances]
-    if not fault.weights:  # else every utterance would be found at fault
+    if not fault.weights:  # every utterance would be at fault if weights were bad
         for each in seen:
             fault.suspects |= _suspects(model, each, step)
     return fault
 
 
 def _non_finite_losses(seen: list[SeenBatch]) -> dict[str, float]:
-    """The parts of the losses that are not finite; of several batches the first value of each."""
+    """Return the parts of the losses that are not finite; of several batches the first value of each."""
     losses: dict[str, float] = {}
     for each in seen:
         values = {name: float(value) for name, value in each.parts.items() if not _is_finite(value)}
@@ -105,7 +105,7 @@ def _non_finite_losses(seen: list[SeenBatch]) -> dict[str, float]:
 
 
 def _non_finite_gradients(model: nn.Module) -> tuple[dict[str, str], list[str]]:
-    """Networks with "bad of all" tensors of their gradient, and the first bad parameters."""
+    """Return the networks with "bad of all" tensors of their gradients, and the first bad parameters."""
     bad: dict[str, int] = {}
     all_of: dict[str, int] = {}
     parameters = []
@@ -121,20 +121,20 @@ def _non_finite_gradients(model: nn.Module) -> tuple[dict[str, str], list[str]]:
 
 
 def _suspects(model: LightningModule, seen: SeenBatch, step: int) -> dict[str, str]:
-    """Utterance -> what is not finite for it alone. Nothing where it cannot be told; an own failure hides no fault."""
+    """Return utterance -> the value that is not finite for it alone; empty if unknown or if the diagnosis fails."""
     try:
         with _looking_again(model):
             rows = _faulty_rows(model, seen.batch, step)
-    except Exception:  # noqa: BLE001  whatever goes wrong here, the fault itself has to be reported
+    except Exception:  # noqa: BLE001  an error of the diagnosis must not hide the fault
         return {}
-    # Names are of what was asked for; where some of it could not be read, rows are others.
+    # Names are those of requested utterances; where some could not be read, the rows do not match.
     names = seen.utterances if len(seen.utterances) == len(seen.batch[0]) else []
     return {(names[row] if names else f"row {row} of batch {seen.index}"): why for row, why in rows.items()}
 
 
 @contextmanager
 def _looking_again(model: LightningModule) -> Iterator[None]:
-    """Without gradients, dropout, dither and drifting statistics: the model stays as it was, the generators too."""
+    """Disable gradients, dropout, dither and updates of statistics; model and generators are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -147,7 +147,7 @@ def _looking_again(model: LightningModule) -> Iterator[None]:
 
 
 def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: int) -> dict[int, str]:
-    """Row of the batch -> the first thing on its way to the loss that is not finite."""
+    """Return row of the batch -> the first value on the way to the loss that is not finite."""
     batch = Batch.of(batch)
     rows: dict[int, str] = {}
 

@@ -1,7 +1,7 @@
-"""The training loader with a position: how many of its batches were trained on, and which utterances these are.
+"""Training loader with a position: the number of batches trained on, and their utterances.
 
 Lightning and the loader's workers draw batches ahead of training, so a position counts batches trained, not drawn.
-Going back to one draws from the sampler, which costs no audio where the sampler runs in the training process
+Going back to a position draws from the sampler, which reads no audio where the sampler runs in the training process
 (NeMo's classic loader, lhotse without tarred or sharded data); a stream of shards is read again.
 """
 
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 class ResumableLoader:
     """A DataLoader that can start where an earlier one stopped; everything else is the DataLoader's.
 
-    Lightning finds `state_dict` and `load_state_dict`, puts the position into its checkpoints and gives it back
-    before the first batch. The random states do not travel that way, since every process has its own: see
+    Lightning finds `state_dict` and `load_state_dict`, puts the position into its checkpoints and restores it
+    before the first batch. The random states are saved separately, since every process has its own: see
     `random_states` and `resume_random`.
 
     Args:
-        loader: what Lightning has prepared; it is not changed, its sampler is shared.
-        replay_streams: read a stream of shards again up to the position; False starts it anew.
+        loader: the loader that Lightning has prepared; not changed, but its sampler is shared.
+        replay_streams: read a stream of shards again up to the position; False starts the stream from scratch.
         limit: batches of an epoch (`limit_train_batches`). Lightning would draw one more where an epoch had ended.
     """
 
@@ -36,8 +36,8 @@ class ResumableLoader:
         self, loader: DataLoader, *, replay_streams: bool = True, limit: Callable[[], float] = lambda: math.inf
     ) -> None:
         self.loader = copy.copy(loader)
-        self.current_utterances: list[str] = []  # ids or paths of the batch that training is at, where known
-        self.trained = 0  # batches of this epoch
+        self.current_utterances: list[str] = []  # ids or paths of the batch in training, where known
+        self.trained = 0  # number of batches in this epoch
         self.resume_random: tuple[RandomState, list[RandomState], RandomState] | None = None
         self._replay_streams, self._limit = replay_streams, limit
         self._sampler: _TrackedSampler | None = None
@@ -45,16 +45,16 @@ class ResumableLoader:
         if not self._is_stream:
             name = "sampler" if loader.batch_sampler is None else "batch_sampler"
             self._sampler = _TrackedSampler(getattr(loader, name), loader.dataset)
-            object.__setattr__(self.loader, name, self._sampler)  # DataLoader forbids it after its construction
+            object.__setattr__(self.loader, name, self._sampler)  # DataLoader forbids plain assignment
         self._position: dict[str, Any] | None = None
-        self._passes: list[int] = []  # batches drawn from a stream in each earlier pass: it may go on where one ended
+        self._passes: list[int] = []  # batches drawn from a stream in each earlier pass
         self._drawn = 0
         self._start: RandomState | None = None
         self._epoch = 0
-        self._untrained: deque[tuple[RandomState, list[str]]] = deque()  # of the batches handed out
-        self._again: deque[RandomState] = deque()  # for the batches that the interrupted run had drawn ahead
+        self._untrained: deque[tuple[RandomState, list[str]]] = deque()  # states and names of yielded batches
+        self._again: deque[RandomState] = deque()  # states for batches drawn ahead by the interrupted run
         self._afterwards: RandomState | None = None
-        self._iterator: Any = None  # under this name Lightning shuts its workers down
+        self._iterator: Any = None  # name under which Lightning shuts workers down
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loader"], name)
@@ -93,14 +93,14 @@ class ResumableLoader:
             return
         self._sampler.skipped = skipped
         self._iterator = iter(self.loader)
-        # A DataLoader without workers would wait for the first batch, when the random state is another.
+        # A DataLoader without workers would draw at the first batch, from another random state.
         self._sampler.pass_over()
         self._sampler.skipped = 0
 
     def _open_stream(self, skipped: int, *, is_resumed: bool) -> None:
         counts, self._iterator = [*self._passes, skipped], None
         if is_resumed and any(counts) and not self._replay_streams:
-            logger.warning("resume.replay_streams is false: the training data start anew")
+            logger.warning("resume.replay_streams is false: the training data start from scratch")
         elif is_resumed and any(counts):
             logger.info("Reading %d batches of the stream again to go on behind them", sum(counts))
             for count in counts[:-1]:
@@ -125,24 +125,24 @@ class ResumableLoader:
         return batch
 
     def begin_batch(self) -> None:
-        """Training is at the next batch."""
+        """Note that training has begun the next batch."""
         self.current_utterances = self._untrained[0][1] if self._untrained else []
 
     def end_batch(self) -> None:
-        """One more batch has been trained on."""
+        """Note that training has finished a batch."""
         self.trained += 1
         self._untrained.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """Position: epoch of the sampler, and batches trained in it; of a stream also the earlier passes."""
+        """Return the position: the sampler's epoch, the batches trained in it, and a stream's earlier passes."""
         return {"epoch": self._epoch, "batches": self.trained, "passes": list(self._passes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next pass begins at this position."""
+        """Set the position at which the next pass begins."""
         self._position = dict(state)
 
     def random_states(self) -> tuple[RandomState | None, list[RandomState]]:
-        """Of this process: before this pass began, and before each batch that is drawn but not trained on."""
+        """Return this process's states before this pass and before each batch that is drawn but not trained on."""
         return self._start, [state for state, _ in self._untrained]
 
     def _epoch_samplers(self) -> list[Any]:
@@ -163,7 +163,7 @@ def _draw(iterator: Iterator[Any], count: int) -> None:
 
 
 class _TrackedSampler:
-    """A sampler that can pass batches over and remembers the utterances of those it has given out."""
+    """A sampler that can skip batches and records the utterances of the batches drawn."""
 
     def __init__(self, sampler: Any, dataset: Any) -> None:
         self.sampler, self.skipped = sampler, 0
@@ -187,7 +187,7 @@ class _TrackedSampler:
         return self
 
     def pass_over(self) -> None:
-        """Draw what is to be passed over, where that is not yet done."""
+        """Draw the batches to be skipped, unless this is done."""
         while self._left:
             self._left -= 1
             next(self._draws, None)
@@ -200,7 +200,7 @@ class _TrackedSampler:
 
 
 def _utterances(drawn: Any, dataset: Any) -> list[str]:
-    """Ids of a lhotse CutSet; of the indices of a classic loader the audio files, or the indices themselves."""
+    """Return the ids of a lhotse CutSet; for indices of a classic loader, the audio files or the indices."""
     items = drawn if isinstance(drawn, list | tuple) or hasattr(drawn, "__iter__") else [drawn]
     entries = getattr(getattr(dataset, "manifest_processor", None), "collection", None)
     names = []

@@ -1,4 +1,4 @@
-"""What of a run's config can be known to be at fault before anything is built or written (scripts/train.py).
+"""Checks of a run's config before anything is built or written.
 
 `check_run` is the one entry. It adds to the model's own checks (`config.checked`) the files that a run reads.
 """
@@ -35,11 +35,11 @@ LOGGED_OF_PAIRS = (
 )
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
 RESUME_KEYS = ("every_n_steps", "replay_streams")
-OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
+OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
 
 
 def check_run(cfg: DictConfig) -> None:
-    """Faults that can be known before anything is built or written, each with its key.
+    """Check a run's config before anything is built or written.
 
     Raises:
         ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
@@ -56,7 +56,7 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def _value(cfg: DictConfig, key: str, default: object = None) -> object:
-    """What is at a key; `default` where nothing is, or what cannot be resolved (the model's own checks say so)."""
+    """Return the value at a key; `default` if absent or not resolvable, which the model's own checks report."""
     try:
         return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
     except OmegaConfBaseException:  # a list or a text where a block should be
@@ -74,7 +74,7 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:
-    """Classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
+    """Yield classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
     for name in ("preprocessor", "spec_augment", "encoder", "student", "decoder", "joint", "optim"):
         block = _value(cfg, f"model.{name}")
         if not OmegaConf.is_dict(block):
@@ -82,7 +82,7 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
         try:
             plain = OmegaConf.to_container(block, resolve=True, throw_on_missing=False)
         except OmegaConfBaseException:
-            continue  # the model's own checks say so
+            continue  # reported by the model's own checks
         for path, target in targets_in(plain, f"model.{name}"):
             if not is_allowed_target(target):
                 yield f"{path} is {target!r}, wanted a class of NeMo's or of nemo_codert.modules"
@@ -139,7 +139,7 @@ def _folder_problems(folder: Path) -> Iterator[str]:
 
 
 def _value_problems(cfg: DictConfig) -> Iterator[str]:
-    """Numbers that only a loader or the front end would stumble over."""
+    """Yield invalid numbers that only a loader or the front end would find."""
     for section in ("train_ds", "validation_ds", "test_ds"):
         size = _value(cfg, f"model.{section}.batch_size")
         if size is not None and not is_count(size):
@@ -203,7 +203,7 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
     is_scheduled = _value(cfg, "model.optim.sched") and not _value(cfg, "model.optim.sched.max_steps")
     if steps == -1 and is_scheduled and _value(cfg, "model.train_ds.use_lhotse"):
         yield (
-            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader does not know how many "
+            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader cannot count how many "
             "batches an epoch has: give trainer.max_steps, or set model.optim.sched to null"
         )
     batches = _value(cfg, "trainer.accumulate_grad_batches", 1)
@@ -220,7 +220,7 @@ def _interval_problems(cfg: DictConfig) -> Iterator[str]:
             f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
             "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
         )
-    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # neither knows how long an epoch is
+    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # the length of an epoch is unknown then
         is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
     else:
         is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
@@ -239,7 +239,7 @@ def _runs_without_validation(cfg: DictConfig) -> Iterator[str]:
 
 
 def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
-    """A name that nothing is logged by would end the run after its first validation."""
+    """Yield names that are never logged, which would end the run after its first validation."""
     if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
         return
     key = "exp_manager.checkpoint_callback_params.monitor"
@@ -247,7 +247,7 @@ def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
     known = (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE))
     if _value(cfg, "model.compute_eval_loss", True) is False:
         known = tuple(name for name in known if name != "val_loss")
-    # Of several validation manifests NeMo logs each under a prefix of its own.
+    # NeMo logs each of several validation manifests under its own prefix.
     if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
         yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
 
@@ -258,7 +258,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
         return
     for key in block:
         if key not in RESUME_KEYS:
-            yield f"resume.{key} is no key of resume, which has {' and '.join(RESUME_KEYS)}"
+            yield f"resume.{key} is not a key of resume, which has {' and '.join(RESUME_KEYS)}"
     every, replay = block.get("every_n_steps", 0), block.get("replay_streams", True)
     if every != 0 and not is_count(every):
         yield f"resume.every_n_steps is {every!r}, wanted a number of optimizer steps, or 0 for none"
@@ -271,7 +271,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _stream_problems(cfg: DictConfig) -> Iterator[str]:
-    """lhotse gives every process the whole stream of shards: with one seed all would train on the same batches."""
+    """Yield a fault for a stream of shards on several processes with one seed: all would train on the same batches."""
     devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
     block = _value(cfg, "model.train_ds")
     if not OmegaConf.is_dict(block) or not _value(block, "use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
@@ -297,7 +297,7 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     if not OmegaConf.is_dict(block):
         yield f"{section} is missing: give it a manifest_filepath"
         return
-    absent = name not in block or block[name] is None  # a value of ??? is not in a block either
+    absent = name not in block or block[name] is None  # a value of ??? counts as absent
     if absent and any(_value(block, source) for source in OTHER_SOURCES):
         return
     if absent:
@@ -334,7 +334,7 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def test_manifests(cfg: DictConfig) -> list[str]:
-    """Manifests to transcribe when training has ended; none without model.test_ds or of what is no plain manifest.
+    """Return the manifests to transcribe when training has ended; none without plain manifests in model.test_ds.
 
     Raises:
         ValueError: neither a path nor a list of paths.
@@ -363,18 +363,18 @@ def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
         sentencepiece.SentencePieceProcessor(model_file=str(Path(str(folder)) / "tokenizer.model"))
     except (OSError, RuntimeError) as error:
         yield (
-            f"model.tokenizer.dir is {folder!r}: its tokenizer.model is no SentencePiece model ({error}). "
+            f"model.tokenizer.dir is {folder!r}: its tokenizer.model is not a SentencePiece model ({error}). "
             "scripts/prepare_data.py makes one"
         )
 
 
 def is_tarred(block: DictConfig) -> bool:
-    """Whether a data section is of tarred audio, whose manifests may be patterns."""
+    """Return whether a data section names tarred audio, whose manifests may be patterns."""
     return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
 
 
 def manifest_paths(value: object) -> list[str]:
-    """NeMo takes one path, several separated by commas, or a list."""
+    """Return the paths in a setting: NeMo takes one path, several separated by commas, or a list."""
     if not isinstance(value, str):
         return [str(path) for path in value]
     return [value] if os.path.isfile(value) else [path.strip() for path in value.split(",")]

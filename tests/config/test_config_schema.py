@@ -218,7 +218,7 @@ REFUSED = [
     (
         "loss.loss_nam",
         "default",
-        "model.loss.loss_nam is no key of an RNN-T loss, known are loss_name, warprnnt_numba",
+        "model.loss.loss_nam is not a key of an RNN-T loss, known are loss_name, warprnnt_numba",
     ),
     ("loss.warprnnt_numba_kwargs", {"sigma": 0.1}, "warprnnt_numba_kwargs.sigma is not supported"),
     ("rnnt_reduction", "none", "model.rnnt_reduction is 'none', wanted one of mean_batch"),
@@ -246,7 +246,7 @@ REFUSED = [
     ("normalize_joint_norm", True, "model.normalize_joint_norm is true"),
     ("variational_noise", {"std": 0.1}, "model.variational_noise.std is above 0"),
     ("freeze_updates", {"enabled": True}, "a frozen teacher is model.codert.teacher: frozen"),
-    ("optim_param_groups", {"encodr": {"lr": 1e-3}}, "optim_param_groups.encodr is no part of a pair"),
+    ("optim_param_groups", {"encodr": {"lr": 1e-3}}, "optim_param_groups.encodr is not a part of a pair"),
     ("tokenizer.type", "wpe", "model.tokenizer.type is 'wpe', wanted bpe"),
     ("tokenizer.type", "agg", "model.tokenizer.type is 'agg', wanted bpe"),
     ("tokenizer.custom_tokenizer", {"_target_": "x"}, "only a plain SentencePiece tokenizer"),
@@ -269,7 +269,7 @@ REFUSED = [
         r"proj_size is 24, wanted .* below d_model \(24\)",
     ),
     ("student.encoder", {**RNN, "proj_size": "half"}, "proj_size is 'half'"),
-    ("student.encoder", {**RNN, "feat_out": -1}, "feat_out is no key of RNNEncoder"),
+    ("student.encoder", {**RNN, "feat_out": -1}, "feat_out is not a key of RNNEncoder"),
     # activation checkpointing of encoders that have no Conformer layers
     ("codert.activation_checkpointing", "layers", "activation_checkpointing is 'layers', wanted bool"),
 ]

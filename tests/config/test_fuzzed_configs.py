@@ -49,7 +49,7 @@ KEYS = {
         "model.joint:",
     ),
     "model.encoder.n_layers": (10**12, "model.encoder.n_layers is 1000000000000, wanted a number of at most 1000"),
-    "model.encoder.d_model": (2**20, "model.encoder has sizes that make about"),
+    "model.encoder.d_model": (2**31, "model.encoder.d_model is 2147483648, wanted a number of at most 1048576"),
     "model.encoder.dropout": (float("nan"), "model.encoder.dropout is nan, wanted a number of at most"),
     "model.decoding.beam": ({"beam_size": 0}, "model.decoding.beam.beam_size is 0, wanted a whole number from 1"),
 }

@@ -269,8 +269,8 @@ def test_data_that_is_no_plain_manifest_is_left_alone_with_a_warning(
 @pytest.mark.parametrize(
     "content, words",
     [
-        ({"tokenizer.model": b"no model", "vocab.txt": b""}, ["tokenizer.model is no SentencePiece model"]),
-        ({"tokenizer.model": b"", "vocab.txt": b""}, ["tokenizer.model is no SentencePiece model"]),
+        ({"tokenizer.model": b"no model", "vocab.txt": b""}, ["tokenizer.model is not a SentencePiece model"]),
+        ({"tokenizer.model": b"", "vocab.txt": b""}, ["tokenizer.model is not a SentencePiece model"]),
         ({"tokenizer.model": b"no model"}, ["no vocab.txt in there"]),
     ],
     ids=["broken", "empty", "no vocabulary"],

@@ -82,7 +82,7 @@ def test_what_cannot_be_read_any_more_is_counted_listed_and_passed_over(corpus, 
     count = sum(map(len, lost))
     assert loading(tmp_path) == {"asked": watch.arrived + count, "arrived": watch.arrived, "lost": count}
     assert watch.arrived == 12  # of two batches in two epochs, three each
-    assert f"{count} of {12 + count} utterances asked for could not be read during training" in caplog.text
+    assert f"{count} of {12 + count} requested utterances could not be read during training" in caplog.text
 
 
 def test_refuse_stops_and_names_what_cannot_be_read(corpus, fit, tmp_path):

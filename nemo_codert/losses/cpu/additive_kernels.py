@@ -5,8 +5,8 @@ Thread i of n computes every n-th utterance, starting with utterance i. Imports 
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
-# columns: the targets' and last the blank's. Arrays of a side are described as the encoder's; the prediction's have M
-# in the place of T.
+# columns: the targets' and last the blank's. Arrays of a side are described as the encoder's; the prediction's
+# have M in the place of T.
 
 from typing import Any
 

@@ -4,8 +4,8 @@ Compiled functions for kernels on the CPU. Imports numpy, numba, `blas`, `compil
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
-# columns: the targets' and last the blank's. Arrays of a side are described as the encoder's; the prediction's have M
-# in the place of T.
+# columns: the targets' and last the blank's. Arrays of a side are described as the encoder's; the prediction's
+# have M in the place of T.
 
 import math
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from nemo_codert.losses.cpu.blas import fill_product
 from nemo_codert.losses.cpu.compile_cache import callee
 from nemo_codert.losses.cpu.exponentials import exp_float32, exp_float64
 
-CLASSES_PER_PRODUCT = 256  # of one float32 product, or nearly; the products are added up in float64
+CLASSES_PER_PRODUCT = 256  # classes of one float32 product, or nearly; the products are added up in float64
 
 
 class SideArrays(NamedTuple):
