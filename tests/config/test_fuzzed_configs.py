@@ -6,12 +6,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.config.fuzzing import base_configs, built, fuzz, outcome, time_limit
-from tests.conftest import STOCK, load_script
+from tests.conftest import STOCK
 
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("train")
+    from nemo_codert.training import run
+
+    return run
 
 
 @pytest.fixture(scope="module")

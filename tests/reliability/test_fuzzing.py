@@ -2,8 +2,8 @@
 
 import pytest
 
+from nemo_codert.training import run
 from tests.config.fuzzing import CONFIGS, STRATEGIES, base_configs, fuzz
-from tests.conftest import load_script
 
 pytestmark = pytest.mark.reliability
 CO_TRAINED = [name for name in STRATEGIES if not name.startswith("static")]  # a frozen teacher needs a checkpoint
@@ -13,7 +13,7 @@ EXAMPLES = 80
 @pytest.mark.parametrize("part", range(4))
 def test_many_changed_configs_end_in_our_error_or_in_a_model(manifest, tokenizer_dir, tmp_path, batch, campaign, part):
     pairs = [(name, strategy) for name in CONFIGS for strategy in CO_TRAINED]
-    bases, script = base_configs(manifest, tokenizer_dir, tmp_path / "runs", pairs[part::4]), load_script("train")
+    bases, script = base_configs(manifest, tokenizer_dir, tmp_path / "runs", pairs[part::4]), run
     outcomes = fuzz(script, bases, batch, EXAMPLES, seed=part)
     failed, valid = [text for text in outcomes if text.startswith("!")], outcomes.count("valid")
     survived, refused = len(outcomes) - len(failed), len(outcomes) - len(failed) - valid

@@ -32,7 +32,9 @@ def script() -> ModuleType:
     loggers = [logging.getLogger(name) for name in ("nemo_codert", "nemo_logger", "pytorch_lightning", "lhotse")]
     states = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
     levels = [(handler, handler.level) for log in (*loggers, logging.root) for handler in log.handlers]
-    module = load_script("train")
+    import nemo_codert.cli.train  # noqa: F401  (sets the levels of libraries' logs)
+    from nemo_codert.training import run as module
+
     version = os.environ.pop("NEMO_EXPM_VERSION", None)
     yield module
     os.environ.pop("NEMO_EXPM_VERSION", None)

@@ -10,6 +10,7 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import open_dict
 
+from nemo_codert.cli import train as command
 from nemo_codert.export.stock_file import load_model
 from nemo_codert.export.training_record import recorded_training, training_record
 from nemo_codert.models import student_config, teacher_config
@@ -153,7 +154,7 @@ def test_a_training_that_fails_keeps_its_folder_once_it_has_made_a_step(steps, s
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(script, "prepare", prepared)
-        script.main(small_run())
+        command.main(small_run())
     assert bool(folders(tmp_path / "runs")) is bool(steps)
 
 
@@ -169,7 +170,7 @@ def test_a_refused_run_leaves_earlier_runs_alone(script, small_run, tmp_path):
     earlier = tmp_path / "runs" / "fsdd" / "earlier"
     earlier.mkdir(parents=True)
     (earlier / "pair.nemo").touch()
-    with pytest.raises(script.USER_ERRORS):
+    with pytest.raises(command.USER_ERRORS):
         script.prepare(small_run(UNKNOWN))
     assert folders(tmp_path / "runs") == {"fsdd", "fsdd/earlier"}
     assert (earlier / "pair.nemo").is_file()
@@ -184,14 +185,14 @@ def test_a_refused_run_in_a_folder_that_may_be_an_earlier_runs_keeps_it(name, sc
     }[name]
     (tmp_path / root).mkdir(parents=True)
     (tmp_path / root / "pair.nemo").touch()
-    with pytest.raises(script.USER_ERRORS):
+    with pytest.raises(command.USER_ERRORS):
         script.prepare(small_run(UNKNOWN, *overrides))
     assert len(list((tmp_path / root).rglob("pair.nemo"))) == 1  # NeMo moves it down when it resumes
 
 
 def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1(script, small_run, capfd):
     with pytest.raises(SystemExit) as caught:
-        script.main(small_run(UNKNOWN))
+        command.main(small_run(UNKNOWN))
     message = caught.value.code  # a text: the interpreter prints it and ends with status 1
     assert isinstance(message, str) and message.startswith("error: ") and "n_layerz" in message
     assert "Traceback" not in capfd.readouterr().err
@@ -199,7 +200,7 @@ def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1(scrip
 
 def test_a_path_that_the_system_refuses_is_one_message_that_names_it(script, small_run, capfd):
     with pytest.raises(SystemExit) as caught:
-        script.main(small_run("exp_manager.exp_dir=/proc/nope"))
+        command.main(small_run("exp_manager.exp_dir=/proc/nope"))
     message = caught.value.code
     assert isinstance(message, str) and message.startswith("error: /proc/nope: No such file or directory. Give a path")
     assert "Traceback" not in capfd.readouterr().err

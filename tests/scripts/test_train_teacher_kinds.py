@@ -7,6 +7,7 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from omegaconf import OmegaConf, open_dict
 
+from nemo_codert.cli import train as command
 from nemo_codert.export.stock_file import load_model
 from nemo_codert.models import teacher_config
 from tests.conftest import STOCK
@@ -41,7 +42,7 @@ def test_a_static_run_with_a_hybrid_teacher_leaves_all_its_files(
     said = []
     monkeypatch.setattr(script.logger, "info", lambda message, *args: said.append(message % args))
 
-    script.main(cfg)
+    command.main(cfg)
 
     (folder,) = (tmp_path / "runs" / "fsdd").iterdir()
     pair, student = load_model(folder / "pair.nemo"), ASRModel.restore_from(str(folder / "student.nemo"))
