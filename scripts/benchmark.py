@@ -34,7 +34,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nemo_codert.cli.console import exit_status, folder_to_fill, keep_freed_memory, quieten_libraries
+from nemo_codert.cli.console import exit_status, folder_to_fill, quieten_libraries
+from nemo_codert.training.memory import keep_freed_memory
 
 PARTS = ("loss", "joint", "step", "decoding")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")

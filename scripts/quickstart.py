@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from nemo_codert.cli.console import hydra_value
+from nemo_codert.config.hydra_text import hydra_value
 
 SCRIPTS = Path(__file__).resolve().parent
 CORPUS_SIZES = {"train": 900, "dev": 60, "test": 100}

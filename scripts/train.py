@@ -1,6 +1,8 @@
-"""Train a teacher and its student together, or either of them alone: see nemo_codert/cli/train.py."""
+"""Train a teacher and its student together, or either of them alone: nemo_codert/cli/train.py, `--help` for more."""
+
+import sys
 
 from nemo_codert.cli.train import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,16 +14,16 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.cli.console import hydra_value
 from nemo_codert.compare.folds import Fold
 from nemo_codert.config.checked import CoDERTConfig, StudentConfig
+from nemo_codert.config.hydra_text import hydra_value, missing_config
+from nemo_codert.config.shipped import conf_folder
 from nemo_codert.data.manifest import whole_or_not
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
 TEACHER = "teacher"  # the strategy whose model the static ones take
 TEACHER_WEIGHTS = "run/teacher.nemo"  # in its cell
@@ -237,13 +237,16 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
 
 @cache  # a fifth of a second each, and a comparison asks for the lone student's twice
 def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    known = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    known = sorted(path.stem for path in (conf_folder() / "strategy").glob("*.yaml"))
     if strategy not in known:
         raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base=None):
+        with initialize_config_dir(str(conf_folder()), version_base=None):
             cfg = compose(config_name, [f"strategy={strategy}", *overrides])
+    except MissingConfigException as error:
+        problem = missing_config(error, [conf_folder()])
+        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {problem}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
     return dict(_flat(OmegaConf.to_container(cfg, resolve=False)))

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.compare.plan import BASELINE, CONF, TEACHER, Cell, Settings, plan, write_whole
+import nemo_codert
+from nemo_codert.compare.plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
 
+PACKAGE = Path(nemo_codert.__file__).resolve().parent
 RESULT_FILE = "result.json"
 RUNS_FILE = "results.csv"
 PREDICTIONS_FILE = "predictions.jsonl.gz"
@@ -72,12 +74,12 @@ def branches_of(strategy: str) -> tuple[str, ...]:
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
 
-def source_hash(root: Path = CONF.parent) -> str:
-    """SHA-256 of the code that a training runs: the package's files and scripts/train.py, with their names."""
+def source_hash(package: Path = PACKAGE) -> str:
+    """Return the SHA-256 of the code that a training runs: the package's files and their names."""
     content = hashlib.sha256()
-    for path in sorted([*(root / "nemo_codert").rglob("*.py"), root / "scripts" / "train.py"]):
+    for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()
-        content.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
+        content.update(f"{path.relative_to(package.parent).as_posix()} {len(source)}\n".encode() + source)
     return content.hexdigest()
 
 

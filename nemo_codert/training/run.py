@@ -1,31 +1,31 @@
-"""A training run, from a config to files: what scripts/train.py does, as a library."""
+"""A training run, from a config to files: what `codert train` and scripts/train.py do, as a library.
 
-import atexit
+`prepare` makes everything up to the first step, `train` a whole run. Faults are exceptions; the commands turn them
+into messages and exit codes.
+"""
+
 import copy
 import json
 import logging
 import os
 import shutil
-import tempfile
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import sentencepiece
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.utils.exp_manager import exp_manager
 from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
-from nemo_codert.config.checked import checked_config, encoder_stride, lone_branch
-from nemo_codert.data import DataReport, Loader, screen_dataset
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
 from nemo_codert.export.model_card import model_card, read_results
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
-from nemo_codert.export.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record
+from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
 from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
 from nemo_codert.models.build_faults import build_error, try_networks
@@ -38,36 +38,76 @@ from nemo_codert.training.last_checkpoint import prepare_resume
 from nemo_codert.training.load_watch import LoadWatch
 from nemo_codert.training.progress import StepProgress
 from nemo_codert.training.resume import ResumeState
-from nemo_codert.training.run_checks import check_run, is_tarred, manifest_paths, test_manifests
+from nemo_codert.training.run_checks import check_run, test_manifests
+from nemo_codert.training.usable_data import own_folder, screen_data
+
+__all__ = ["Run", "prepare", "train"]
 
 logger = logging.getLogger("nemo_codert.train")
 
 RANK_SEED_STEP = 1_000_003
-TEST_BATCH_SIZE = 16  # utterances, where model.test_ds says nothing
-# The model as it was trained, additive joint and all. `student.nemo` is the stock student beside it.
+TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
+# The model as it was trained, additive joint included. `student.nemo` is the stock student beside it.
 TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
 
 
-def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
-    """Everything before the first step: checks, run folder, usable data, model, report on a loaded teacher.
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        config: the root config as it is used: a copy of the one passed in, with `train`, `seed` and the manifests of
+            usable utterances filled in.
+        trainer: Lightning's trainer with the callbacks of this package.
+        model: an `EncDecCoDERTBPEModel`, or a stock model where the student or the teacher is trained alone.
+        folder: the run's folder; everything that the run writes lies in it.
+    """
+
+    config: DictConfig
+    trainer: pl.Trainer
+    model: EncDecRNNTBPEModel
+    folder: Path
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Prepare a run up to its first step: checks, run folder, usable data, model, report on a loaded teacher.
+
+    Args:
+        cfg: root config with `model`, `trainer` and `exp_manager`, as Hydra composes it from `conf/`. It is not
+            changed.
+
+    Returns:
+        The run, whose `trainer.fit(model)` would be the next call. `train` makes this call and writes the files.
 
     Raises:
-        ValueError: see `check_run`, `screen_data` and the model's own checks.
+        ValueError: faults of the config, of a manifest or of a checkpoint, each with its key, value and remedy. The
+            folder that this call made is removed.
+        OSError: a path that cannot be read or written.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> prepare(OmegaConf.create({"trainer": {"max_steps": 10}}))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: This run cannot start:
+          - model is missing: a config needs the model section of a stock RNN-T plus student and codert
+        ...
     """
+    cfg = copy.deepcopy(cfg)
     with open_dict(cfg):  # a stock NeMo config has neither
         cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
-    check_run(cfg)
+    checked = check_run(cfg)
     if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
-        os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks are told rank 0's by this variable
+        os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
     pl.seed_everything(cfg.seed, verbose=False)
-    trainer = make_trainer(cfg)
+    trainer = make_trainer(cfg, checked)
     try:
         if cfg.exp_manager.get("resume_if_exists"):
             load = trainer.strategy.checkpoint_io.load_checkpoint
             prepare_resume(checkpoint_folder(trainer, cfg.exp_manager), load, is_writer=is_global_rank_zero())
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
-        data = screen_data(cfg, folder if is_global_rank_zero() else own_folder())
+        data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
         try:
             model = build_model(cfg, trainer)
             try_networks(model)
@@ -84,11 +124,67 @@ def prepare(cfg: DictConfig) -> tuple[pl.Trainer, EncDecRNNTBPEModel, Path]:
         forget_run(cfg)
         raise
     pl.seed_everything(cfg.seed, verbose=False)  # same data order whatever was built before
-    return trainer, model, folder
+    return Run(cfg, trainer, model, folder)
+
+
+def train(cfg: DictConfig) -> Run:
+    """Train as a config says and write the trained models.
+
+    The run's folder then holds checkpoints, `pair.nemo` and `student.nemo` with its card `student.md` (of a model
+    that is trained alone `lone_student.nemo` or `teacher.nemo`), `config.yaml`, and the transcripts of the manifests
+    in `model.test_ds`. Further ranks of a distributed run write nothing.
+
+    Args:
+        cfg: see `prepare`.
+
+    Returns:
+        The run. Its model has the weights of the best checkpoint and is on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: see `prepare`.
+        OSError: a path that cannot be read or written, or a full disk.
+        FloatingPointError: a loss or gradient that is not finite, where `model.codert.non_finite.action` is stop.
+        SIGTERMException: SIGTERM ended the training; `exp_manager.resume_if_exists=true` resumes it.
+
+    Example:
+        >>> import logging
+        >>> from pathlib import Path
+        >>> from hydra import compose, initialize_config_dir
+        >>> from nemo_codert.config.shipped import conf_folder
+        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
+        ...     cfg = compose("fsdd", ["strategy=tandem_kd", "exp_manager.exp_dir=runs"])
+        >>> train(cfg)  # no data are named yet  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: This run cannot start:
+          - model.train_ds.manifest_filepath is missing: ...
+    """
+    run = prepare(cfg)
+    complete(run)
+    return run
+
+
+def complete(run: Run) -> None:
+    """Train a prepared run and write its files; see `train`.
+
+    Raises:
+        OSError, FloatingPointError, SIGTERMException: see `train`. Where no step was made the run's folder is removed,
+            if this run made it.
+    """
+    try:
+        run.trainer.fit(run.model)
+    except SIGTERMException:
+        raise
+    except BaseException:
+        if run.trainer.global_step == 0:
+            forget_run(run.config)
+        raise
+    if run.trainer.is_global_zero:
+        finish(run)
 
 
 def forget_run(cfg: DictConfig) -> None:
-    """Remove the folder of a run that ended before its first step, where this run made it."""
+    """Remove the folder of a run that ended before its first step, if this run made it."""
     manager, version = cfg.exp_manager, os.environ.get("NEMO_EXPM_VERSION")  # set when NeMo made up a folder's name
     if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version") or not version:
         return
@@ -98,11 +194,14 @@ def forget_run(cfg: DictConfig) -> None:
         folder.parent.rmdir()
 
 
-def make_trainer(cfg: DictConfig) -> pl.Trainer:
-    """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
-    settings = dict(cfg.trainer)
-    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
-    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it keeps count for the others
+def make_trainer(cfg: DictConfig, checked: DictConfig) -> pl.Trainer:
+    """Return Lightning's trainer with this package's callbacks; its progress bar counts optimizer steps.
+
+    Args:
+        cfg: root config. checked: its model section as `check_run` returns it.
+    """
+    settings, codert = dict(cfg.trainer), checked.codert
+    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it counts steps for the others
     if settings.pop("enable_progress_bar", True):
         callbacks.append(StepProgress())
     callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
@@ -110,57 +209,8 @@ def make_trainer(cfg: DictConfig) -> pl.Trainer:
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
 
 
-def own_folder() -> Path:
-    """A folder of this process, gone when it ends: only rank 0 writes into the run's."""
-    folder = tempfile.mkdtemp(prefix="nemo_codert_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
-    """Drop or refuse utterances that cannot be used; the manifests in `cfg` become the usable ones.
-
-    Returns what there is to train on and to validate with, under `train` and `validation`.
-    """
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
-    codert, report = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert, DataReport()
-    strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
-    stride = max((stride for stride in strides if stride), default=None)
-    records: dict[str, list[DataRecord]] = {}
-    for name in ("train_ds", "validation_ds"):
-        block = cfg.model[name]
-        names = manifest_paths(block.get("manifest_filepath") or [])
-        records[name.removesuffix("_ds")] = data_records(names, None)
-        if block.get("manifest_filepath") is None or is_tarred(block):
-            logger.warning("model.%s is not a plain manifest: its utterances are not checked.", name)
-            report.add_unchecked(name)
-            continue
-        usable = [
-            str(
-                screen_dataset(
-                    path,
-                    policy=codert.bad_utterances,
-                    output_dir=folder,
-                    name=f"{name}_{i}" if i else name,
-                    sample_rate=cfg.model.sample_rate,
-                    tokenize=processor.encode,
-                    seconds_per_frame=stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
-                    unk_id=processor.unk_id(),
-                    loader=Loader.of(block, f"model.{name}"),
-                    audio_check=codert.audio_check,
-                    report=partial(report.add, name, path),
-                )
-            )
-            for i, path in enumerate(manifest_paths(block.manifest_filepath))
-        ]
-        block.manifest_filepath = usable[0] if len(usable) == 1 else usable
-        records[name.removesuffix("_ds")] = data_records(names, usable)
-    logger.info("Data (%s):\n%s", report.write(folder), report.table())
-    return records
-
-
 def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
-    """The pair, or NeMo's own class for the student or the teacher alone. Neither gets the test data."""
+    """Build the pair, or NeMo's own class for the student or the teacher alone. Neither gets the test data."""
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):
         cfg.model.pop("test_ds", None)
@@ -179,10 +229,10 @@ def build_model(cfg: DictConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
 
 
 def check_optimiser(model: EncDecRNNTBPEModel) -> None:
-    """Make the optimiser and its schedule once: Lightning, which makes them anew, would find a fault after the start.
+    """Build the optimizer and its schedule once: Lightning, which builds them again, would find a fault too late.
 
     Raises:
-        ValueError: NeMo or PyTorch refuse what model.optim says.
+        ValueError: NeMo or PyTorch refuse the settings of model.optim.
     """
     try:
         model.setup_optimization()
@@ -194,14 +244,14 @@ def check_optimiser(model: EncDecRNNTBPEModel) -> None:
 
 
 def log_loaded(branch: str, loaded: dict[str, Any]) -> None:
-    """Log what a branch starts from."""
+    """Log the source of a branch's weights, and the parts that start from scratch."""
     logger.info("%s starts from %s: %d tensors loaded", branch, loaded["source"], loaded["tensors"])
     if loaded.get("left"):
-        logger.info("%s begins anew, because of other shapes, in: %s", branch, ", ".join(loaded["left"]))
+        logger.info("%s starts from scratch, because of other shapes, in: %s", branch, ", ".join(loaded["left"]))
 
 
 def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> None:
-    """Say what is about to be trained; for a loaded teacher, how good it is before the first step."""
+    """Log what is about to be trained and, for a loaded teacher, how good it is before the first step."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("%s, %.2f M parameters", type(model).__name__, millions)
     if not is_writer or not isinstance(model, EncDecCoDERTBPEModel):
@@ -215,13 +265,13 @@ def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> Non
     (folder / "teacher_report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
-    """Write the trained model and the stock `student.nemo` of the best checkpoint."""
-    model = trainer.lightning_module
+def finish(run: Run) -> None:
+    """Write the trained model and the stock `student.nemo`, both with the weights of the best checkpoint."""
+    cfg, trainer, model, folder = run.config, run.trainer, run.model, run.folder
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if best and Path(best).is_file():
         model.load_state_dict(read_checkpoint(best)["state_dict"])
-    model = model.cpu().eval()
+    model.cpu().eval()
     score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     with open_dict(model.cfg):
         model.cfg[RECORD_KEY].updates = trainer.global_step
@@ -234,13 +284,13 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
     if test_manifests(cfg):
         for branch in ("student", "teacher") if cfg.train == "pair" else (cfg.train,):
-            transcribe_tests(cfg, trainer, branch, folder)
+            transcribe_tests(run, branch)
         if cfg.train != "teacher":
             save_student(model, folder)  # its card now has results
 
 
 def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:
-    """`student.nemo`, a stock model, and `student.md`, its card, with the results of the test sets that are there."""
+    """Write `student.nemo`, a stock model, and `student.md`, its card, with the results of the test sets so far."""
     stock = stock_of(model)
     parameters = sum(parameter.numel() for parameter in stock.parameters())
     about = {"branch": "student", "parameters": parameters}
@@ -251,11 +301,11 @@ def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:
     save_with_card(stock, folder / "student.nemo", card)
 
 
-def transcribe_tests(cfg: DictConfig, trainer: pl.Trainer, branch: str, folder: Path) -> None:
-    """Transcribe the test manifests with the stock model of a branch and keep what it said, one file a manifest."""
-    trained = trainer.lightning_module
-    networks = getattr(trained, f"{branch}_transducer", trained)  # of a pair, the branch
-    # A shared projection is no submodule of the student's joint, but the student cannot do without it.
+def transcribe_tests(run: Run, branch: str) -> None:
+    """Transcribe the test manifests with the stock model of a branch and write the texts, one file a manifest."""
+    cfg, trainer, trained = run.config, run.trainer, run.model
+    networks = getattr(trained, f"{branch}_transducer", trained)  # the branch of a pair, or the lone model
+    # A shared projection is not a submodule of the student's joint, but the student needs it.
     parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
     weights = {id(parameter): parameter.numel() for part in parts for parameter in part.parameters()}
     model = stock_of(trained, branch=branch if cfg.train == "pair" else "student").to(trainer.strategy.root_device)
@@ -271,6 +321,7 @@ def transcribe_tests(cfg: DictConfig, trainer: pl.Trainer, branch: str, folder: 
     }
     for manifest in test_manifests(cfg):
         evaluation = evaluate(model, manifest, batch_size=about["batch_size"])
-        write_predictions(folder / "predictions" / branch / f"{Path(manifest).stem}.json", [evaluation], about)
+        path = run.folder / "predictions" / branch / f"{Path(manifest).stem}.json"
+        write_predictions(path, [evaluation], about)
         errors = evaluation.errors
         logger.info("%s: %s WER %.2f%% of %d words", Path(manifest).name, branch, 100 * errors.wer, errors.words)

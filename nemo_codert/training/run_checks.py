@@ -1,6 +1,6 @@
-"""What of a run's config can be known to be at fault before anything is built or written (scripts/train.py).
+"""Checks of a run's config, made before anything is built or written.
 
-`check_run` is the one entry. It adds to the model's own checks (`config.checked`) the files that a run reads.
+`check_run` is the one entry. It adds the files that a run reads to the model's own checks (`config.checked`).
 """
 
 import logging
@@ -36,39 +36,47 @@ RESUME_KEYS = ("every_n_steps", "replay_streams")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # lhotse's, in place of a manifest
 
 
-def check_run(cfg: DictConfig) -> None:
-    """Faults that can be known before anything is built or written, each with its key.
+def check_run(cfg: DictConfig) -> DictConfig:
+    """Check all of a run that can be checked before anything is built or written.
+
+    Args:
+        cfg: root config, with `train` and `seed`.
+
+    Returns:
+        Its model section with every default filled in, see `checked_config`.
 
     Raises:
         ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
             tokenizer, and settings that contradict each other.
     """
-    checks = [_config_problems, _run_problems, _value_problems, _target_problems, _optimiser_problems]
+    checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
     checks += [_trainer_problems, _checkpoint_problems, _data_problems, _test_problems, _resume_problems]
     checks += [_stream_problems, _tokenizer_problems]
-    problems = [problem for check in checks for problem in check(cfg)]
+    checked, problems = _checked_model(cfg)
+    problems += [problem for check in checks for problem in check(cfg)]
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):
         logger.warning("%s: nothing is validated and no best checkpoint is chosen.", text)
+    return checked
 
 
 def _value(cfg: DictConfig, key: str, default: object = None) -> object:
-    """What is at a key; `default` where nothing is, or what cannot be resolved (the model's own checks say so)."""
+    """Return the value of a key; `default` where there is none or it cannot be resolved (the model checks name it)."""
     try:
         return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
     except OmegaConfBaseException:  # a list or a text where a block should be
         return default
 
 
-def _config_problems(cfg: DictConfig) -> Iterator[str]:
+def _checked_model(cfg: DictConfig) -> tuple[DictConfig | None, list[str]]:
+    """Return the checked model section, or None and its faults."""
     if not OmegaConf.is_dict(cfg.get("model")):
-        yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
-        return
+        return None, ["model is missing: a config needs the model section of a stock RNN-T plus student and codert"]
     try:
-        checked_config(cfg.model, warn=False, alone=lone_branch(cfg))
+        return checked_config(cfg.model, warn=False, alone=lone_branch(cfg)), []
     except ValueError as error:
-        yield from str(error).split("\n  - ")[1:] or [str(error)]
+        return None, str(error).split("\n  - ")[1:] or [str(error)]
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:

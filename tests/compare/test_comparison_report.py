@@ -190,22 +190,23 @@ def test_a_cell_keeps_the_hash_of_the_code_that_trained_it_and_an_older_one_is_r
     assert [run.code for run in read_cells(settings, tmp_path).runs] == [""]
 
 
-def test_the_hash_of_the_code_tells_names_and_contents_of_package_and_script_and_nothing_else(tmp_path):
-    for name in ("nemo_codert/a.py", "nemo_codert/losses/b.py", "scripts/train.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("pass\n")
-    before = source_hash(tmp_path)
-    for name in ("nemo_codert/notes.txt", "scripts/other.py"):
+def test_the_hash_of_the_code_tells_names_and_contents_of_the_package_and_nothing_else(tmp_path):
+    package = tmp_path / "nemo_codert"
+    for name in ("a.py", "losses/b.py", "training/run.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("pass\n")
+    before = source_hash(package)
+    for name in ("nemo_codert/notes.txt", "other.py"):
         (tmp_path / name).write_text("new\n")
-    assert source_hash(tmp_path) == before == source_hash(tmp_path) and len(before) == 64
+    assert source_hash(package) == before == source_hash(package) and len(before) == 64
     seen = {before}
     for change in (
-        lambda: (tmp_path / "nemo_codert" / "a.py").rename(tmp_path / "nemo_codert" / "c.py"),
-        lambda: (tmp_path / "nemo_codert" / "losses" / "b.py").write_text("1\n"),
-        lambda: (tmp_path / "scripts" / "train.py").write_text("2\n"),
+        lambda: (package / "a.py").rename(package / "c.py"),
+        lambda: (package / "losses" / "b.py").write_text("1\n"),
+        lambda: (package / "training" / "run.py").write_text("2\n"),
     ):
         change()
-        seen.add(source_hash(tmp_path))
+        seen.add(source_hash(package))
     assert len(seen) == 4
 
 

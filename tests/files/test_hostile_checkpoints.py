@@ -94,7 +94,7 @@ def entries(model, trainer, path: Path, folder: Path) -> dict:
 
     def finish() -> None:
         best = type("Callback", (), {"best_model_path": str(path)})()
-        run.finish(None, type("Trainer", (), {"lightning_module": model, "checkpoint_callback": best}), folder)
+        run.finish(run.Run(None, type("Trainer", (), {"checkpoint_callback": best}), model, folder))
 
     return {
         "resume_if_exists": resume,

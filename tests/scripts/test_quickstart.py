@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_codert.cli.console import hydra_value
+from nemo_codert.config.hydra_text import hydra_value
 from tests.conftest import load_script
 
 
