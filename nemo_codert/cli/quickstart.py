@@ -18,10 +18,11 @@ import sys
 import time
 from pathlib import Path
 
+from nemo_codert.cli.console import fault
 from nemo_codert.config.hydra_text import hydra_value
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 CORPUS_SIZES = {"train": 900, "dev": 60, "test": 100}
+VOCABULARY = 96  # BPE pieces
 STOCK_FILES = 5
 
 STOCK_TRANSCRIPTION = """
@@ -36,35 +37,38 @@ print("TEXTS " + json.dumps([type(model).__name__, type(model.joint).__name__, t
 """
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status. Anything that fails ends the process with a message."""
+    options = parse_arguments(arguments)
     start = time.time()
-    folder: Path = arguments.output_dir
+    folder: Path = options.output_dir
     claim(folder)
     say(1, f"Synthesising speech in {folder / 'corpus'}")
-    corpus = prepare_corpus(folder / "corpus", arguments.seed)
+    corpus = prepare_corpus(folder / "corpus", options.seed)
     say(2, "Training teacher and student together (strategy shared_kd)")
-    run = train(corpus, folder / "training", arguments)
+    run = train(corpus, folder / "training", options)
     say(3, "Evaluating both on unseen voices")
     results = evaluate_branches(run, corpus / "test.json", folder)
     say(4, "Exporting the student and transcribing with it in stock NeMo, in a process of its own")
     shutil.copyfile(run / "student.nemo", folder / "student.nemo")
     stock = transcribe_in_stock_nemo(folder / "student.nemo", corpus / "test.json")
     say(5, "Writing the report")
-    write_report(folder, run, results, stock, minutes=(time.time() - start) / 60)
+    write_quickstart_report(folder, run, results, stock, minutes=(time.time() - start) / 60)
     print(table(results))
     print(f"\nStudent:  {folder / 'student.nemo'}\nReport:   {folder / 'report.md'}")
+    return 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; that of this process by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("quickstart_run"))
     parser.add_argument("--max-steps", type=int, default=None, help="optimizer steps (default: conf/quickstart.yaml)")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if arguments.max_steps is not None and arguments.max_steps < 1:
-        parser.error(f"--max-steps is {arguments.max_steps}, wanted 1 or more")
-    return arguments
+    options = parser.parse_args(arguments)
+    if options.max_steps is not None and options.max_steps < 1:
+        parser.error(f"--max-steps is {options.max_steps}, wanted 1 or more")
+    return options
 
 
 def claim(folder: Path) -> None:
@@ -77,6 +81,7 @@ def claim(folder: Path) -> None:
 
 
 def say(step: int, what: str) -> None:
+    """Print the heading of a step."""
     print(f"\n== {step}/5 {what}", flush=True)
 
 
@@ -87,37 +92,42 @@ def prepare_corpus(folder: Path, seed: int) -> Path:
     if done.is_file() and json.loads(done.read_text()) == recipe:
         print("The corpus is there already.")
         return folder
-    sizes = [word for name, size in CORPUS_SIZES.items() for word in (f"--{name}-utterances", str(size))]
-    run_script("prepare_data.py", "synthetic", "--output-dir", str(folder), "--seed", str(seed), *sizes)
+    from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
+
+    sizes = {f"{name}_utterances": size for name, size in CORPUS_SIZES.items()}
+    try:
+        manifests = make_synthetic_corpus(folder, **sizes, vocab_size=VOCABULARY, seed=seed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {fault(error)}")
+    for name, path in manifests.items():
+        durations = [json.loads(line)["duration"] for line in path.read_text().splitlines()]
+        print(f"{name:<6} {len(durations):>4} utterances, {sum(durations) / 3600:.2f} hours: {path}")
     done.write_text(json.dumps(recipe))
     return folder
 
 
-def train(corpus: Path, folder: Path, arguments: argparse.Namespace) -> Path:
-    """Run scripts/train.py and return the folder of the run."""
+def train(corpus: Path, folder: Path, options: argparse.Namespace) -> Path:
+    """Train the pair in a process of its own and return the folder of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [
         f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
         f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
         f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
         f"exp_manager.exp_dir={hydra_value(folder)}",
-        f"seed={arguments.seed}",
+        f"seed={options.seed}",
     ]
-    if arguments.max_steps:
-        overrides += [f"trainer.max_steps={arguments.max_steps}", f"trainer.val_check_interval={arguments.max_steps}"]
-    run_script("train.py", "--config-name=quickstart", "strategy=shared_kd", *overrides)
+    if options.max_steps:
+        overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
+    # Training sets seeds, log levels and the allocator of its whole process.
+    command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart", "strategy=shared_kd"]
+    finished = subprocess.run([*command, *overrides], check=False)
+    if finished.returncode:
+        sys.exit(f"The training failed with exit status {finished.returncode}: see its message above.")
     return next(folder.glob("quickstart/*/student.nemo")).parent
 
 
-def run_script(name: str, *arguments: str) -> None:
-    """Run one of our scripts as a user would; its output is shown as it comes."""
-    finished = subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], check=False)
-    if finished.returncode:
-        sys.exit(f"scripts/{name} failed with exit status {finished.returncode}: see its message above.")
-
-
 def evaluate_branches(run: Path, manifest: Path, folder: Path) -> list[dict[str, object]]:
-    """WER, size and speed of the student and the teacher, both as stock models; the student's texts are kept."""
+    """Measure WER, size and speed of the student and the teacher, both as stock models; keep the student's texts."""
     from nemo_codert.cli.console import quieten_libraries
 
     quieten_libraries()
@@ -160,7 +170,7 @@ def transcribe_in_stock_nemo(model: Path, manifest: Path) -> dict[str, object]:
 
 
 def table(results: list[dict[str, object]]) -> str:
-    """The results as a Markdown table, which also reads well in a terminal."""
+    """Return the results as a Markdown table, which also reads well in a terminal."""
     lines = [
         "| branch  | parameters | test WER | real-time factor |",
         "|---------|-----------:|---------:|-----------------:|",
@@ -172,10 +182,10 @@ def table(results: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def write_report(
+def write_quickstart_report(
     folder: Path, run: Path, results: list[dict[str, object]], stock: dict[str, object], minutes: float
 ) -> None:
-    """report.md with the table, the curves as a picture and what stock NeMo read."""
+    """Write report.md with the table, the curves as a picture and the texts of stock NeMo."""
     from nemo_codert.evaluation.learning_curves import plot_curves, read_curves
 
     plot_curves(read_curves(run), folder / "learning_curves.png")
@@ -184,7 +194,7 @@ def write_report(
 
 Teacher and student were trained together in {minutes:.1f} minutes (corpus, training and evaluation), sharing their
 prediction network, on {CORPUS_SIZES["train"]} synthetic utterances. The test set has {CORPUS_SIZES["test"]} utterances
-({results[0]["words"]} words) by voices that were never heard in training. The real-time factor is that of a whole
+({results[0]["words"]} words) by voices that are not in the training set. The real-time factor is that of a whole
 `transcribe` call, one second of audio taking that many seconds.
 
 {table(results)}
@@ -204,4 +214,4 @@ imported:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

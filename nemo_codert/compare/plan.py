@@ -405,11 +405,11 @@ def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir
 
 
 def shell_command(settings: Settings, cell: Cell) -> str:
-    """The command of a cell for a shell, relative to $DATA, $OUTPUT and the repository's root."""
+    """The command of a cell for a shell, relative to $DATA and $OUTPUT."""
     plain = [shlex.quote(argument) for argument in _plain_arguments(settings, cell)]
     paths = [f'"{argument}"' for argument in _path_arguments(settings, cell, "$DATA", "$OUTPUT")]
     threads = f"OMP_NUM_THREADS={settings.threads} MKL_NUM_THREADS={settings.threads}"
-    return " ".join([threads, "python scripts/train.py", *plain, *paths])
+    return " ".join([threads, "python -m nemo_codert.cli.train", *plain, *paths])
 
 
 def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:

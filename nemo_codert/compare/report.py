@@ -68,7 +68,7 @@ pre { padding: 0.6em; white-space: pre-wrap; overflow-wrap: anywhere }
 <pre>{% for key, value in settings.config.items() %}{{ key }}: {{ value }}
 {% endfor %}</pre></details>
 <h2>Commands</h2>
-<p>From the repository, with DATA the data folder and OUTPUT any folder; a static strategy after its teacher.</p>
+<p>With DATA the data folder and OUTPUT any folder; a static strategy after its teacher.</p>
 {% for cell, command in commands.items() %}<details><summary>{{ cell }}</summary><pre>{{ command }}</pre></details>
 {% endfor %}
 </body>
@@ -76,7 +76,7 @@ pre { padding: 0.6em; white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 
-def write_report(settings: Settings, results: Results, folder: Path, against: str) -> str:
+def write_comparison_report(settings: Settings, results: Results, folder: Path, against: str) -> str:
     """Write the report's files and return the tables of all folds together. Same input, same bytes.
 
     Args:

@@ -69,7 +69,7 @@ def system_name(cell: Cell, branch: str) -> str:
     return f"{cell.strategy}/{cell.seed}/{branch}"
 
 
-def branches_of(strategy: str) -> tuple[str, ...]:
+def tested_branches(strategy: str) -> tuple[str, ...]:
     """What a run of a strategy trains or takes along, and is tested."""
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
@@ -99,7 +99,7 @@ def finish_cell(
     """
     found: dict[str, Any] = {}
     sets: dict[str, Transcripts] = {}
-    for branch in branches_of(cell.strategy):
+    for branch in tested_branches(cell.strategy):
         root = folder / "run" / "predictions" / branch
         if not root.is_dir():
             raise ValueError(f"{cell}: the run left no predictions of its {branch} in {folder / 'run'}")
@@ -274,7 +274,7 @@ def _lines(sets: Iterable[Transcripts]) -> Iterable[dict[str, Any]]:
             }
 
 
-def read_results(settings: Settings, folder: Path) -> Results:
+def read_result_files(settings: Settings, folder: Path) -> Results:
     """Results from `results.csv` and `predictions.jsonl.gz`.
 
     Raises:
@@ -332,11 +332,11 @@ def restore_cells(settings: Settings, folder: Path) -> int:
     They are finished, so a comparison goes on from them, but have no log and no model.
 
     Raises:
-        ValueError: see `read_results`.
+        ValueError: see `read_result_files`.
     """
     if (folder / "cells").exists() or not ((folder / RUNS_FILE).is_file() and (folder / PREDICTIONS_FILE).is_file()):
         return 0
-    results = read_results(settings, folder)
+    results = read_result_files(settings, folder)
     for run in results.runs:
         own = {system_name(run.cell, branch) for branch in run.parameters}
         sets = [_of_systems(part, own) for part in results.transcripts if part.fold == run.cell.fold]

@@ -5,10 +5,10 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from nemo_codert.cli.compare import main
 from nemo_codert.compare import plan as comparison_plan
 from tests.compare.comparison_corpora import write_corpus
 from tests.conftest import REPOSITORY, load_script
@@ -37,11 +37,6 @@ def run_script(monkeypatch, capsys):
 # ---- scripts/compare_strategies.py ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def compare_script() -> ModuleType:
-    return load_script("compare_strategies")
-
-
 @functools.cache
 def composed_once(config_name: str, strategy: str, *overrides: str) -> dict:
     """The files of conf/ do not change between tests, and Hydra takes a second for a comparison's strategies."""
@@ -49,14 +44,14 @@ def composed_once(config_name: str, strategy: str, *overrides: str) -> dict:
 
 
 @pytest.fixture
-def run(compare_script, monkeypatch, capsys, tmp_path):
+def run(monkeypatch, capsys, tmp_path):
     """Runs the script in this process with the stub for a trainer: exit status, standard output, standard error."""
 
     def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict:
         return copy.deepcopy(composed_once(config_name, strategy, *overrides))
 
     monkeypatch.setattr(comparison_plan, "composed", composed)
-    monkeypatch.setattr(compare_script, "TRAINER", STUB)
+    monkeypatch.setattr("nemo_codert.compare.run.TRAINER", STUB)
     monkeypatch.setattr("nemo_codert.compare.runner.POLL_SECONDS", 0.02)
     monkeypatch.setenv("STUB_DIR", str(tmp_path))
     write_corpus(tmp_path / "data")
@@ -64,7 +59,7 @@ def run(compare_script, monkeypatch, capsys, tmp_path):
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            status = compare_script.main(["--output-dir", str(tmp_path / "out"), *arguments])
+            status = main(["--output-dir", str(tmp_path / "out"), *arguments])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()
