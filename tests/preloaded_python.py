@@ -3,8 +3,8 @@
 
 As a program it takes the arguments of `python` (`-c CODE`, `-m MODULE` or `SCRIPT`, and arguments) and hands them,
 with its folder, environment and open files, to a server, which forks a process for them: a new one in all but the
-modules that are loaded and in what libraries find out once. Without a server, or with other arguments, it becomes the ordinary
-interpreter.
+modules that are loaded and in what libraries find out once. Without a server, or with other arguments, it becomes the
+ordinary interpreter.
 
     python tests/preloaded_python.py --serve SOCKET     # the server, which says "ready"; it ends with its input
 """

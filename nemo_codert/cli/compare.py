@@ -1,4 +1,4 @@
-"""Train several strategies over seeds and folds alike, and say which student is better, with intervals.
+"""Train several strategies over seeds and folds alike and compare their students, with intervals.
 
     python scripts/compare_strategies.py --config-name fsdd --data-dir data/fsdd --output-dir runs/comparison \\
         --strategies student tandem_kd shared_kd --seeds 0-4 --jobs 2 -- model.optim.lr=5e-4

@@ -19,7 +19,7 @@ place of the pair, strategy=teacher `teacher.nemo` alone. With model.test_ds.man
 trained models then transcribe these manifests: `predictions/{student,teacher}/MANIFEST.json` and
 `MANIFEST_summary.json`, as scripts/evaluate.py writes.
 
-Exit status 1: a setting, a file or the training is at fault; one line says which.
+Exit status 1: a setting, a file or the training is at fault; one line names it.
 """
 
 import os
@@ -127,7 +127,7 @@ def missing_config_problem(arguments: Sequence[str]) -> str | None:
         ConfigLoaderImpl(search).load_configuration(
             options.config_name or DEFAULT_CONFIG,
             options.overrides,
-            run_mode=RunMode.MULTIRUN,  # as Hydra itself does before it knows
+            run_mode=RunMode.MULTIRUN,  # accepts overrides of both modes
             validate_sweep_overrides=False,
         )
     except MissingConfigException as error:

@@ -1,7 +1,7 @@
-"""What a comparison of strategies is: its settings and cells, and the training command of a cell.
+"""The settings and cells of a comparison of strategies, and the training command of a cell.
 
-A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, no NeMo: it is read before anything
-is trained and again by whoever rebuilds a report.
+A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, not NeMo: a report is written
+again without it.
 """
 
 import json
@@ -29,20 +29,20 @@ TEACHER = "teacher"  # the strategy whose model the static ones take
 TEACHER_WEIGHTS = "run/teacher.nemo"  # in its cell
 SETTINGS_FILE = "comparison.json"
 REPORTED_DIFFERENCES = 20
-# Given by the comparison, cell by cell.
+# Keys that the comparison sets, cell by cell.
 OWN_KEYS = (
     *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
     *(f"model.{name}_ds.manifest_filepath" for name in ("train", "validation", "test")),
     *(f"exp_manager.{key}" for key in ("exp_dir", "name", "version", "explicit_log_dir", "resume_if_exists")),
 )
-# What makes the strategies differ: set for all of them it would turn controls into what they are a control of.
+# Keys that define a strategy: overriding them for all would erase the difference that is measured.
 STRATEGY_KEYS = tuple(f"model.codert.{key}" for key in ("teacher", "share_decoder", "distillation.weight"))
-# What no strategy may have for itself, or the updates, the data order or the student would not be the same.
+# Keys that are the same for all strategies, so that updates, data order and student are.
 SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
 SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "model.test_ds", "model.model_defaults")
 SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "model.rnnt_reduction", "model.optim")
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
-TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is no student to be compared
+TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the compared students
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that says what a comparison is; `comparison.json` holds it.
+    """The definition of a comparison; `comparison.json` holds it.
 
     overrides: Hydra's, for every strategy. strategy_overrides: for one. config: the composed config of the lone
     student, flat. changes: for each strategy the keys in which its config differs from that. threads: of a training.
@@ -85,7 +85,7 @@ class Settings:
 
     @property
     def test_sets(self) -> list[str]:
-        """Names, the same in all folds."""
+        """Test sets by name, the same in all folds."""
         return next(iter(self.folds.values())).test_sets
 
     def write(self, folder: Path) -> None:
@@ -101,10 +101,10 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 def read_settings(folder: Path) -> Settings | None:
-    """The settings of a comparison's folder; None where there is no such file.
+    """Return the settings of a comparison's folder; None where there is no such file.
 
     Raises:
-        ValueError: the file is none of ours.
+        ValueError: the file does not hold settings.
     """
     path = folder / SETTINGS_FILE
     if not path.is_file():
@@ -120,7 +120,7 @@ def read_settings(folder: Path) -> Settings | None:
 
 
 def _check_types(settings: Settings) -> None:
-    """Raise ValueError where a field does not hold what `Settings` says, as in a file that was changed by hand."""
+    """Raise ValueError where a field does not fit `Settings`, as in a file that was changed by hand."""
     names, texts = "one name or more, each once", "texts by name"
     wanted = {
         "config_name": (_is_all(str, [settings.config_name]), "a name"),
@@ -148,7 +148,7 @@ def _check_types(settings: Settings) -> None:
 
 
 def _is_all(kind: type, values: Iterable[Any]) -> bool:
-    return all(type(value) is kind for value in values)  # a bool is no number here
+    return all(type(value) is kind for value in values)  # a bool does not count as a number
 
 
 def _is_list(kind: type, values: Any) -> bool:
@@ -227,7 +227,7 @@ def make_settings(
 
 
 def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of a strategy as scripts/train.py would get it, flat: dotted key -> value, references unresolved.
+    """Return the config of a strategy as training would get it, flat: dotted key -> value, references unresolved.
 
     Raises:
         ValueError: no such config, strategy or key.
@@ -235,7 +235,7 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     return dict(_composed(config_name, strategy, tuple(overrides)))
 
 
-@cache  # a fifth of a second each, and a comparison asks for the lone student's twice
+@cache  # a fifth of a second each, and the lone student's is used twice
 def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     known = sorted(path.stem for path in (conf_folder() / "strategy").glob("*.yaml"))
     if strategy not in known:
@@ -280,7 +280,7 @@ def _key(override: str) -> str:
 
 
 def _check_checkpoints(config: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the tested weights are those of the best dev WER, as the report says."""
+    """Raise ValueError unless the tested weights are those of the best dev WER, which the report states."""
     if config.get(MONITOR) != "val_wer" or not config.get("exp_manager.create_checkpoint_callback"):
         raise ValueError(
             f"the comparison tests the checkpoint with the best dev WER, but {MONITOR} is {config.get(MONITOR)!r} and "
@@ -307,7 +307,7 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
 
 
 def is_static(strategy: str) -> bool:
-    """Whether a strategy takes a teacher that was trained before."""
+    """Return whether a strategy takes a teacher that was trained before."""
     return strategy.startswith("static")
 
 
@@ -315,7 +315,7 @@ def is_static(strategy: str) -> bool:
 
 
 def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
-    """The settings of a folder with the strategies, seeds and folds of a later call added to them.
+    """Return the settings of a folder with the strategies, seeds and folds of a later call added to them.
 
     Raises:
         ValueError: anything else differs; every difference is named.
@@ -355,7 +355,7 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
 
 
 def _defaults_of_our_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a comparison had of the keys in `config` that came into the package after it: their defaults."""
+    """Return the defaults of keys of `config` that did not exist when the comparison was made."""
     blocks = {"student": StudentConfig, "codert": CoDERTConfig}
     plain = {name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in blocks.items()}
     return {key: value for key, value in _flat({"model": plain}) if key in config}
@@ -370,7 +370,7 @@ def plan(
     seeds: Sequence[int] | None = None,
     folds: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """Cells in the order of training: seed by seed, fold by fold, so that what is finished early is complete.
+    """Return the cells in the order of training: seed by seed, fold by fold, so that a seed is complete early.
 
     only: these strategies, and the teacher where one of them is static. seeds, folds: only these.
 
@@ -395,17 +395,17 @@ def plan(
 
 
 def teacher_of(cell: Cell) -> Cell | None:
-    """The cell whose teacher a static strategy takes: same fold, same seed."""
+    """Return the cell whose teacher a static strategy takes: same fold, same seed."""
     return Cell(cell.fold, TEACHER, cell.seed) if is_static(cell.strategy) else None
 
 
 def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
-    """Arguments of scripts/train.py for a cell; paths start with `data_dir` and `output_dir` as they are given."""
+    """Return the training arguments of a cell; paths start with `data_dir` and `output_dir` as they are given."""
     return [*_plain_arguments(settings, cell), *_path_arguments(settings, cell, data_dir, output_dir)]
 
 
 def shell_command(settings: Settings, cell: Cell) -> str:
-    """The command of a cell for a shell, relative to $DATA and $OUTPUT."""
+    """Return the command of a cell for a shell, relative to $DATA and $OUTPUT."""
     plain = [shlex.quote(argument) for argument in _plain_arguments(settings, cell)]
     paths = [f'"{argument}"' for argument in _path_arguments(settings, cell, "$DATA", "$OUTPUT")]
     threads = f"OMP_NUM_THREADS={settings.threads} MKL_NUM_THREADS={settings.threads}"

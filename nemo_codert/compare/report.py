@@ -1,4 +1,4 @@
-"""Writes what a comparison found: `table.md`, plots, and `report.html` with everything in one file."""
+"""The report of a comparison: `table.md`, plots, and `report.html` with everything in one file."""
 
 import base64
 import tempfile

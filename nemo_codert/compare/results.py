@@ -1,4 +1,4 @@
-"""What a comparison found: its finished runs and what they recognised, as cells keep it and as it is handed on.
+"""Results of a comparison: its finished runs and their transcripts, in its cells and in two files to be passed on.
 
 A finished cell holds `result.json`. `results.csv` and `predictions.jsonl.gz` hold all cells and are enough, with the
 settings, to rebuild every table: none of them names a folder of a machine.
@@ -46,7 +46,7 @@ class Transcripts:
 class Run:
     """A finished training: optimizer steps, wall time with start-up and testing, trained parameters by branch.
 
-    code: `source_hash` of what trained it, "" where unknown (older cells do not tell).
+    code: `source_hash` of what trained it, "" where unknown (older cells lack it).
     """
 
     cell: Cell
@@ -65,12 +65,12 @@ class Results:
 
 
 def system_name(cell: Cell, branch: str) -> str:
-    """Key of one recogniser of a fold: a run's student or teacher."""
+    """Return the key of one recogniser of a fold: a run's student or teacher."""
     return f"{cell.strategy}/{cell.seed}/{branch}"
 
 
 def tested_branches(strategy: str) -> tuple[str, ...]:
-    """What a run of a strategy trains or takes along, and is tested."""
+    """Return the branches that a run of a strategy has, all of which are tested."""
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
 
@@ -114,14 +114,14 @@ def finish_cell(
             raise ValueError(f"{cell}: {branch} had {about['updates']} updates, not {settings.max_steps}")
     parameters = {branch: about["trained_parameters"] for branch, about in found.items()}
     result = _result(Run(cell, settings.max_steps, round(wall_seconds, 1), parameters, code), sets.values())
-    for key in ("device", "decoding"):  # older runs do not tell
-        if told := {branch: about[key] for branch, about in found.items() if key in about}:
-            result[key] = told
+    for key in ("device", "decoding"):  # older runs lack them
+        if known := {branch: about[key] for branch, about in found.items() if key in about}:
+            result[key] = known
     write_whole(folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def _result(run: Run, sets: Iterable[Transcripts]) -> dict[str, Any]:
-    """What `result.json` holds and `_read_cell` reads."""
+    """Return the content of `result.json`, which `_read_cell` reads."""
     return {
         "updates": run.updates,
         "wall_seconds": run.wall_seconds,
@@ -150,11 +150,11 @@ def _transcripts(cell: Cell, branch: str, name: str, lines: list[dict[str, Any]]
 
 def _speaker(line: dict[str, Any]) -> str:
     speaker = line.get("speaker")
-    return "" if speaker is None else str(speaker)  # 0 is a name too
+    return "" if speaker is None else str(speaker)  # 0 is a valid name
 
 
 def merged(first: Transcripts, second: Transcripts) -> Transcripts:
-    """Texts of the systems of both, which must have heard the same utterances.
+    """Merge the texts of both, which must be of the same utterances.
 
     Raises:
         ValueError: other utterances or references; the first that differs is named.
@@ -178,15 +178,15 @@ def merged(first: Transcripts, second: Transcripts) -> Transcripts:
 
 
 def is_finished(cell: Cell, folder: Path) -> bool:
-    """Whether a cell of the comparison in `folder` has its result."""
+    """Return whether a cell of the comparison in `folder` has its result."""
     return (folder / cell.folder / RESULT_FILE).is_file()
 
 
 def read_cells(settings: Settings, folder: Path) -> Results:
-    """Results of the finished cells of a comparison.
+    """Read the results of the finished cells of a comparison.
 
     Raises:
-        ValueError: a `result.json` that is none, or cells that heard different utterances.
+        ValueError: an invalid `result.json`, or cells of different utterances.
     """
     runs, sets = [], {}
     for cell in _table_order(settings):
@@ -221,11 +221,11 @@ def _set_keys(settings: Settings) -> list[tuple[str, str]]:
     return [(fold, name) for fold in settings.folds for name in settings.test_sets]
 
 
-# ---- files that are handed on --------------------------------------------------------------------------------------
+# ---- files to be passed on -----------------------------------------------------------------------------------------
 
 
 def errors_of(transcripts: Transcripts, system: str) -> WordErrors:
-    """Summed word errors of one system."""
+    """Return the summed word errors of one system."""
     return total_word_errors(transcripts.references, transcripts.hypotheses[system])
 
 
@@ -275,7 +275,7 @@ def _lines(sets: Iterable[Transcripts]) -> Iterable[dict[str, Any]]:
 
 
 def read_result_files(settings: Settings, folder: Path) -> Results:
-    """Results from `results.csv` and `predictions.jsonl.gz`.
+    """Read results from `results.csv` and `predictions.jsonl.gz`.
 
     Raises:
         ValueError: a file is missing or broken, or the word errors in the one are not those of the other.
@@ -287,7 +287,7 @@ def read_result_files(settings: Settings, folder: Path) -> Results:
         with gzip.open(folder / PREDICTIONS_FILE, "rt", encoding="utf-8") as file:
             sets = _sets([json.loads(line) for line in file])
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds a broken {PREDICTIONS_FILE}: {error!r}. Copy it anew") from error
+        raise ValueError(f"{folder} holds a broken {PREDICTIONS_FILE}: {error!r}. Copy it again") from error
     runs, rows = _read_runs(folder)
     _check_runs(settings, runs, sets, folder)
     by_key = {(part.fold, part.name): part for part in sets}
@@ -301,35 +301,35 @@ def read_result_files(settings: Settings, folder: Path) -> Results:
                     if row.get(column) != value:
                         raise ValueError(
                             f"{column} of {run.cell} is {row.get(column)} in {RUNS_FILE} but {value} by "
-                            f"{PREDICTIONS_FILE} of {folder}: they are not of one comparison. Copy both anew"
+                            f"{PREDICTIONS_FILE} of {folder}: they are not of one comparison. Copy both again"
                         )
     return Results(runs, sets)
 
 
 def _check_runs(settings: Settings, runs: Sequence[Run], sets: Sequence[Transcripts], folder: Path) -> None:
-    """Raise ValueError unless the rows of `results.csv` are runs of the settings and as many as were heard."""
+    """Raise ValueError unless the rows of `results.csv` are runs of the settings and match the transcripts."""
     path, seen = folder / RUNS_FILE, set()
     for run in runs:
         if run.cell in seen:
-            raise ValueError(f"{path} has two rows of {run.cell}. Copy it anew")
+            raise ValueError(f"{path} has two rows of {run.cell}. Copy it again")
         seen.add(run.cell)
         if run.updates != settings.max_steps:
             raise ValueError(
                 f"{path} has {run.updates} updates of {run.cell}, the comparison {settings.max_steps}: it is not of "
-                "this comparison. Copy it anew"
+                "this comparison. Copy it again"
             )
     rows = {(run.cell.fold, system_name(run.cell, branch)) for run in runs for branch in run.parameters}
     for part in sets:
         if lost := [system for system in part.hypotheses if (part.fold, system) not in rows]:
             raise ValueError(
-                f"{path} has no row for {lost[0]} of fold {part.fold}, which {PREDICTIONS_FILE} has. Copy both anew"
+                f"{path} has no row for {lost[0]} of fold {part.fold}, which {PREDICTIONS_FILE} has. Copy both again"
             )
 
 
 def restore_cells(settings: Settings, folder: Path) -> int:
-    """Make cells of the results in `folder` where it holds no `cells`, as a folder that was handed on; how many.
+    """Make cells of the results in `folder` where it holds no `cells`, as in a passed-on folder; return how many.
 
-    They are finished, so a comparison goes on from them, but have no log and no model.
+    The cells are finished, so a comparison resumes from them, but have no log and no model.
 
     Raises:
         ValueError: see `read_result_files`.
@@ -366,13 +366,13 @@ def check_kept(folder: Path) -> None:
 
 
 def _read_runs(folder: Path) -> tuple[list[Run], list[dict[str, str]]]:
-    """Runs of `results.csv`, and its rows."""
+    """Read the runs of `results.csv`, and its rows."""
     try:
         with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [_run(row) for row in rows], rows
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{folder} holds a broken {RUNS_FILE}: {error!r}. Copy it anew") from error
+        raise ValueError(f"{folder} holds a broken {RUNS_FILE}: {error!r}. Copy it again") from error
 
 
 def _run(row: dict[str, str]) -> Run:

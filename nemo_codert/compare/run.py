@@ -44,7 +44,7 @@ INTERRUPTED = "interrupted: the same command goes on from here"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as it is asked for; None stands for the settings in `output_dir`, or for the default.
+    """The options of a comparison; None stands for the settings in `output_dir`, or for the default.
 
     Attributes:
         output_dir: folder of the comparison, new or of the same settings.
@@ -195,7 +195,7 @@ def report_again(folder: Path, against: str | None = None) -> str:
 
 
 def settle(wanted: Comparison) -> Settings:
-    """Return the settings of a comparison: those asked for, or those of its folder extended by them.
+    """Return the settings of a comparison: those wanted, or those of its folder extended by them.
 
     Raises:
         ValueError: options out of range, data or configs that cannot be used, a folder that holds something else.
@@ -236,10 +236,10 @@ def versions() -> dict[str, str]:
 
 
 def baseline(settings: Settings, against: str | None) -> str:
-    """Return the strategy that the tables compare with: the one asked for, the lone student, or the first there is.
+    """Return the strategy that the tables compare with: `against`, the lone student, or the first there is.
 
     Raises:
-        ValueError: the comparison does not have the one asked for, or it has no student.
+        ValueError: the comparison does not have `against`, or `against` has no student.
     """
     if against is None:
         students = [strategy for strategy in settings.strategies if strategy != TEACHER]

@@ -38,7 +38,7 @@ class CheckpointFiles(CheckpointIO):
         if storage_options is not None:
             raise ValueError(f"storage_options is {storage_options!r}: checkpoints are local files, leave it out")
         if "://" in str(path):
-            raise ValueError(f"{path} is no local file: checkpoints are written to a local folder, give one")
+            raise ValueError(f"{path} is not a local file: checkpoints are written to a local folder, give one")
         path = Path(path)
         # Not `.ckpt`: nothing that looks for checkpoints finds it, should the process be killed here.
         temporary = path.with_name(f".{path.name[:100]}_{uuid.uuid4().hex[:8]}{UNFINISHED}")
@@ -52,7 +52,7 @@ class CheckpointFiles(CheckpointIO):
             if names := unreadable_names(temporary):
                 raise ValueError(
                     f"{path} was not written: it would hold {', '.join(names)}, which a resume would refuse to "
-                    "unpickle. Let whatever adds it keep tensors, numbers, text and containers of them"
+                    "unpickle. The code that adds it should keep tensors, numbers, text and containers of them"
                 )
             os.replace(temporary, path)
             _flush_folder(path.parent)
@@ -65,7 +65,7 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """A checkpoint's contents, read as data whatever `weights_only` says. Raises as `read_checkpoint`."""
+        """Read a checkpoint's contents as data, with any `weights_only`. Raises as `read_checkpoint`."""
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -28,7 +28,7 @@ class FiniteGuard(Callback):
 
     A skipped step leaves weights, optimizer state and batch-norm statistics as they were, to the bit; with gradient
     accumulation all its batches are dropped, with several processes on all of them. It counts as a step: schedules
-    and `trainer.max_steps` go on. The number skipped is logged as `train_skipped_steps` and goes into checkpoints;
+    and `trainer.max_steps` continue. The number skipped is logged as `train_skipped_steps` and goes into checkpoints;
     each is written with its utterances to `skipped_steps.jsonl` in `trainer.default_root_dir`.
 
     Under `16-mixed` a gradient that overflows is the loss scaler's business until its scale is down to 1.
@@ -99,7 +99,7 @@ class FiniteGuard(Callback):
             pl_module.log("train_skipped_steps", float(self.skipped))
 
     def _faults_anywhere(self, trainer: Trainer, model: nn.Module) -> list[bool]:
-        """Whether loss and gradient are not finite on any rank: all ranks get the same answer."""
+        """Return whether loss and gradient are not finite on any rank: all ranks get the same answer."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         losses = [each.parts["train_loss"].float() for each in self._seen if each.parts]
         zero = torch.zeros((), device=trainer.strategy.root_device)
@@ -111,9 +111,9 @@ class FiniteGuard(Callback):
 
     def _refuse_or_drop(self, trainer: Trainer, model: LightningModule) -> None:
         faults = _of_all_ranks(trainer, find_fault(model, self._seen, trainer.global_step, trainer.global_rank))
-        told = [fault for fault in faults if fault.losses or fault.suspects] or faults
+        named = [fault for fault in faults if fault.losses or fault.suspects] or faults
         said = "; ".join(
-            (f"rank {fault.rank}: " if len(faults) > 1 else "") + fault.text(model) for fault in told[:NAMED_RANKS]
+            (f"rank {fault.rank}: " if len(faults) > 1 else "") + fault.text(model) for fault in named[:NAMED_RANKS]
         )
         text = f"step {trainer.global_step}: {said}"
         if self.action == "stop":
@@ -144,7 +144,7 @@ def _statistics_of(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _is_back_off(trainer: Trainer) -> bool:
-    """Whether the loss scale of `16-mixed` is still to blame, which it then halves while it passes over the step."""
+    """Return whether the loss scale of `16-mixed` is still to blame; the scaler then halves it and skips the step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler is not None and scaler.get_scale() > 1.0
 

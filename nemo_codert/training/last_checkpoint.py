@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: one whole `-last.ckpt`, whatever a killed run has left beside it.
+"""The checkpoint that a run resumes from: one whole `-last.ckpt`, with any leftovers of a killed run beside it.
 
 exp_manager refuses to resume where it finds two, or one that was being written. Nothing is deleted here: what cannot
 be used gets another name.
@@ -39,7 +39,7 @@ def prepare_resume(folder: Path, load: Callable[[Path], dict[str, Any]], *, is_w
         is_writer: rank 0, which alone changes anything.
 
     Returns:
-        The checkpoint to resume from; None: there is none, the run starts anew.
+        The checkpoint to resume from; None: there is none, the run starts from scratch.
 
     Raises:
         ValueError: a whole file that cannot be loaded, or rank 0 was not done in ten minutes.
@@ -65,13 +65,13 @@ def _rank(found: _Found) -> tuple[int, bool, float]:
 
 
 def _survey(folder: Path, load: Callable[[Path], dict[str, Any]]) -> list[_Found]:
-    """The checkpoints of a folder, all read."""
+    """Read the checkpoints of a folder."""
     paths = [path for path in sorted(folder.rglob("*.ckpt")) if path.is_file()] if folder.is_dir() else []
     return [_Found(path, _step_of(path, load), bool(LAST.search(path.name))) for path in paths if path.exists()]
 
 
 def _step_of(path: Path, load: Callable[[Path], dict[str, Any]]) -> int | None:
-    """The optimizer step of a checkpoint; None where the file is torn."""
+    """Return the optimizer step of a checkpoint; None where the file is torn."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -80,9 +80,9 @@ def _step_of(path: Path, load: Callable[[Path], dict[str, Any]]) -> int | None:
         return None
     try:
         return int(load(path)["global_step"])
-    except Exception as error:  # of many kinds; a whole file that is refused is no accident of the last run
+    except Exception as error:  # of many kinds; a whole file that is refused was not torn by the last run
         raise ValueError(
-            f"{path} is whole but cannot be loaded: {error}. Move it away to start anew, or find what wrote it"
+            f"{path} is whole but cannot be loaded: {error}. Move it away to start from scratch, or find what wrote it"
         ) from error
 
 

@@ -59,7 +59,7 @@ class WatchedAudio:
         if self.refuse:
             raise ValueError(
                 f"{len(lost)} of {len(cuts)} utterances of a batch cannot be read any more: {', '.join(lost[:10])}. "
-                "Mend the audio, or set model.codert.bad_utterances to 'drop' to go on without such utterances"
+                "Mend the audio, or set model.codert.bad_utterances to 'drop' to continue without such utterances"
             )
         return audio, lengths, loaded
 
@@ -74,7 +74,7 @@ class WatchedAudio:
 
 
 class LoadWatch(pl.Callback):
-    """Counts the training utterances that were asked for and that arrived, and says so when training ends.
+    """Counts the training utterances that were requested and that arrived, and logs both when training ends.
 
     Puts `WatchedAudio` into the lhotse datasets of a model; NeMo's classic loader stops at a file that it cannot read.
     The list of lost utterances lies in `trainer.default_root_dir`, and the counts go into its data report. Both are of
@@ -137,14 +137,14 @@ class LoadWatch(pl.Callback):
 
 
 def count_lost(listed_in: Path) -> int:
-    """Utterances in a list of lost ones, counted as often as they were lost; 0 without a list."""
+    """Return the number of utterances in a list of lost ones, counted as often as they were lost; 0 without a list."""
     if not listed_in.is_file():
         return 0
     return sum(len(json.loads(line)["lost"]) for line in listed_in.read_text(encoding="utf-8").splitlines())
 
 
 def _reading_dataset(loader: Any) -> Any:
-    """The dataset behind a loader that reads audio the lhotse way, or None."""
+    """Return the dataset behind a loader that reads audio the lhotse way, or None."""
     dataset = getattr(loader, "dataset", None)
     dataset = getattr(dataset, "dataset", dataset)  # lhotse wraps it where workers sample by themselves
     return dataset if isinstance(getattr(dataset, "load_audio", None), AudioSamples) else None

@@ -49,11 +49,11 @@ class Fault:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For a file. Numbers that JSON does not know are spelled out."""
+        """Return a record for a file. Numbers that JSON lacks are spelled out."""
         return {**asdict(self), "losses": {name: str(value) for name, value in self.losses.items()}}
 
     def text(self, model: LightningModule) -> str:
-        """Losses, gradients and utterances in one line."""
+        """Return losses, gradients and utterances in one line."""
         said = []
         if self.losses:
             losses = [f"{name} = {value}{_branch(name, model)}" for name, value in self.losses.items()]
@@ -81,7 +81,7 @@ class Fault:
 
 
 def find_fault(model: LightningModule, seen: list[SeenBatch], step: int, rank: int) -> Fault:
-    """Everything that can be told about a step that is not finite. seen: its batches, gradients still in place."""
+    """Describe a step that is not finite. seen: its batches, gradients still in place."""
     fault = Fault(step, rank, batches=[each.index for each in seen])
     fault.losses = _non_finite_losses(seen)
     fault.networks, fault.parameters = _non_finite_gradients(model)
@@ -94,7 +94,7 @@ def find_fault(model: LightningModule, seen: list[SeenBatch], step: int, rank: i
 
 
 def _non_finite_losses(seen: list[SeenBatch]) -> dict[str, float]:
-    """The parts of the losses that are not finite; of several batches the first value of each."""
+    """Return the parts of the losses that are not finite; of several batches the first value of each."""
     losses: dict[str, float] = {}
     for each in seen:
         values = {name: float(value) for name, value in each.parts.items() if not _is_finite(value)}
@@ -103,7 +103,7 @@ def _non_finite_losses(seen: list[SeenBatch]) -> dict[str, float]:
 
 
 def _non_finite_gradients(model: nn.Module) -> tuple[dict[str, str], list[str]]:
-    """Networks with "bad of all" tensors of their gradient, and the first bad parameters."""
+    """Return the networks with "bad of all" tensors of their gradient, and the first bad parameters."""
     bad: dict[str, int] = {}
     all_of: dict[str, int] = {}
     parameters = []
@@ -119,13 +119,13 @@ def _non_finite_gradients(model: nn.Module) -> tuple[dict[str, str], list[str]]:
 
 
 def _suspects(model: LightningModule, seen: SeenBatch, step: int) -> dict[str, str]:
-    """Utterance -> what is not finite for it alone. Nothing where it cannot be told; an own failure hides no fault."""
+    """Utterance -> what is not finite for it alone. Empty where unknown; a failure here hides no fault."""
     try:
         with _looking_again(model):
             rows = _faulty_rows(model, seen.batch, step)
-    except Exception:  # noqa: BLE001  whatever goes wrong here, the fault itself has to be reported
+    except Exception:  # noqa: BLE001  the fault itself has to be reported in any case
         return {}
-    # Names are of what was asked for; where some of it could not be read, rows are others.
+    # Names are of the requested utterances; where some could not be read, rows differ.
     names = seen.utterances if len(seen.utterances) == len(seen.batch[0]) else []
     return {(names[row] if names else f"row {row} of batch {seen.index}"): why for row, why in rows.items()}
 
@@ -183,7 +183,7 @@ def _row_of(branch: Encoded, row: int) -> Encoded:
 
 
 def _branch(name: str, model: nn.Module) -> str:
-    """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
+    """Return ` (student)` or ` (teacher)` for a loss part or a network of a pair; nothing where it is of both."""
     if not hasattr(model, "student_encoder") or name == "train_loss":
         return ""
     if name.startswith("student_") or name.endswith("_student") or name == "train_distillation_loss":

@@ -20,13 +20,13 @@ class RandomState(NamedTuple):
 
 
 def capture() -> RandomState:
-    """The present states; some 20 microseconds."""
+    """Return the present states; some 20 microseconds."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return RandomState(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
 
 def restore(state: RandomState) -> None:
-    """Let the generators go on from `state`."""
+    """Set the generators to `state`."""
     random.setstate(state.python)
     np.random.set_state(state.numpy)
     torch.set_rng_state(state.torch)
@@ -35,26 +35,26 @@ def restore(state: RandomState) -> None:
 
 
 def to_plain(state: RandomState) -> dict[str, Any]:
-    """A state as a checkpoint keeps it."""
+    """Return a state as a checkpoint keeps it."""
     name, keys, *rest = state.numpy
     numpy = [name, torch.from_numpy(keys.astype(np.int64)), *rest]
     return {"python": python_to_plain(state.python), "numpy": numpy, "torch": state.torch, "cuda": state.cuda}
 
 
 def from_plain(plain: dict[str, Any]) -> RandomState:
-    """The state that `to_plain` made this of."""
+    """Return the state that `to_plain` made this of."""
     name, keys, *rest = plain["numpy"]
     numpy = (name, keys.numpy().astype(np.uint32), *rest)
     return RandomState(python_from_plain(plain["python"]), numpy, plain["torch"], plain["cuda"])
 
 
 def python_to_plain(state: tuple) -> list[Any]:
-    """The state of a `random.Random` as a checkpoint keeps it."""
+    """Return the state of a `random.Random` as a checkpoint keeps it."""
     version, numbers, gauss = state
     return [version, torch.tensor(numbers, dtype=torch.int64), gauss]
 
 
 def python_from_plain(plain: list[Any]) -> tuple:
-    """The state that `python_to_plain` made this of."""
+    """Return the state that `python_to_plain` made this of."""
     version, numbers, gauss = plain
     return version, tuple(numbers.tolist()), gauss

@@ -28,7 +28,7 @@ class ResumableLoader:
 
     Args:
         loader: what Lightning has prepared; it is not changed, its sampler is shared.
-        replay_streams: read a stream of shards again up to the position; False starts it anew.
+        replay_streams: read a stream of shards again up to the position; False starts it from scratch.
         limit: batches of an epoch (`limit_train_batches`). Lightning would draw one more where an epoch had ended.
     """
 
@@ -47,11 +47,11 @@ class ResumableLoader:
             self._sampler = _TrackedSampler(getattr(loader, name), loader.dataset)
             object.__setattr__(self.loader, name, self._sampler)  # DataLoader forbids it after its construction
         self._position: dict[str, Any] | None = None
-        self._passes: list[int] = []  # batches drawn from a stream in each earlier pass: it may go on where one ended
+        self._passes: list[int] = []  # batches drawn from a stream in each earlier pass; the next may continue there
         self._drawn = 0
         self._start: RandomState | None = None
         self._epoch = 0
-        self._untrained: deque[tuple[RandomState, list[str]]] = deque()  # of the batches handed out
+        self._untrained: deque[tuple[RandomState, list[str]]] = deque()  # of the batches passed on
         self._again: deque[RandomState] = deque()  # for the batches that the interrupted run had drawn ahead
         self._afterwards: RandomState | None = None
         self._iterator: Any = None  # under this name Lightning shuts its workers down
@@ -100,9 +100,9 @@ class ResumableLoader:
     def _open_stream(self, skipped: int, *, is_resumed: bool) -> None:
         counts, self._iterator = [*self._passes, skipped], None
         if is_resumed and any(counts) and not self._replay_streams:
-            logger.warning("resume.replay_streams is false: the training data start anew")
+            logger.warning("resume.replay_streams is false: the training data start from scratch")
         elif is_resumed and any(counts):
-            logger.info("Reading %d batches of the stream again to go on behind them", sum(counts))
+            logger.info("Reading %d batches of the stream again to resume behind them", sum(counts))
             for count in counts[:-1]:
                 _draw(iter(self.loader), count)
         self._iterator = iter(self.loader)
@@ -134,15 +134,15 @@ class ResumableLoader:
         self._untrained.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """Position: epoch of the sampler, and batches trained in it; of a stream also the earlier passes."""
+        """Return the position: the sampler's epoch, batches trained in it, and of a stream the earlier passes."""
         return {"epoch": self._epoch, "batches": self.trained, "passes": list(self._passes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next pass begins at this position."""
+        """Begin the next pass at this position."""
         self._position = dict(state)
 
     def random_states(self) -> tuple[RandomState | None, list[RandomState]]:
-        """Of this process: before this pass began, and before each batch that is drawn but not trained on."""
+        """Return random states: before this pass began, and before each batch that is drawn but not trained on."""
         return self._start, [state for state, _ in self._untrained]
 
     def _epoch_samplers(self) -> list[Any]:
@@ -200,7 +200,7 @@ class _TrackedSampler:
 
 
 def _utterances(drawn: Any, dataset: Any) -> list[str]:
-    """Ids of a lhotse CutSet; of the indices of a classic loader the audio files, or the indices themselves."""
+    """Return ids of a lhotse CutSet; of the indices of a classic loader the audio files, or the indices themselves."""
     items = drawn if isinstance(drawn, list | tuple) or hasattr(drawn, "__iter__") else [drawn]
     entries = getattr(getattr(dataset, "manifest_processor", None), "collection", None)
     names = []

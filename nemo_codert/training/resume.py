@@ -36,11 +36,11 @@ KEY = "nemo_codert_resume"  # in a checkpoint
 
 
 class ResumeState(pl.Callback):
-    """Puts into every checkpoint what a resumed run needs to go on exactly, and puts it back.
+    """Saves in every checkpoint the state that an exact resume needs, and restores it.
 
     Args:
         every_n_steps: optimizer steps between checkpoints besides those of the validations; 0: none.
-        replay_streams: read tarred or sharded data again up to the position; False starts them anew.
+        replay_streams: read tarred or sharded data again up to the position; False starts them from scratch.
     """
 
     def __init__(self, every_n_steps: int = 0, replay_streams: bool = True) -> None:
@@ -84,7 +84,7 @@ class ResumeState(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         self._resumed, self._own = checkpoint.get(KEY), None
         if self._resumed is None:
-            logger.warning("%s has no random state: data order and dropout begin anew", trainer.ckpt_path)
+            logger.warning("%s has no random state: data order and dropout start from scratch", trainer.ckpt_path)
         elif len(self._resumed["ranks"]) != trainer.world_size:
             logger.warning(
                 "The checkpoint is of %d processes, this run has %d: every process begins a random state of its own, "
@@ -156,7 +156,7 @@ class ResumeState(pl.Callback):
         }
 
     def _correct_counters(self, loops: dict[str, Any], *, validation_due: bool) -> None:
-        """Let the saved counters tell the batches whose step is in the saved weights, no more and no fewer.
+        """Set the saved counters to the batches whose step is in the saved weights, no more and no fewer.
 
         At the end of a batch Lightning has counted its optimizer step but not the batch, which a resumed run would
         train on again; at the start of one it has counted the batch in the total by which validations are due.
@@ -170,13 +170,13 @@ class ResumeState(pl.Callback):
             dict.fromkeys(current, done),
         )
         if begun:
-            progress["is_last_batch"] = False  # said of the batch that is begun
+            progress["is_last_batch"] = False  # refers to the batch that is begun
         if self._in_flight and not self._accumulating and not validation_due:
             loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # counts the steps of the curves
 
 
 def _on_all_ranks(trainer: pl.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every process says, on rank 0, which writes the checkpoint; elsewhere an empty list."""
+    """Gather the states of all processes on rank 0, which writes the checkpoint; elsewhere return an empty list."""
     if trainer.world_size == 1:
         return [own]
     gathered = [None] * trainer.world_size if trainer.global_rank == 0 else None
@@ -185,6 +185,6 @@ def _on_all_ranks(trainer: pl.Trainer, own: dict[str, Any]) -> list[dict[str, An
 
 
 def _mean_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, torch.Tensor]:
-    """Gradients summed so far for the next optimizer step; the processes' mean, of which DDP's mean is the same."""
+    """Return the gradients summed so far for the next optimizer step, averaged over processes as DDP does."""
     gradients = {name: p.grad.detach() for name, p in pl_module.named_parameters() if p.grad is not None}
     return {name: trainer.strategy.reduce(gradient.clone(), reduce_op="mean") for name, gradient in gradients.items()}

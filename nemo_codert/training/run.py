@@ -123,7 +123,7 @@ def prepare(cfg: DictConfig) -> Run:
     except BaseException:
         forget_run(cfg)
         raise
-    pl.seed_everything(cfg.seed, verbose=False)  # same data order whatever was built before
+    pl.seed_everything(cfg.seed, verbose=False)  # same data order, independent of the model's size
     return Run(cfg, trainer, model, folder)
 
 

@@ -80,7 +80,7 @@ def _checked_model(cfg: DictConfig) -> tuple[DictConfig | None, list[str]]:
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:
-    """Classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
+    """Find classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
     for name in ("preprocessor", "spec_augment", "encoder", "student", "decoder", "joint", "optim"):
         block = _value(cfg, f"model.{name}")
         if not OmegaConf.is_dict(block):
@@ -88,7 +88,7 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
         try:
             plain = OmegaConf.to_container(block, resolve=True, throw_on_missing=False)
         except OmegaConfBaseException:
-            continue  # the model's own checks say so
+            continue  # reported by the model's own checks
         for path, target in targets_in(plain, f"model.{name}"):
             if not is_allowed_target(target):
                 yield f"{path} is {target!r}, wanted a class of NeMo's or of nemo_codert.modules"
@@ -145,7 +145,7 @@ def _folder_problems(folder: Path) -> Iterator[str]:
 
 
 def _value_problems(cfg: DictConfig) -> Iterator[str]:
-    """Numbers that only a loader or the front end would stumble over."""
+    """Find numbers that only a loader or the front end would refuse."""
     for section in ("train_ds", "validation_ds", "test_ds"):
         size = _value(cfg, f"model.{section}.batch_size")
         if size is not None and not is_count(size):
@@ -209,7 +209,7 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
     is_scheduled = _value(cfg, "model.optim.sched") and not _value(cfg, "model.optim.sched.max_steps")
     if steps == -1 and is_scheduled and _value(cfg, "model.train_ds.use_lhotse"):
         yield (
-            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader does not know how many "
+            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader cannot determine how many "
             "batches an epoch has: give trainer.max_steps, or set model.optim.sched to null"
         )
     batches = _value(cfg, "trainer.accumulate_grad_batches", 1)
@@ -226,7 +226,7 @@ def _interval_problems(cfg: DictConfig) -> Iterator[str]:
             f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
             "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
         )
-    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # neither knows how long an epoch is
+    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # of unknown length
         is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
     else:
         is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
@@ -245,7 +245,7 @@ def _runs_without_validation(cfg: DictConfig) -> Iterator[str]:
 
 
 def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
-    """A name that nothing is logged by would end the run after its first validation."""
+    """Check the monitored name: one that is never logged would end the run after its first validation."""
     if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
         return
     key = "exp_manager.checkpoint_callback_params.monitor"
@@ -264,7 +264,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
         return
     for key in block:
         if key not in RESUME_KEYS:
-            yield f"resume.{key} is no key of resume, which has {' and '.join(RESUME_KEYS)}"
+            yield f"resume.{key} is not a key of resume, which has {' and '.join(RESUME_KEYS)}"
     every, replay = block.get("every_n_steps", 0), block.get("replay_streams", True)
     if every != 0 and not is_count(every):
         yield f"resume.every_n_steps is {every!r}, wanted a number of optimizer steps, or 0 for none"
@@ -277,7 +277,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _stream_problems(cfg: DictConfig) -> Iterator[str]:
-    """lhotse gives every process the whole stream of shards: with one seed all would train on the same batches."""
+    """Check that processes differ: lhotse gives each the whole stream of shards, with one seed the same batches."""
     devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
     block = _value(cfg, "model.train_ds")
     if not OmegaConf.is_dict(block) or not _value(block, "use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
@@ -340,7 +340,7 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def test_manifests(cfg: DictConfig) -> list[str]:
-    """Manifests to transcribe when training has ended; none without model.test_ds or of what is no plain manifest.
+    """Return the manifests to transcribe after training; none without model.test_ds or for tarred data.
 
     Raises:
         ValueError: neither a path nor a list of paths.
@@ -369,18 +369,18 @@ def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
         sentencepiece.SentencePieceProcessor(model_file=str(Path(str(folder)) / "tokenizer.model"))
     except (OSError, RuntimeError) as error:
         yield (
-            f"model.tokenizer.dir is {folder!r}: its tokenizer.model is no SentencePiece model ({error}). "
+            f"model.tokenizer.dir is {folder!r}: its tokenizer.model is not a SentencePiece model ({error}). "
             "scripts/prepare_data.py makes one"
         )
 
 
 def is_tarred(block: DictConfig) -> bool:
-    """Whether a data section is of tarred audio, whose manifests may be patterns."""
+    """Return whether a data section is of tarred audio, whose manifests may be patterns."""
     return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
 
 
 def manifest_paths(value: object) -> list[str]:
-    """NeMo takes one path, several separated by commas, or a list."""
+    """Return the paths of a manifest setting: one path, several separated by commas, or a list, as in NeMo."""
     if not isinstance(value, str):
         return [str(path) for path in value]
     return [value] if os.path.isfile(value) else [path.strip() for path in value.split(",")]

@@ -88,7 +88,7 @@ def test_what_a_killed_process_left_is_removed_by_a_later_save_but_no_file_that_
 def test_remote_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="storage_options is 'x'"):
         CheckpointFiles().save_checkpoint({}, tmp_path / "a.ckpt", "x")
-    with pytest.raises(ValueError, match="s3://bucket/a.ckpt is no local file"):
+    with pytest.raises(ValueError, match="s3://bucket/a.ckpt is not a local file"):
         CheckpointFiles().save_checkpoint({}, "s3://bucket/a.ckpt")
 
 
