@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A Python that has imported NeMo already: tests start many short processes, and the import is most of what each does.
 
-As a program it takes the arguments of `python` (`-c CODE` or `SCRIPT`, and arguments) and hands them, with its
-folder, environment and open files, to a server, which forks a process for them: a new one in all but the modules that
-are loaded and in what libraries find out once. Without a server, or with other arguments, it becomes the ordinary
-interpreter.
+As a program it takes the arguments of `python` (`-c CODE`, `-m MODULE` or `SCRIPT`, and arguments) and hands them,
+with its folder, environment and open files, to a server, which forks a process for them: a new one in all but the
+modules that are loaded and in what libraries find out once. Without a server, or with other arguments, it becomes the
+ordinary interpreter.
 
     python tests/preloaded_python.py --serve SOCKET     # the server, which says "ready"; it ends with its input
 """
@@ -141,6 +141,9 @@ def run(request: dict, files: array.array) -> int:
         if first == "-c":
             sys.argv = ["-c", *rest[1:]]
             exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        elif first == "-m":
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         else:
             sys.argv = [first, *rest]
             sys.path[0] = os.path.dirname(os.path.abspath(first))
@@ -162,7 +165,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["--serve"]:
         serve(arguments[1])
-    elif SOCKET in os.environ and arguments and (arguments[0] == "-c" or not arguments[0].startswith("-")):
+    elif SOCKET in os.environ and arguments and (arguments[0] in ("-c", "-m") or not arguments[0].startswith("-")):
         sys.exit(client(arguments))
     else:
         os.execv(os.environ[INTERPRETER], [os.environ[INTERPRETER], *arguments])

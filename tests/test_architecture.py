@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "export": LOWEST | {"losses", "data", "modules", "models", "evaluation"},
     "analysis": LOWEST | {"losses", "data", "modules", "models", "evaluation"},
     "training": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
-    "compare": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis", "cli"},
+    "compare": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis", "training"},
     "benchmark": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
     "cli": LOWEST
     | {"losses", "data", "modules", "models", "evaluation", "export", "analysis", "training", "compare", "benchmark"},

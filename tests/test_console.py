@@ -11,7 +11,7 @@ from nemo_codert.cli.console import exit_status
 
 FAULTS_OF_SECOND_BLOCK = """
 import resource
-from nemo_codert.cli.console import keep_freed_memory
+from nemo_codert.training.memory import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 block = bytearray(2**24)

@@ -1,22 +1,15 @@
-"""Parts that all commands share: parser, quiet libraries, errors and exit status, values for Hydra's command line.
+"""Parts that all commands share: parser, quiet libraries, errors and exit status.
 
 Imports NeMo when called.
 """
 
 import argparse
-import ctypes
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Container
-from contextlib import suppress
-from pathlib import Path
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
-LARGEST_BLOCK = 2**25  # bytes, the most that older versions of glibc take
-MOST_KEPT = 2**31 - 1  # bytes
 
 
 def quieten_libraries() -> None:
@@ -37,18 +30,6 @@ def quieten_libraries() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("nemo_codert").addHandler(handler)
         logging.getLogger("nemo_codert").propagate = False
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where its C library is glibc: a step on the CPU then needs
-    no new pages of the system (docs/performance.md). Blocks of 32 MiB and more are given back as before, and nothing
-    changes where the user has set one of glibc's variables."""
-    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
-        return
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
-        libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def command_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -97,9 +78,3 @@ def fault(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}. Give a path that can be read or written"
     return str(error)
-
-
-def hydra_value(path: str | Path) -> str:
-    """Return a path as a value on Hydra's command line, whatever signs are in it."""
-    # Hydra takes a backslash for itself, except before a quote.
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path)) + "'"

@@ -10,14 +10,14 @@ from typing import Any
 from nemo_codert.data.manifest import read_manifest
 
 ONE_FOLD = "all"  # name of the only fold where the data folder is a corpus itself
-HEARD = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: quick, and enough to detect other audio
+HASHED = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: enough to detect other audio
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One corpus: `folder` below the data folder, names of its test sets, and hashes by name.
+    """One corpus: `folder` below the data folder, names of its test sets, and hashes by the name of the hashed file.
 
-    Hashed are the manifests, the tokenizer, and some audio of each manifest (see `HEARD`).
+    Hashed are the manifests and the tokenizer, and for each manifest some of its audio (see `HASHED`).
     """
 
     folder: str
@@ -26,7 +26,7 @@ class Fold:
 
 
 def find_folds(data_dir: Path, names: Sequence[str] | None) -> dict[str, Fold]:
-    """Find the folds of a data folder: its subfolders that are corpora, or itself. `names`: only these.
+    """Return the folds of a data folder by name: its subfolders that are corpora, or itself. `names`: only these.
 
     Raises:
         ValueError: no corpus, no such fold, a manifest that cannot be read, test sets that differ between folds.
@@ -72,9 +72,9 @@ def _fold(data_dir: Path, folder: str) -> Fold:
 
 
 def _hash_of_audio(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Hash up to `HEARD` audio files; a missing one is left for the training to drop or refuse."""
+    """Return the hash of `HASHED` files, or of all where there are fewer; training drops or refuses missing ones."""
     content = hashlib.sha256()
-    for place in sorted({round(i * (len(entries) - 1) / (HEARD - 1)) for i in range(HEARD)}):
+    for place in sorted({round(i * (len(entries) - 1) / (HASHED - 1)) for i in range(HASHED)}):
         path = Path(entries[place]["audio_filepath"])
         content.update(path.read_bytes() if path.is_file() else b"missing")
     return content.hexdigest()

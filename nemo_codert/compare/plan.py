@@ -1,7 +1,7 @@
-"""Settings and cells of a comparison of strategies, and the training command of a cell.
+"""The settings and cells of a comparison of strategies, and the training command of a cell.
 
-A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, not NeMo: a comparison reads the
-settings before anything is trained, and again when a report is rebuilt.
+A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, not NeMo: a report is written
+again without it.
 """
 
 import json
@@ -14,16 +14,16 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.cli.console import hydra_value
 from nemo_codert.compare.folds import Fold
+from nemo_codert.config.hydra_text import hydra_value, missing_config
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
+from nemo_codert.config.shipped import conf_folder
 from nemo_codert.files.atomic import whole_file
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
 TEACHER = "teacher"  # strategy whose model is the static ones' teacher
 TEACHER_WEIGHTS = "run/teacher.nemo"  # path in the teacher's cell
@@ -37,12 +37,12 @@ OWN_KEYS = (
 )
 # Keys that define a strategy: overriding them for all would erase the difference that is measured.
 STRATEGY_KEYS = tuple(f"model.codert.{key}" for key in ("teacher", "share_decoder", "distillation.weight"))
-# Keys that all strategies share: otherwise the updates, the data order or the student would differ.
+# Keys that are the same for all strategies, so that updates, data order and student are.
 SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
 SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "model.test_ds", "model.model_defaults")
 SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "model.rnnt_reduction", "model.optim")
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
-TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the students compared
+TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the compared students
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Settings:
-    """Complete settings of a comparison, stored in `comparison.json`.
+    """The definition of a comparison; `comparison.json` holds it.
 
     overrides: Hydra's, for every strategy. strategy_overrides: additional ones by strategy. config: the composed
     config of the lone student, flat. changes: for each strategy the keys in which its config differs from `config`.
@@ -86,7 +86,7 @@ class Settings:
 
     @property
     def test_sets(self) -> list[str]:
-        """Names of the test sets, which all folds share."""
+        """Test sets by name, the same in all folds."""
         return next(iter(self.folds.values())).test_sets
 
     def write(self, folder: Path) -> None:
@@ -102,10 +102,10 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 def read_settings(folder: Path) -> Settings | None:
-    """Read the settings of a comparison's folder; None if there is no such file.
+    """Return the settings of a comparison's folder; None where there is no such file.
 
     Raises:
-        ValueError: the file was not written by a comparison.
+        ValueError: the file does not hold settings.
     """
     path = folder / SETTINGS_FILE
     if not path.is_file():
@@ -121,7 +121,7 @@ def read_settings(folder: Path) -> Settings | None:
 
 
 def _check_types(settings: Settings) -> None:
-    """Raise ValueError for a field whose type is not that of `Settings`, as in a file that was changed by hand."""
+    """Raise ValueError where a field does not fit `Settings`, as in a file that was changed by hand."""
     names, texts = "one name or more, each once", "texts by name"
     wanted = {
         "config_name": (_is_all(str, [settings.config_name]), "a name"),
@@ -228,7 +228,7 @@ def make_settings(
 
 
 def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose the config of a strategy as scripts/train.py does, flat: dotted key -> value, references unresolved.
+    """Return the config of a strategy as training would get it, flat: dotted key -> value, references unresolved.
 
     Raises:
         ValueError: no such config, strategy or key.
@@ -236,15 +236,18 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     return dict(_composed(config_name, strategy, tuple(overrides)))
 
 
-@cache  # a call takes a fifth of a second, and the lone student's config is composed twice
+@cache  # a fifth of a second each, and the lone student's is used twice
 def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    known = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    known = sorted(path.stem for path in (conf_folder() / "strategy").glob("*.yaml"))
     if strategy not in known:
         raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base=None):
+        with initialize_config_dir(str(conf_folder()), version_base=None):
             cfg = compose(config_name, [f"strategy={strategy}", *overrides])
+    except MissingConfigException as error:
+        problem = missing_config(error, [conf_folder()])
+        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {problem}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
     return dict(_flat(OmegaConf.to_container(cfg, resolve=False)))
@@ -305,7 +308,7 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
 
 
 def is_static(strategy: str) -> bool:
-    """Return whether a strategy's teacher is trained before."""
+    """Return whether a strategy takes a teacher that was trained before."""
     return strategy.startswith("static")
 
 
@@ -313,7 +316,7 @@ def is_static(strategy: str) -> bool:
 
 
 def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
-    """Return the settings of a folder with the strategies, seeds and folds of a later call added.
+    """Return the settings of a folder with the strategies, seeds and folds of a later call added to them.
 
     Raises:
         ValueError: anything else differs; every difference is named.
@@ -353,7 +356,7 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
 
 
 def _defaults_of_our_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return defaults of the keys in `config` that did not exist when the comparison was made."""
+    """Return the defaults of keys of `config` that did not exist when the comparison was made."""
     blocks = {"student": StudentConfig, "codert": CoDERTConfig}
     plain = {name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in blocks.items()}
     return {key: value for key, value in _flat({"model": plain}) if key in config}
@@ -368,7 +371,7 @@ def plan(
     seeds: Sequence[int] | None = None,
     folds: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """Return the cells in the order of training: seed by seed, fold by fold, so that early results are complete.
+    """Return the cells in the order of training: seed by seed, fold by fold, so that a seed is complete early.
 
     only: these strategies, and the teacher if one of them is static. seeds, folds: only these.
 
@@ -393,21 +396,21 @@ def plan(
 
 
 def teacher_of(cell: Cell) -> Cell | None:
-    """Return the cell that trains a static strategy's teacher: same fold, same seed."""
+    """Return the cell whose teacher a static strategy takes: same fold, same seed."""
     return Cell(cell.fold, TEACHER, cell.seed) if is_static(cell.strategy) else None
 
 
 def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
-    """Return the arguments of scripts/train.py for a cell; paths start with `data_dir` and `output_dir` as given."""
+    """Return the training arguments of a cell; paths start with `data_dir` and `output_dir` as they are given."""
     return [*_plain_arguments(settings, cell), *_path_arguments(settings, cell, data_dir, output_dir)]
 
 
 def shell_command(settings: Settings, cell: Cell) -> str:
-    """Return the command of a cell for a shell, relative to $DATA, $OUTPUT and the repository's root."""
+    """Return the command of a cell for a shell, relative to $DATA and $OUTPUT."""
     plain = [shlex.quote(argument) for argument in _plain_arguments(settings, cell)]
     paths = [f'"{argument}"' for argument in _path_arguments(settings, cell, "$DATA", "$OUTPUT")]
     threads = f"OMP_NUM_THREADS={settings.threads} MKL_NUM_THREADS={settings.threads}"
-    return " ".join([threads, "python scripts/train.py", *plain, *paths])
+    return " ".join([threads, "python -m nemo_codert.cli.train", *plain, *paths])
 
 
 def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:

@@ -13,7 +13,7 @@ DOTS_PER_INCH = 110
 
 
 def plot_wers(found: Sequence[Score], path: Path) -> Path | None:
-    """Plot the WER of every seed (dots) and the mean (bar) of each student and teacher, all folds together, as a PNG.
+    """Plot the WER of every seed (dots) and its mean (bar) for each student and teacher, all folds together, as a PNG.
 
     Returns None while no seed is finished in all folds.
     """
@@ -35,7 +35,7 @@ def plot_wers(found: Sequence[Score], path: Path) -> Path | None:
 
 
 def plot_reductions(found: Sequence[Score], against: str, path: Path) -> Path | None:
-    """Plot relative reductions with intervals, all folds together in black, each in grey; return None without any."""
+    """Plot relative reductions with their intervals, all folds together in black, each in grey; None without any."""
     compared = [score for score in found if score.reduction and np.isfinite(score.reduction.low)]
     strategies = list(dict.fromkeys(score.strategy for score in compared))
     if not compared:
@@ -64,7 +64,7 @@ def plot_reductions(found: Sequence[Score], against: str, path: Path) -> Path | 
 
 
 def _panels(found: Sequence[Score], rows: float) -> tuple:
-    """Return a figure and, for each test set, an axis and the scores."""
+    """Return a figure and, for each test set, its axis and its scores."""
     import matplotlib
 
     matplotlib.use("Agg")

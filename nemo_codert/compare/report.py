@@ -22,7 +22,7 @@ from nemo_codert.compare.tables import (
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
-def write_report(settings: Settings, results: Results, folder: Path, against: str) -> str:
+def write_comparison_report(settings: Settings, results: Results, folder: Path, against: str) -> str:
     """Write the report's files and return the tables of all folds together. Same input, same bytes.
 
     Args:

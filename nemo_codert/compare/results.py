@@ -1,4 +1,4 @@
-"""Results of a comparison: finished runs and their transcripts, as stored in cells and as published.
+"""Results of a comparison: its finished runs and their transcripts, in its cells and in two files to be passed on.
 
 A finished cell holds `result.json`. `results.csv` and `predictions.jsonl.gz` hold all cells and are enough, with the
 settings, to rebuild every table: none of them names a folder of a machine.
@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_codert.compare.plan import BASELINE, CONF, TEACHER, Cell, Settings, plan, write_whole
+import nemo_codert
+from nemo_codert.compare.plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
 
+PACKAGE = Path(nemo_codert.__file__).resolve().parent
 RESULT_FILE = "result.json"
 RUNS_FILE = "results.csv"
 PREDICTIONS_FILE = "predictions.jsonl.gz"
@@ -44,7 +46,7 @@ class Transcripts:
 class Run:
     """A finished training: optimizer steps, wall time with start-up and testing, trained parameters by branch.
 
-    code: `source_hash` of the code that trained the run, "" where unknown (older cells have none).
+    code: `source_hash` of what trained it, "" where unknown (older cells lack it).
     """
 
     cell: Cell
@@ -67,17 +69,17 @@ def system_name(cell: Cell, branch: str) -> str:
     return f"{cell.strategy}/{cell.seed}/{branch}"
 
 
-def branches_of(strategy: str) -> tuple[str, ...]:
-    """Return the branches of a strategy's run that are tested."""
+def tested_branches(strategy: str) -> tuple[str, ...]:
+    """Return the branches that a run of a strategy has, all of which are tested."""
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
 
-def source_hash(root: Path = CONF.parent) -> str:
-    """Return the SHA-256 of the code that a training runs: names and contents of the package and scripts/train.py."""
+def source_hash(package: Path = PACKAGE) -> str:
+    """Return the SHA-256 of the code that a training runs: the package's files and their names."""
     content = hashlib.sha256()
-    for path in sorted([*(root / "nemo_codert").rglob("*.py"), root / "scripts" / "train.py"]):
+    for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()
-        content.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
+        content.update(f"{path.relative_to(package.parent).as_posix()} {len(source)}\n".encode() + source)
     return content.hexdigest()
 
 
@@ -99,7 +101,7 @@ def finish_cell(
     """
     found: dict[str, Any] = {}
     sets: dict[str, Transcripts] = {}
-    for branch in branches_of(cell.strategy):
+    for branch in tested_branches(cell.strategy):
         root = folder / "run" / "predictions" / branch
         if not root.is_dir():
             raise ValueError(f"{cell}: the run left no predictions of its {branch} in {folder / 'run'}")
@@ -114,9 +116,9 @@ def finish_cell(
             raise ValueError(f"{cell}: {branch} had {about['updates']} updates, not {settings.max_steps}")
     parameters = {branch: about["trained_parameters"] for branch, about in found.items()}
     result = _result(Run(cell, settings.max_steps, round(wall_seconds, 1), parameters, code), sets.values())
-    for key in ("device", "decoding"):  # older runs lack these keys
-        if told := {branch: about[key] for branch, about in found.items() if key in about}:
-            result[key] = told
+    for key in ("device", "decoding"):  # older runs lack them
+        if known := {branch: about[key] for branch, about in found.items() if key in about}:
+            result[key] = known
     write_whole(folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
 
 
@@ -154,7 +156,7 @@ def _speaker(line: dict[str, Any]) -> str:
 
 
 def merged(first: Transcripts, second: Transcripts) -> Transcripts:
-    """Merge the texts of two sets of systems, which must have transcribed the same utterances.
+    """Merge the texts of both, which must be of the same utterances.
 
     Raises:
         ValueError: other utterances or references; the first that differs is named.
@@ -178,7 +180,7 @@ def merged(first: Transcripts, second: Transcripts) -> Transcripts:
 
 
 def is_finished(cell: Cell, folder: Path) -> bool:
-    """Return whether a cell of the comparison in `folder` has a result."""
+    """Return whether a cell of the comparison in `folder` has its result."""
     return (folder / cell.folder / RESULT_FILE).is_file()
 
 
@@ -186,7 +188,7 @@ def read_cells(settings: Settings, folder: Path) -> Results:
     """Read the results of the finished cells of a comparison.
 
     Raises:
-        ValueError: an invalid `result.json`, or cells that transcribed different utterances.
+        ValueError: an invalid `result.json`, or cells of different utterances.
     """
     runs, sets = [], {}
     for cell in _table_order(settings):
@@ -221,11 +223,11 @@ def _set_keys(settings: Settings) -> list[tuple[str, str]]:
     return [(fold, name) for fold in settings.folds for name in settings.test_sets]
 
 
-# ---- files to publish ----------------------------------------------------------------------------------------------
+# ---- files to be passed on -----------------------------------------------------------------------------------------
 
 
 def errors_of(transcripts: Transcripts, system: str) -> WordErrors:
-    """Sum the word errors of one system."""
+    """Return the summed word errors of one system."""
     return total_word_errors(transcripts.references, transcripts.hypotheses[system])
 
 
@@ -274,7 +276,7 @@ def _lines(sets: Iterable[Transcripts]) -> Iterable[dict[str, Any]]:
             }
 
 
-def read_results(settings: Settings, folder: Path) -> Results:
+def read_result_files(settings: Settings, folder: Path) -> Results:
     """Read results from `results.csv` and `predictions.jsonl.gz`.
 
     Raises:
@@ -307,7 +309,7 @@ def read_results(settings: Settings, folder: Path) -> Results:
 
 
 def _check_runs(settings: Settings, runs: Sequence[Run], sets: Sequence[Transcripts], folder: Path) -> None:
-    """Raise ValueError unless the rows of `results.csv` are runs of the settings, one for each set of predictions."""
+    """Raise ValueError unless the rows of `results.csv` are runs of the settings and match the transcripts."""
     path, seen = folder / RUNS_FILE, set()
     for run in runs:
         if run.cell in seen:
@@ -327,16 +329,16 @@ def _check_runs(settings: Settings, runs: Sequence[Run], sets: Sequence[Transcri
 
 
 def restore_cells(settings: Settings, folder: Path) -> int:
-    """Make cells of the results in a published `folder`, which holds no `cells`; return their number.
+    """Make cells of the results in `folder` where it holds no `cells`, as in a passed-on folder; return how many.
 
-    Restored cells count as finished, so that a comparison continues after them, but have no log and no model.
+    The cells are finished, so a comparison resumes from them, but have no log and no model.
 
     Raises:
-        ValueError: see `read_results`.
+        ValueError: see `read_result_files`.
     """
     if (folder / "cells").exists() or not ((folder / RUNS_FILE).is_file() and (folder / PREDICTIONS_FILE).is_file()):
         return 0
-    results = read_results(settings, folder)
+    results = read_result_files(settings, folder)
     for run in results.runs:
         own = {system_name(run.cell, branch) for branch in run.parameters}
         sets = [_of_systems(part, own) for part in results.transcripts if part.fold == run.cell.fold]
@@ -366,7 +368,7 @@ def check_kept(folder: Path) -> None:
 
 
 def _read_runs(folder: Path) -> tuple[list[Run], list[dict[str, str]]]:
-    """Read the runs of `results.csv`, and the rows."""
+    """Read the runs of `results.csv`, and its rows."""
     try:
         with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

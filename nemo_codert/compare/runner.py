@@ -62,7 +62,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 @dataclass
 class Runner:
-    """Runner of a comparison's trainings.
+    """Trainer of cells.
 
     trainer: the command to which a cell's arguments are appended. lock: open file that every training inherits.
     failed: cells that failed in this call.
@@ -77,7 +77,7 @@ class Runner:
     lock: int
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
-    _code: dict[Cell, str] = field(default_factory=dict)  # hash of a cell's code when its training starts
+    _code: dict[Cell, str] = field(default_factory=dict)  # at its start: a training does not read later changes
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:
@@ -88,7 +88,7 @@ class Runner:
         """
         self._seconds = finished_seconds
         waiting = list(cells)
-        # The bar's own estimate would treat all cells alike; without a terminal, a line for each cell is enough.
+        # tqdm's own estimate would take all cells as alike; without a terminal a line for each cell is enough.
         bar = tqdm(total=len(cells), disable=None, bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{desc}")
         try:
             while waiting or self._running:
@@ -125,7 +125,7 @@ class Runner:
 
     def _start(self, cell: Cell) -> None:
         folder = self.folder / cell.folder
-        shutil.rmtree(folder, ignore_errors=True)  # remains of an unfinished attempt
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not finish
         folder.mkdir(parents=True)
         arguments = training_arguments(self.settings, cell, str(self.data_dir), str(self.folder))
         command = [*self.trainer, *arguments]
@@ -140,7 +140,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # an interrupt reaches this process alone, which ends the whole group
+                start_new_session=True,  # an interrupt reaches this process alone, which ends the trainings
                 pass_fds=(self.lock,),
             )
         self._running[cell] = process, time.monotonic()
@@ -173,7 +173,7 @@ class Runner:
         return left + (f" | {running}" if running else "")
 
     def _left(self, waiting: Sequence[Cell]) -> float:
-        """Estimate the remaining seconds by the mean of finished cells of the same strategy, else of all cells."""
+        """Return seconds left by the mean of finished cells of the same strategy, else of all that are finished."""
         known = [seconds for own in self._seconds.values() for seconds in own]
         expected = {name: fmean(own) for name, own in self._seconds.items() if own}
         started = [

@@ -1,4 +1,4 @@
-"""Tables of a comparison: word error rates of the strategies, and reductions against one of them."""
+"""Word error rates of a comparison's strategies, their gains over one of them, and tables of both."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """Format the table as Markdown."""
+        """Return the table as Markdown."""
         rule = ["---", *["---:"] * (len(self.header) - 1)]
         lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows)]
         return "\n".join([f"## {self.title}", "", *lines, ""])
@@ -86,7 +86,7 @@ class ErrorCounts:
         return cell in self.runs and branch in self.runs[cell].parameters
 
     def errors(self, part: Transcripts, strategy: str, branch: str, seeds: Sequence[int]) -> np.ndarray:
-        """Return the word errors on a test set of a fold, [S, N]."""
+        """Return [S, N] word errors on a test set of a fold."""
         return np.stack([self._row(part, system_name(Cell(part.fold, strategy, s), branch)) for s in seeds])
 
     def _row(self, part: Transcripts, system: str) -> np.ndarray:
@@ -98,18 +98,18 @@ class ErrorCounts:
 
     def repeated_sets(self) -> list[str]:
         """Return the test sets in which a named speaker is in more than one fold."""
-        heard = Counter((part.name, name) for part in self.transcripts.values() for name in set(part.speakers) - {""})
-        return sorted({test_set for (test_set, _), folds in heard.items() if folds > 1})
+        seen = Counter((part.name, name) for part in self.transcripts.values() for name in set(part.speakers) - {""})
+        return sorted({test_set for (test_set, _), folds in seen.items() if folds > 1})
 
     @staticmethod
     def words(part: Transcripts) -> np.ndarray:
-        """Return the numbers of reference words, [N]."""
+        """Return [N] reference words."""
         return np.array([len(reference.split()) for reference in part.references])
 
     def reduction(
         self, test_set: str, folds: Sequence[str], strategy: str, baseline: str, seeds: Sequence[int]
     ) -> Reduction:
-        """Compute the reduction of a strategy's student against the baseline's, over these folds and seeds."""
+        """Return the reduction of a strategy's student against the baseline's, over these folds and seeds."""
         parts = [self.transcripts[fold, test_set] for fold in folds]
         pairs = [[self.errors(part, name, "student", seeds) for name in (strategy, baseline)] for part in parts]
         return relative_reduction(
@@ -176,7 +176,7 @@ def _score(
 
 
 def score_tables(settings: Settings, found: Sequence[Score], against: str, *, each_fold: bool) -> list[Table]:
-    """Return one table for each test set: all folds together, or each fold where there are several."""
+    """Return one table for each test set: of all folds together, or of each fold where there are several."""
     found = [score for score in found if (score.fold is not None) is each_fold]
     header = ("strategy", "runs", "parameters", "WER, mean ± sd", f"relative reduction against {against}")
     header = (*header, "verdict", "words", "speakers")
@@ -198,7 +198,7 @@ def _title(settings: Settings, test_set: str, fold: str | None) -> str:
 
 
 def _shown(cells: tuple[str, ...], against: str) -> tuple[str, ...]:
-    """Return a row's cells, without reduction and verdict if `against` is the teacher, which has no student."""
+    """Return all cells, or those without reduction and verdict where only teachers are compared."""
     return (*cells[:4], *cells[6:]) if against == TEACHER else cells
 
 
@@ -216,7 +216,7 @@ def _cells(score: Score) -> tuple[str, ...]:
 
 
 def label(score: Score) -> str:
-    """Return the label of a score: the strategy's name for its student, or the teacher."""
+    """Return the name of a score: the strategy for a student, a text for a teacher."""
     if score.branch == "student":
         return score.strategy
     return "teacher alone" if score.strategy == TEACHER else f"{score.strategy}: its teacher"
@@ -231,7 +231,7 @@ def _interval(reduction: Reduction | None, seeds: int) -> str:
 
 
 def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
-    """Compare every strategy's student with every earlier one's, all folds together; no table for less than three."""
+    """Compare every strategy's student with every earlier one's, all folds together; none for less than three."""
     folds = list(settings.folds)
     seeds = {name: counts.seeds(name, "student", folds) for name in settings.strategies}
     students = [name for name, own in seeds.items() if own]
@@ -252,7 +252,7 @@ def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
 
 
 def description(settings: Settings, counts: ErrorCounts) -> list[str]:
-    """Return lines that describe the comparison."""
+    """Return a description of the comparison, a line each."""
     lines = [
         f"Config `{settings.config_name}`, {settings.max_steps} updates a run, {settings.threads} "
         f"thread{'s' * (settings.threads > 1)} each; seeds {', '.join(map(str, settings.seeds))}; "
@@ -266,7 +266,7 @@ def description(settings: Settings, counts: ErrorCounts) -> list[str]:
 
 
 def _versions_of_the_code(codes: Sequence[str]) -> list[str]:
-    """Return a line if the cells have different versions of the code, or some an unknown version."""
+    """Return a line where the cells are known to be of several versions, or some known and some not."""
     versions, unknown = len({*codes} - {""}), codes.count("")
     if versions + bool(unknown) < 2:
         return []
@@ -275,7 +275,7 @@ def _versions_of_the_code(codes: Sequence[str]) -> list[str]:
 
 
 def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[str]:
-    """Return lines that explain the tables, with a warning for an interval that rests on few seeds or speakers.
+    """Return notes on reading the tables, a line each, with a warning where an interval rests on little.
 
     repeated: see `ErrorCounts.repeated_sets`.
     """

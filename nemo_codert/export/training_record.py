@@ -13,9 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
-from nemo_codert.config.checked import checked_config
+from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.criteria import ONE_TERM, distillation_terms
-from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.data.manifest import read_manifest
 
@@ -74,9 +73,13 @@ def _teacher(codert: DictConfig) -> str:
     return "trained in the same run"
 
 
-def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
-    """Return the record of a run about to start. cfg: the root config. data: `train` and `validation`."""
-    codert = checked_config(cfg.model, alone=lone_branch(cfg)).codert
+def training_record(cfg: DictConfig, checked: CheckedConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
+    """Return the record of a run about to start.
+
+    Args:
+        cfg: the root config. checked: its model section. data: records of `train` and `validation`.
+    """
+    codert = checked.codert
     started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
     if cfg.train == "pair" and OmegaConf.select(cfg, "model.student.init_from_teacher"):
         started["student"] = f"evenly spaced layers of {_name(codert.teacher_checkpoint)}"

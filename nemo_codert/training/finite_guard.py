@@ -112,9 +112,9 @@ class FiniteGuard(Callback):
 
     def _refuse_or_drop(self, trainer: Trainer, model: LightningModule) -> None:
         faults = _of_all_ranks(trainer, find_fault(model, self._seen, trainer.global_step, trainer.global_rank))
-        told = [fault for fault in faults if fault.losses or fault.suspects] or faults
+        named = [fault for fault in faults if fault.losses or fault.suspects] or faults
         said = "; ".join(
-            (f"rank {fault.rank}: " if len(faults) > 1 else "") + fault.text(model) for fault in told[:NAMED_RANKS]
+            (f"rank {fault.rank}: " if len(faults) > 1 else "") + fault.text(model) for fault in named[:NAMED_RANKS]
         )
         text = f"step {trainer.global_step}: {said}"
         if self.action == "stop":

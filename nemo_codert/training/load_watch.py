@@ -59,7 +59,7 @@ class WatchedAudio:
         if self.refuse:
             raise ValueError(
                 f"{len(lost)} of {len(cuts)} utterances of a batch cannot be read any more: {', '.join(lost[:10])}. "
-                "Mend the audio, or set model.codert.bad_utterances to 'drop' to go on without such utterances"
+                "Mend the audio, or set model.codert.bad_utterances to 'drop' to continue without such utterances"
             )
         return audio, lengths, loaded
 

@@ -102,7 +102,7 @@ class ResumableLoader:
         if is_resumed and any(counts) and not self._replay_streams:
             logger.warning("resume.replay_streams is false: the training data start from scratch")
         elif is_resumed and any(counts):
-            logger.info("Reading %d batches of the stream again to go on behind them", sum(counts))
+            logger.info("Reading %d batches of the stream again to resume behind them", sum(counts))
             for count in counts[:-1]:
                 _draw(iter(self.loader), count)
         self._iterator = iter(self.loader)

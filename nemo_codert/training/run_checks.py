@@ -1,6 +1,6 @@
-"""Checks of a run's config before anything is built or written.
+"""Checks of a run's config, made before anything is built or written.
 
-`check_run` is the one entry. It adds to the model's own checks (`config.checked`) the files that a run reads.
+`check_run` is the one entry. It adds the files that a run reads to the model's own checks (`config.checked`).
 """
 
 import logging
@@ -15,7 +15,8 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.config.checked import checked_config
+from nemo_codert.config.checked import CheckedConfig, checked_config
+from nemo_codert.config.criteria import is_named
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
@@ -28,53 +29,58 @@ logger = logging.getLogger(__name__)
 # What training and validation log, and so what a best checkpoint can be chosen by.
 LOGGED = ("global_step", "train_loss", "val_loss", "val_wer", "val_wer_num", "val_wer_denom")
 LOGGED_ALONE = ("learning_rate", "training_batch_wer")
-LOGGED_OF_PAIRS = (
-    *("train_rnnt_loss_student", "train_rnnt_loss_teacher", "train_ctc_loss_student"),
-    *("train_distillation_loss", "train_distillation_weight"),
-    *("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom"),
-)
+LOGGED_OF_PAIRS = ("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom")  # besides the terms of the loss
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
 RESUME_KEYS = ("every_n_steps", "replay_streams")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
 
 
-def check_run(cfg: DictConfig) -> None:
-    """Check a run's config before anything is built or written.
+def check_run(cfg: DictConfig) -> CheckedConfig:
+    """Check all of a run that can be checked before anything is built or written.
+
+    Args:
+        cfg: root config, with `train` and `seed`.
+
+    Returns:
+        Its model section with every default filled in, see `checked_config`.
 
     Raises:
         ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
             tokenizer, and settings that contradict each other.
     """
-    checks = [_config_problems, _run_problems, _value_problems, _target_problems, _optimiser_problems]
-    checks += [_trainer_problems, _checkpoint_problems, _data_problems, _test_problems, _resume_problems]
+    checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
+    checks += [_trainer_problems, _data_problems, _test_problems, _resume_problems]
     checks += [_stream_problems, _tokenizer_problems]
-    problems = [problem for check in checks for problem in check(cfg)]
+    checked, problems = _checked_model(cfg)
+    problems += [problem for check in checks for problem in check(cfg)]
+    problems += _checkpoint_problems(cfg, checked)
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):
         logger.warning("%s: nothing is validated and no best checkpoint is chosen.", text)
+    return checked
 
 
 def _value(cfg: DictConfig, key: str, default: object = None) -> object:
-    """Return the value at a key; `default` if absent or not resolvable, which the model's own checks report."""
+    """Return the value of a key; `default` where there is none or it cannot be resolved (the model checks name it)."""
     try:
         return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
     except OmegaConfBaseException:  # a list or a text where a block should be
         return default
 
 
-def _config_problems(cfg: DictConfig) -> Iterator[str]:
+def _checked_model(cfg: DictConfig) -> tuple[CheckedConfig | None, list[str]]:
+    """Return the checked model section, or None and its faults."""
     if not OmegaConf.is_dict(cfg.get("model")):
-        yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
-        return
+        return None, ["model is missing: a config needs the model section of a stock RNN-T plus student and codert"]
     try:
-        checked_config(cfg.model, alone=lone_branch(cfg))
+        return checked_config(cfg.model, alone=lone_branch(cfg)), []
     except ValueError as error:
-        yield from str(error).split("\n  - ")[1:] or [str(error)]
+        return None, str(error).split("\n  - ")[1:] or [str(error)]
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
+    """Find classes that NeMo does not build, each with its key: NeMo's own error names the class alone."""
     for name in ("preprocessor", "spec_augment", "encoder", "student", "decoder", "joint", "optim"):
         block = _value(cfg, f"model.{name}")
         if not OmegaConf.is_dict(block):
@@ -93,12 +99,8 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
     train, codert = cfg.get("train"), codert if OmegaConf.is_dict(codert) else {}
     if train not in ("pair", "student", "teacher"):
         yield f"train is {train!r}, wanted pair, student or teacher (set by strategy=...)"
-    weight = _value(cfg, "model.codert.distillation.weight") if codert else None
-    if train in ("student", "teacher") and weight:
-        yield (
-            f"model.codert.distillation.weight is {weight} but train is {train}: there is no pair to distil in. "
-            "Set the weight to 0 or choose a strategy with a teacher"
-        )
+    if train in ("student", "teacher") and OmegaConf.is_dict(codert.get("distillation")):
+        yield from _distillation_alone(codert.distillation, train)
     if train == "pair" and codert.get("teacher") == "frozen" and not codert.get("teacher_checkpoint"):
         yield "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: give a trained RNN-T"
     unread = {"student": "model.codert.teacher_checkpoint", "teacher": "model.student.init_from"}.get(train)
@@ -138,8 +140,21 @@ def _folder_problems(folder: Path) -> Iterator[str]:
         yield f"exp_manager.exp_dir is {str(folder)!r} but {there} is a file: give a folder, it is made if need be"
 
 
+def _distillation_alone(distillation: DictConfig, train: str) -> Iterator[str]:
+    """Yield the terms of the distillation that a branch trained alone cannot have."""
+    named = is_named(distillation)
+    weights = {f"{name}.weight": term.get("weight", 1) for name, term in distillation.items()} if named else {}
+    weights = weights or {"weight": distillation.get("weight")}
+    for key, weight in weights.items():
+        if weight:
+            yield (
+                f"model.codert.distillation.{key} is {weight} but train is {train}: there is no pair to distil in. "
+                "Set the weight to 0 or choose a strategy with a teacher"
+            )
+
+
 def _value_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield invalid numbers that only a loader or the front end would find."""
+    """Find numbers that only a loader or the front end would refuse."""
     for section in ("train_ds", "validation_ds", "test_ds"):
         size = _value(cfg, f"model.{section}.batch_size")
         if size is not None and not is_count(size):
@@ -203,7 +218,7 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
     is_scheduled = _value(cfg, "model.optim.sched") and not _value(cfg, "model.optim.sched.max_steps")
     if steps == -1 and is_scheduled and _value(cfg, "model.train_ds.use_lhotse"):
         yield (
-            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader cannot count how many "
+            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader cannot determine how many "
             "batches an epoch has: give trainer.max_steps, or set model.optim.sched to null"
         )
     batches = _value(cfg, "trainer.accumulate_grad_batches", 1)
@@ -220,7 +235,7 @@ def _interval_problems(cfg: DictConfig) -> Iterator[str]:
             f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
             "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
         )
-    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # the length of an epoch is unknown then
+    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # of unknown length
         is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
     else:
         is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
@@ -238,13 +253,18 @@ def _runs_without_validation(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.val_check_interval is {interval} but training ends after {steps * batches} batches"
 
 
-def _checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield names that are never logged, which would end the run after its first validation."""
+def _checkpoint_problems(cfg: DictConfig, checked: CheckedConfig | None) -> Iterator[str]:
+    """Check the monitored name: one that is never logged would end the run after its first validation."""
     if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
         return
     key = "exp_manager.checkpoint_callback_params.monitor"
     monitor = _value(cfg, key, "val_loss")
-    known = (*LOGGED, *(LOGGED_OF_PAIRS if cfg.train == "pair" else LOGGED_ALONE))
+    if cfg.train != "pair":
+        known = (*LOGGED, *LOGGED_ALONE)
+    elif checked is None:
+        return  # the terms of the loss are not known
+    else:
+        known = (*LOGGED, *(name for spec in checked.criteria for name in spec.log_names), *LOGGED_OF_PAIRS)
     if _value(cfg, "model.compute_eval_loss", True) is False:
         known = tuple(name for name in known if name != "val_loss")
     # NeMo logs each of several validation manifests under its own prefix.
@@ -271,7 +291,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _stream_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield a fault for a stream of shards on several processes with one seed: all would train on the same batches."""
+    """Check that processes differ: lhotse gives each the whole stream of shards, with one seed the same batches."""
     devices, nodes = _value(cfg, "trainer.devices", 1), _value(cfg, "trainer.num_nodes", 1)
     block = _value(cfg, "model.train_ds")
     if not OmegaConf.is_dict(block) or not _value(block, "use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
@@ -334,7 +354,7 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def test_manifests(cfg: DictConfig) -> list[str]:
-    """Return the manifests to transcribe when training has ended; none without plain manifests in model.test_ds.
+    """Return the manifests to transcribe after training; none without model.test_ds or for tarred data.
 
     Raises:
         ValueError: neither a path nor a list of paths.
@@ -369,12 +389,12 @@ def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def is_tarred(block: DictConfig) -> bool:
-    """Return whether a data section names tarred audio, whose manifests may be patterns."""
+    """Return whether a data section is of tarred audio, whose manifests may be patterns."""
     return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
 
 
 def manifest_paths(value: object) -> list[str]:
-    """Return the paths in a setting: NeMo takes one path, several separated by commas, or a list."""
+    """Return the paths of a manifest setting: one path, several separated by commas, or a list, as in NeMo."""
     if not isinstance(value, str):
         return [str(path) for path in value]
     return [value] if os.path.isfile(value) else [path.strip() for path in value.split(",")]

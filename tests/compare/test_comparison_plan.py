@@ -350,8 +350,10 @@ def test_a_command_for_the_shell_gives_the_arguments_of_the_training(make):
     settings = make(strategies=["student", "static"], overrides=overrides)
     cell = Cell("all", "static", 3)
     command = shell_command(settings, cell)
-    assert command.startswith("OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python scripts/train.py --config-name=fsdd ")
-    listed = command.replace("python scripts/train.py", "printf '%s\\n'")
+    assert command.startswith(
+        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m nemo_codert.cli.train --config-name=fsdd "
+    )
+    listed = command.replace("python -m nemo_codert.cli.train", "printf '%s\\n'")
     script = f"DATA=/some/data; OUTPUT=/some/out; {listed}"
     done = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == training_arguments(settings, cell, "/some/data", "/some/out")

@@ -11,7 +11,7 @@ import pytest
 
 from nemo_codert.compare.folds import Fold
 from nemo_codert.compare.plan import Cell, Settings, plan, write_whole
-from nemo_codert.compare.report import write_report
+from nemo_codert.compare.report import write_comparison_report
 from nemo_codert.compare.results import (
     PREDICTIONS_FILE,
     RUNS_FILE,
@@ -22,7 +22,7 @@ from nemo_codert.compare.results import (
     is_finished,
     merged,
     read_cells,
-    read_results,
+    read_result_files,
     source_hash,
     system_name,
     write_results,
@@ -190,22 +190,23 @@ def test_a_cell_keeps_the_hash_of_the_code_that_trained_it_and_an_older_one_is_r
     assert [run.code for run in read_cells(settings, tmp_path).runs] == [""]
 
 
-def test_the_hash_of_the_code_tells_names_and_contents_of_package_and_script_and_nothing_else(tmp_path):
-    for name in ("nemo_codert/a.py", "nemo_codert/losses/b.py", "scripts/train.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("pass\n")
-    before = source_hash(tmp_path)
-    for name in ("nemo_codert/notes.txt", "scripts/other.py"):
+def test_the_hash_of_the_code_tells_names_and_contents_of_the_package_and_nothing_else(tmp_path):
+    package = tmp_path / "nemo_codert"
+    for name in ("a.py", "losses/b.py", "training/run.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("pass\n")
+    before = source_hash(package)
+    for name in ("nemo_codert/notes.txt", "other.py"):
         (tmp_path / name).write_text("new\n")
-    assert source_hash(tmp_path) == before == source_hash(tmp_path) and len(before) == 64
+    assert source_hash(package) == before == source_hash(package) and len(before) == 64
     seen = {before}
     for change in (
-        lambda: (tmp_path / "nemo_codert" / "a.py").rename(tmp_path / "nemo_codert" / "c.py"),
-        lambda: (tmp_path / "nemo_codert" / "losses" / "b.py").write_text("1\n"),
-        lambda: (tmp_path / "scripts" / "train.py").write_text("2\n"),
+        lambda: (package / "a.py").rename(package / "c.py"),
+        lambda: (package / "losses" / "b.py").write_text("1\n"),
+        lambda: (package / "training" / "run.py").write_text("2\n"),
     ):
         change()
-        seen.add(source_hash(tmp_path))
+        seen.add(source_hash(package))
     assert len(seen) == 4
 
 
@@ -265,11 +266,11 @@ def test_what_is_handed_on_is_read_back_and_gives_the_same_bytes(tmp_path):
     for folder in folders:
         folder.mkdir()
     write_results(settings, results, folders[0])
-    write_report(settings, results, folders[0], "student")
-    again = read_results(settings, folders[0])
+    write_comparison_report(settings, results, folders[0], "student")
+    again = read_result_files(settings, folders[0])
     assert again == results
     write_results(settings, again, folders[1])
-    write_report(settings, again, folders[1], "student")
+    write_comparison_report(settings, again, folders[1], "student")
     assert {path.name for path in folders[0].iterdir()} == FILES
     for name in FILES:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
@@ -294,7 +295,7 @@ def test_cells_of_different_code_are_told_and_handed_on(codes, line, tmp_path):
     assert [text for text in description(settings, ErrorCounts(results)) if "code" in text] == [line] * bool(line)
     write_results(settings, results, tmp_path)
     assert ("code_sha256" in (tmp_path / RUNS_FILE).read_text()) == (codes != [""])
-    assert read_results(settings, tmp_path) == results
+    assert read_result_files(settings, tmp_path) == results
 
 
 def rewrite(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -336,7 +337,7 @@ def test_files_that_are_missing_broken_or_not_of_one_comparison_are_refused(spoi
     write_results(settings, results_of(settings), tmp_path)
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
-        read_results(settings, tmp_path)
+        read_result_files(settings, tmp_path)
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def test_a_teacher_alone_is_compared_with_nobody(tmp_path):
     (table,), _ = tables_of(settings, results_of(settings), "teacher")
     assert table.header == ("strategy", "runs", "parameters", "WER, mean ± sd", "words", "speakers")
     assert table.rows == [("teacher alone", "2", "2,200", "0.00% ± 0.00", "120", "1")]
-    assert "reduction against" not in write_report(settings, results_of(settings), tmp_path, "teacher")
+    assert "reduction against" not in write_comparison_report(settings, results_of(settings), tmp_path, "teacher")
 
 
 def test_any_strategy_can_be_compared_with_and_all_pairs_are():
@@ -441,17 +442,17 @@ def test_too_few_words_are_no_verdict():
 def test_without_a_run_of_the_other_strategy_there_is_a_rate_and_no_verdict(tmp_path):
     settings = settings_of()
     results = results_of(settings, [cell for cell in plan(settings) if cell.strategy == "tandem_kd"])
-    write_report(settings, results, tmp_path, "student")
+    write_comparison_report(settings, results, tmp_path, "student")
     assert "| tandem_kd | 2 | 400 | 20.00% ± 0.00 |  |  | 120 | 1 |" in (tmp_path / "table.md").read_text()
     assert not (tmp_path / "reduction.png").exists() and (tmp_path / "wer.png").is_file()
 
 
 def test_a_plot_without_anything_in_it_is_not_left_from_an_earlier_report(tmp_path):
     settings = settings_of(folds=["ann", "bob"])
-    write_report(settings, results_of(settings), tmp_path, "student")
+    write_comparison_report(settings, results_of(settings), tmp_path, "student")
     assert (tmp_path / "reduction.png").is_file() and (tmp_path / "wer.png").is_file()
     only_ann = results_of(settings, [cell for cell in plan(settings, ["student"]) if cell.fold == "ann"])
-    write_report(settings, only_ann, tmp_path, "student")
+    write_comparison_report(settings, only_ann, tmp_path, "student")
     assert not list(tmp_path.glob("*.png")) and "fold ann" in (tmp_path / "table.md").read_text()
 
 
@@ -460,11 +461,11 @@ def test_a_plot_without_anything_in_it_is_not_left_from_an_earlier_report(tmp_pa
 
 def test_a_report_holds_tables_plots_settings_and_commands_in_one_file(tmp_path):
     settings = replace(settings_of(["teacher", "student", "static"], folds=["ann", "bob"]), overrides=["+a='<b>'"])
-    shown = write_report(settings, results_of(settings), tmp_path, "student")
+    shown = write_comparison_report(settings, results_of(settings), tmp_path, "student")
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and 'src="http' not in page
     assert page.count("<table>") == 3 and '<td class="worse">worse</td>' in page
-    assert page.count("python scripts/train.py") == len(plan(settings)) == 12
+    assert page.count("python -m nemo_codert.cli.train") == len(plan(settings)) == 12
     assert "$OUTPUT/cells/ann/seed0/teacher/run/teacher.nemo" in page and "torch 1.2.3" in page
     assert "<b>'" not in page and "&lt;b&gt;" in page
     text = (tmp_path / "table.md").read_text()

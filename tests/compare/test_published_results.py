@@ -12,8 +12,8 @@ from statistics import fmean
 import pytest
 
 from nemo_codert.compare.plan import read_settings
-from nemo_codert.compare.report import write_report
-from nemo_codert.compare.results import PREDICTIONS_FILE, RUNS_FILE, read_results
+from nemo_codert.compare.report import write_comparison_report
+from nemo_codert.compare.results import PREDICTIONS_FILE, RUNS_FILE, read_result_files
 from tests.conftest import REPOSITORY
 
 RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def test_its_table_is_recomputed_from_its_predictions(study, tmp_path):
     for name in ("comparison.json", RUNS_FILE, PREDICTIONS_FILE):
         shutil.copy(study / name, tmp_path / name)
     settings = read_settings(tmp_path)
-    write_report(settings, read_results(settings, tmp_path), tmp_path, against="student")
+    write_comparison_report(settings, read_result_files(settings, tmp_path), tmp_path, against="student")
     assert (tmp_path / "table.md").read_bytes() == (study / "table.md").read_bytes()
 
 

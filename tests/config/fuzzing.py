@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.build_faults import build_error, try_networks
+from nemo_codert.training import run
+from nemo_codert.training.run_checks import check_run
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "conf").glob("*.yaml") if path.stem != "base")
@@ -126,10 +129,10 @@ def time_limit() -> Iterator[None]:
 OURS = ("This run cannot start:\n  - ", "The model cannot be built:\n  - ", "The model config ", "model.", "Frozen")
 
 
-def outcome(script: Any, plain: dict, batch: tuple[torch.Tensor, ...]) -> str:
+def outcome(plain: dict, batch: tuple[torch.Tensor, ...]) -> str:
     """`valid`, or the first line of our error; anything else raises.
 
-    The way of scripts/train.py: the checks of the run, the model, its optimiser; then a step and a validation batch.
+    As nemo_codert.training.run: the checks of the run, the model, its optimiser; then a step and a validation batch.
     """
     try:
         cfg = OmegaConf.create(plain)
@@ -137,7 +140,7 @@ def outcome(script: Any, plain: dict, batch: tuple[torch.Tensor, ...]) -> str:
         return "no config"  # OmegaConf's own parser: Hydra would have said so before us
     with time_limit():
         try:
-            model = built(script, cfg)
+            model = built(cfg)
         except ValueError as error:
             assert str(error).startswith(OURS), f"not ours: {type(error).__name__}: {str(error)[:300]}"
             assert "Traceback" not in str(error)
@@ -146,17 +149,17 @@ def outcome(script: Any, plain: dict, batch: tuple[torch.Tensor, ...]) -> str:
     return "valid"
 
 
-def built(script: Any, cfg: DictConfig) -> Any:
+def built(cfg: DictConfig) -> Any:
     """As `prepare` does it, without a trainer and a run's folder."""
     with open_dict(cfg):
         cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
-    script.check_run(cfg)
+    checked = check_run(cfg)
     try:
-        model = script.build_model(cfg, None)
-        script.try_networks(model)
+        model = run.build_model(cfg, checked, None)
+        try_networks(model)
     except Exception as error:
-        raise script.build_error(cfg.model, error) from error
-    script.check_optimiser(model)
+        raise build_error(cfg.model, error) from error
+    run.check_optimiser(model)
     return model
 
 
@@ -175,7 +178,7 @@ def assert_valid(model: Any, batch: tuple[torch.Tensor, ...]) -> None:
             assert len(model.decoding.rnnt_decoder_predictions_tensor(*encoded)) == len(batch[0])
 
 
-def fuzz(script: Any, bases: list[dict], batch: tuple[torch.Tensor, ...], examples: int, *, seed: int) -> list[str]:
+def fuzz(bases: list[dict], batch: tuple[torch.Tensor, ...], examples: int, *, seed: int) -> list[str]:
     """Outcomes of `examples` configs; that of one which ended neither in our error nor in a model begins with !."""
     outcomes: list[str] = []
 
@@ -185,7 +188,7 @@ def fuzz(script: Any, bases: list[dict], batch: tuple[torch.Tensor, ...], exampl
     def change(drawn: tuple[dict, list[str]]) -> None:
         cfg, changes = drawn
         try:
-            outcomes.append(outcome(script, cfg, batch))
+            outcomes.append(outcome(cfg, batch))
         except (Exception, Hang) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"

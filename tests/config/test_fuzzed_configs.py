@@ -6,12 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.config.fuzzing import base_configs, built, fuzz, outcome, time_limit
-from tests.conftest import STOCK, load_script
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("train")
+from tests.conftest import STOCK
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +23,13 @@ def make_bases(manifest, tokenizer_dir, tmp_path_factory):
     return make
 
 
-def test_the_configs_that_are_changed_are_valid_as_they_are(script, make_bases, batch):
+def test_the_configs_that_are_changed_are_valid_as_they_are(make_bases, batch):
     for cfg in make_bases([("fsdd", "shared_kd"), ("librispeech_lstm", "student")]):
-        assert outcome(script, cfg, batch) == "valid"
+        assert outcome(cfg, batch) == "valid"
 
 
-def test_changed_configs_end_in_our_error_or_in_a_model(script, make_bases, batch):
-    outcomes = fuzz(script, make_bases([("fsdd", "shared_kd"), ("librispeech_lstm", "student")]), batch, 15, seed=0)
+def test_changed_configs_end_in_our_error_or_in_a_model(make_bases, batch):
+    outcomes = fuzz(make_bases([("fsdd", "shared_kd"), ("librispeech_lstm", "student")]), batch, 15, seed=0)
     assert len(outcomes) == 15 and not [text for text in outcomes if text.startswith("!")]
     assert any(text.startswith("This run cannot start") for text in outcomes)
 
@@ -56,7 +51,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_faults_that_ended_in_a_traceback_or_never_are_named_by_key(script, make_bases, key):
+def test_faults_that_ended_in_a_traceback_or_never_are_named_by_key(make_bases, key):
     (cfg,) = make_bases([("fsdd", "shared_kd")])
     *parents, last = key.split(".")
     block, (value, message) = cfg, KEYS[key]
@@ -64,12 +59,12 @@ def test_faults_that_ended_in_a_traceback_or_never_are_named_by_key(script, make
         block = block[parent]
     block[last] = value
     with time_limit(), pytest.raises(ValueError) as error:
-        built(script, OmegaConf.create(cfg))
+        built(OmegaConf.create(cfg))
     assert message in str(error.value)
 
 
-def test_no_schedule_is_a_schedule_of_null(script, make_bases):
+def test_no_schedule_is_a_schedule_of_null(make_bases):
     for strategy in ("shared_kd", "student"):
         (cfg,) = make_bases([("fsdd", strategy)])
         cfg["model"]["optim"]["sched"] = None
-        assert "sched" not in built(script, OmegaConf.create(cfg)).cfg.optim
+        assert "sched" not in built(OmegaConf.create(cfg)).cfg.optim

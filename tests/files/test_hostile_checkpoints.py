@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from nemo_codert.files.checkpoints import StandIn, plain, read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 from nemo_codert.models.open_model import checkpoint_files, open_model
+from nemo_codert.training import run
 from nemo_codert.training.checkpoint_files import CheckpointFiles
-from tests.conftest import load_script
 from tests.files.traps import Trap, bare_pickle, save_trapped, traps
 from tests.models.training_runs import equal_states
 
@@ -94,9 +94,7 @@ def entries(model, trainer, path: Path, folder: Path) -> dict:
 
     def finish() -> None:
         best = type("Callback", (), {"best_model_path": str(path)})()
-        load_script("train").finish(
-            None, type("Trainer", (), {"lightning_module": model, "checkpoint_callback": best}), folder
-        )
+        run.finish(run.Run(None, type("Trainer", (), {"checkpoint_callback": best}), model, folder))
 
     return {
         "resume_if_exists": resume,
@@ -109,8 +107,7 @@ def entries(model, trainer, path: Path, folder: Path) -> dict:
     }
 
 
-def test_no_way_to_open_a_checkpoint_executes_anything(make_model, trainer, checkpoint, tmp_path, mark, monkeypatch):
-    monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)
+def test_no_way_to_open_a_checkpoint_executes_anything(make_model, trainer, checkpoint, tmp_path, mark):
     content = read_checkpoint(checkpoint)
     folder = tmp_path / "hostile"
     folder.mkdir()

@@ -9,7 +9,6 @@ script, a `log` file, and a `fault`: null, or one of
 The answer is the exit status, negative where a signal ended the process.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -19,14 +18,6 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
-
-
-def load_script():
-    """scripts/train.py as a module: its imports are what costs time."""
-    spec = importlib.util.spec_from_file_location("codert_train_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def kill_self() -> None:
@@ -87,7 +78,7 @@ def tell_first_batch(pipe: int) -> None:
     ResumeState.on_train_batch_start = on_train_batch_start
 
 
-def child(script, command: dict, pipe: int) -> None:
+def child(train, command: dict, pipe: int) -> None:
     """One run of the script; never returns."""
     log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
@@ -98,10 +89,9 @@ def child(script, command: dict, pipe: int) -> None:
         kill_in_validation(fault["number"])
     elif fault["kind"] == "write":
         kill_in_write(fault["number"], fault["moment"])
-    # By its path: Hydra looks for the configs of a module, which the script is here, among packages.
-    sys.argv = [str(SCRIPT), f"--config-path={SCRIPT.parents[1] / 'conf'}", *command["arguments"]]
+    sys.argv = [str(SCRIPT), *command["arguments"]]
     try:
-        script.main()
+        train.main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1 if end.code else 0
         print(end.code)
@@ -114,12 +104,12 @@ def child(script, command: dict, pipe: int) -> None:
     os._exit(status)
 
 
-def run(script, command: dict) -> int:
+def run(train, command: dict) -> int:
     """Start one process, kill it where it is to be killed from here; its exit status."""
     told, tell = os.pipe()
     process = os.fork()
     if process == 0:
-        child(script, command, tell)
+        child(train, command, tell)
     os.close(tell)
     fault = command["fault"]
     if fault and fault["kind"] == "after" and os.read(told, 1):
@@ -137,10 +127,11 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    script = load_script()
+    from nemo_codert.cli import train  # its imports are what costs time
+
     print("ready", file=answers)
     for line in sys.stdin:
-        print(run(script, json.loads(line)), file=answers)
+        print(run(train, json.loads(line)), file=answers)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import pytest
 
 from tests.config.fuzzing import CONFIGS, STRATEGIES, base_configs, fuzz
-from tests.conftest import load_script
 
 pytestmark = pytest.mark.reliability
 CO_TRAINED = [name for name in STRATEGIES if not name.startswith("static")]  # a frozen teacher needs a checkpoint
@@ -13,8 +12,8 @@ EXAMPLES = 80
 @pytest.mark.parametrize("part", range(4))
 def test_many_changed_configs_end_in_our_error_or_in_a_model(manifest, tokenizer_dir, tmp_path, batch, campaign, part):
     pairs = [(name, strategy) for name in CONFIGS for strategy in CO_TRAINED]
-    bases, script = base_configs(manifest, tokenizer_dir, tmp_path / "runs", pairs[part::4]), load_script("train")
-    outcomes = fuzz(script, bases, batch, EXAMPLES, seed=part)
+    bases = base_configs(manifest, tokenizer_dir, tmp_path / "runs", pairs[part::4])
+    outcomes = fuzz(bases, batch, EXAMPLES, seed=part)
     failed, valid = [text for text in outcomes if text.startswith("!")], outcomes.count("valid")
     survived, refused = len(outcomes) - len(failed), len(outcomes) - len(failed) - valid
     fault, lost = f"random changes to a config, part {part + 1}", f"{refused} refused by key, {valid} trained a step"

@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.conftest import REPOSITORY, load_script
+from nemo_codert.training import run
+from tests.conftest import REPOSITORY
 from tests.reliability.small_runs import small_run
 
 pytestmark = pytest.mark.reliability
@@ -64,10 +65,10 @@ def test_five_thousand_steps_take_no_more_memory_and_no_more_time(
     every_500 = ["trainer.val_check_interval=500", "model.train_ds.batch_size=2"]
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
         cfg = compose("fsdd", [*small_run(tmp_path, manifest, tokenizer_dir, steps=STEPS), *every_500])
-    trainer, model, _ = load_script("train").prepare(cfg)
+    prepared = run.prepare(cfg)
     readings = Readings()
-    trainer.callbacks.append(readings)
-    trainer.fit(model)
+    prepared.trainer.callbacks.append(readings)
+    prepared.trainer.fit(prepared.model)
 
     rows = np.array(readings.rows)
     with (campaign_folder / "soak.csv").open("w", newline="") as file:

@@ -181,9 +181,8 @@ def start_process(tmp_path: Path, **how) -> subprocess.Popen:
     """The script in a process of its own, waiting for a training that never ends."""
     behave(tmp_path, hang=["all/tandem_kd/0"], **how)
     code = (
-        "import importlib.util, sys; spec = importlib.util.spec_from_file_location('compare', sys.argv[1]); "
-        "script = importlib.util.module_from_spec(spec); spec.loader.exec_module(script); "
-        f"script.TRAINER = {STUB!r}; sys.exit(script.main(sys.argv[2:]))"
+        "import runpy, sys; from nemo_codert.compare import run; "
+        f"run.TRAINER = {STUB!r}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     path = str(REPOSITORY / "scripts" / "compare_strategies.py")
     arguments = ["--output-dir", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data"), "--seeds", "0-1"]

@@ -1,17 +1,10 @@
-"""What scripts/quickstart.py does around the scripts it runs."""
-
-from types import ModuleType
+"""The quickstart around its training: paths on the command line, and the output folder."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_codert.cli.console import hydra_value
-from tests.conftest import load_script
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("quickstart")
+from nemo_codert.cli import quickstart
+from nemo_codert.config.hydra_text import hydra_value
 
 
 @pytest.mark.parametrize(
@@ -34,17 +27,17 @@ def test_a_path_arrives_through_hydras_command_line_as_it_is(path):
     assert override.value() == path
 
 
-def test_a_new_an_empty_and_its_own_folder_are_taken(script, tmp_path):
+def test_a_new_an_empty_and_its_own_folder_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "new" / "run", tmp_path / "empty"):
-        script.claim(folder)
+        quickstart.claim(folder)
         (folder / "report.md").write_text("earlier")
-        script.claim(folder)
+        quickstart.claim(folder)
         assert (folder / "report.md").read_text() == "earlier"
 
 
-def test_a_folder_with_something_else_is_refused_and_left_alone(script, tmp_path):
+def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "training").mkdir()
     with pytest.raises(SystemExit, match="holds something else than a quickstart: give a new folder"):
-        script.claim(tmp_path)
+        quickstart.claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["training"]

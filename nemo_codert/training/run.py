@@ -1,0 +1,336 @@
+"""A training run, from a config to files: what `codert train` and scripts/train.py do, as a library.
+
+`prepare` makes everything up to the first step, `train` a whole run. Faults are exceptions; the commands turn them
+into messages and exit codes.
+"""
+
+import copy
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.utils.exp_manager import exp_manager
+from nemo.utils.get_rank import is_global_rank_zero
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
+from nemo_codert.config.checked import CheckedConfig
+from nemo_codert.evaluation.transcribe import evaluate, write_predictions
+from nemo_codert.export.model_card import model_card, read_error_rates
+from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
+from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
+from nemo_codert.files.checkpoints import read_checkpoint
+from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
+from nemo_codert.models.build_faults import build_error, try_networks
+from nemo_codert.models.open_model import branches
+from nemo_codert.models.stock_models import stock_class
+from nemo_codert.models.teacher_weights import load_lone_checkpoint
+from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
+from nemo_codert.training.checkpoint_files import CheckpointFiles
+from nemo_codert.training.finite_guard import FiniteGuard
+from nemo_codert.training.last_checkpoint import prepare_resume
+from nemo_codert.training.load_watch import LoadWatch
+from nemo_codert.training.progress import StepProgress
+from nemo_codert.training.resume import ResumeState
+from nemo_codert.training.run_checks import check_run, test_manifests
+from nemo_codert.training.usable_data import own_folder, screen_data
+
+__all__ = ["Run", "prepare", "train"]
+
+logger = logging.getLogger("nemo_codert.train")
+
+RANK_SEED_STEP = 1_000_003
+TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
+# The model as it was trained, additive joint included. `student.nemo` is the stock student beside it.
+TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        config: the root config as it is used: a copy of the one passed in, with `train`, `seed` and the manifests of
+            usable utterances filled in.
+        trainer: Lightning's trainer with the callbacks of this package.
+        model: an `EncDecCoDERTBPEModel`, or a stock model where the student or the teacher is trained alone.
+        folder: the run's folder; everything that the run writes lies in it.
+    """
+
+    config: DictConfig
+    trainer: pl.Trainer
+    model: EncDecRNNTBPEModel
+    folder: Path
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Prepare a run up to its first step: checks, run folder, usable data, model, report on a loaded teacher.
+
+    Args:
+        cfg: root config with `model`, `trainer` and `exp_manager`, as Hydra composes it from `conf/`. It is not
+            changed.
+
+    Returns:
+        The run, whose `trainer.fit(model)` would be the next call. `train` makes this call and writes the files.
+
+    Raises:
+        ValueError: faults of the config, of a manifest or of a checkpoint, each with its key, value and remedy. The
+            folder that this call made is removed.
+        OSError: a path that cannot be read or written.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> prepare(OmegaConf.create({"trainer": {"max_steps": 10}}))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: This run cannot start:
+          - model is missing: a config needs the model section of a stock RNN-T plus student and codert
+        ...
+    """
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):  # a stock NeMo config has neither
+        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+    checked = check_run(cfg)
+    if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
+        os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
+    pl.seed_everything(cfg.seed, verbose=False)
+    trainer = make_trainer(cfg, checked)
+    try:
+        if cfg.exp_manager.get("resume_if_exists"):
+            load = trainer.strategy.checkpoint_io.load_checkpoint
+            prepare_resume(checkpoint_folder(trainer, cfg.exp_manager), load, is_writer=is_global_rank_zero())
+        folder = Path(exp_manager(trainer, cfg.exp_manager))
+        logger.info("Run folder: %s", folder)
+        data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
+        try:
+            model = build_model(cfg, checked, trainer)
+            try_networks(model)
+        except Exception as error:
+            raised = build_error(cfg.model, error)
+            raise raised from (None if raised is error else error)
+        # Ranks must not mask alike; NeMo's own generators start from the operating system.
+        seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
+        check_optimiser(model)
+        with open_dict(model.cfg):
+            model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
+        describe(model, folder, is_writer=trainer.is_global_zero)
+    except BaseException:
+        forget_run(cfg)
+        raise
+    pl.seed_everything(cfg.seed, verbose=False)  # same data order, independent of the model's size
+    return Run(cfg, trainer, model, folder)
+
+
+def train(cfg: DictConfig) -> Run:
+    """Train as a config says and write the trained models.
+
+    The run's folder then holds checkpoints, `pair.nemo` and `student.nemo` with its card `student.md` (of a model
+    that is trained alone `lone_student.nemo` or `teacher.nemo`), `config.yaml`, and the transcripts of the manifests
+    in `model.test_ds`. Further ranks of a distributed run write nothing.
+
+    Args:
+        cfg: see `prepare`.
+
+    Returns:
+        The run. Its model has the weights of the best checkpoint and is on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: see `prepare`.
+        OSError: a path that cannot be read or written, or a full disk.
+        FloatingPointError: a loss or gradient that is not finite, where `model.codert.non_finite.action` is stop.
+        SIGTERMException: SIGTERM ended the training; `exp_manager.resume_if_exists=true` resumes it.
+
+    Example:
+        >>> import logging
+        >>> from pathlib import Path
+        >>> from hydra import compose, initialize_config_dir
+        >>> from nemo_codert.config.shipped import conf_folder
+        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
+        ...     cfg = compose("fsdd", ["strategy=tandem_kd", "exp_manager.exp_dir=runs"])
+        >>> train(cfg)  # no data are named yet  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: This run cannot start:
+          - model.train_ds.manifest_filepath is missing: ...
+    """
+    run = prepare(cfg)
+    complete(run)
+    return run
+
+
+def complete(run: Run) -> None:
+    """Train a prepared run and write its files; see `train`.
+
+    Raises:
+        OSError, FloatingPointError, SIGTERMException: see `train`. Where no step was made the run's folder is removed,
+            if this run made it.
+    """
+    try:
+        run.trainer.fit(run.model)
+    except SIGTERMException:
+        raise
+    except BaseException:
+        if run.trainer.global_step == 0:
+            forget_run(run.config)
+        raise
+    if run.trainer.is_global_zero:
+        finish(run)
+
+
+def forget_run(cfg: DictConfig) -> None:
+    """Remove the folder of a run that ended before its first step, if this run made it."""
+    manager, version = cfg.exp_manager, os.environ.get("NEMO_EXPM_VERSION")  # set when NeMo made up a folder's name
+    if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version") or not version:
+        return
+    folder = Path(manager.exp_dir) / (manager.get("name") or "default") / version
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
+    """Return Lightning's trainer with this package's callbacks; its progress bar counts optimizer steps.
+
+    Args:
+        cfg: root config. checked: its model section, as `check_run` returns it.
+    """
+    settings, codert = dict(cfg.trainer), checked.codert
+    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it counts steps for the others
+    if settings.pop("enable_progress_bar", True):
+        callbacks.append(StepProgress())
+    callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
+    plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
+    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
+
+
+def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
+    """Build the pair, or NeMo's own class for the student or the teacher alone. Neither gets the test data.
+
+    Args:
+        cfg: root config, with the manifests of usable utterances.
+        checked: its model section, as `check_run` returns it; it gets these manifests too.
+    """
+    with open_dict(checked.model):
+        checked.model.pop("test_ds", None)
+        for name in ("train_ds", "validation_ds"):
+            checked.model[name] = OmegaConf.to_container(cfg.model[name], resolve=True)
+    if cfg.train == "pair":
+        return EncDecCoDERTBPEModel(checked, trainer=trainer)
+    make_config = student_config if cfg.train == "student" else teacher_config
+    stock_cfg = make_config(checked)
+    if checked.codert.activation_checkpointing:
+        logger.warning("model.codert.activation_checkpointing has no effect: train is %s, not pair.", cfg.train)
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = stock_class(stock_cfg)(stock_cfg, trainer=trainer)
+    key = "model.student.init_from" if cfg.train == "student" else "model.codert.teacher_checkpoint"
+    if name := OmegaConf.select(cfg, key):
+        log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
+    return model
+
+
+def check_optimiser(model: EncDecRNNTBPEModel) -> None:
+    """Build the optimizer and its schedule once: Lightning, which builds them again, would find a fault too late.
+
+    Raises:
+        ValueError: NeMo or PyTorch refuse the settings of model.optim.
+    """
+    try:
+        model.setup_optimization()
+    except Exception as error:
+        raise ValueError(
+            f"model.optim cannot be used: {error}. Its keys are the arguments of the optimiser that it names, "
+            "those of model.optim.sched the arguments of the schedule"
+        ) from error
+
+
+def log_loaded(branch: str, loaded: dict[str, Any]) -> None:
+    """Log the source of a branch's weights, and the parts that start from scratch."""
+    logger.info("%s starts from %s: %d tensors loaded", branch, loaded["source"], loaded["tensors"])
+    if loaded.get("left"):
+        logger.info("%s starts from scratch, because of other shapes, in: %s", branch, ", ".join(loaded["left"]))
+
+
+def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> None:
+    """Log what is about to be trained and, for a loaded teacher, how good it is before the first step."""
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    logger.info("%s, %.2f M parameters", type(model).__name__, millions)
+    if not is_writer or not isinstance(model, EncDecCoDERTBPEModel):
+        return
+    if "student" in model.loaded:
+        log_loaded("student", model.loaded["student"])
+    if "teacher" not in model.loaded:
+        return
+    report = teacher_report(model, model.val_dataloader())
+    logger.info("%s", format_teacher_report(report))
+    (folder / "teacher_report.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def finish(run: Run) -> None:
+    """Write the trained model and the stock `student.nemo`, both with the weights of the best checkpoint."""
+    cfg, trainer, model, folder = run.config, run.trainer, run.model, run.folder
+    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    if best and Path(best).is_file():
+        model.load_state_dict(read_checkpoint(best)["state_dict"])
+    model.cpu().eval()
+    score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
+    with open_dict(model.cfg):
+        model.cfg[RECORD_KEY].updates = trainer.global_step
+        if score is not None and trainer.checkpoint_callback.monitor == "val_wer":
+            model.cfg[RECORD_KEY].best_val_wer = float(score)
+    save_model(model, folder / TRAINED_FILES[cfg.train])
+    if cfg.train != "teacher":
+        save_student(model, folder)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
+    if test_manifests(cfg):
+        for branch in ("student", "teacher") if cfg.train == "pair" else (cfg.train,):
+            transcribe_tests(run, branch)
+        if cfg.train != "teacher":
+            save_student(model, folder)  # its card now has results
+
+
+def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:
+    """Write `student.nemo`, a stock model, and `student.md`, its card, with the results of the test sets so far."""
+    stock = stock_of(model)
+    parameters = sum(parameter.numel() for parameter in stock.parameters())
+    about = {"branch": "student", "parameters": parameters}
+    predictions = sorted((folder / "predictions" / "student").glob("*_summary.json"))
+    results = [result for path in predictions for result in read_error_rates(path, **about)]
+    record = recorded_training(model.cfg)
+    card = model_card(stock.cfg, name="student", record=record, results=results, **about)
+    save_with_card(stock, folder / "student.nemo", card)
+
+
+def transcribe_tests(run: Run, branch: str) -> None:
+    """Transcribe the test manifests with the stock model of a branch and write the texts, one file a manifest."""
+    cfg, trainer, trained = run.config, run.trainer, run.model
+    found = branches(trained)
+    networks = found.get(branch) or found["model"]
+    # A shared projection is not a submodule of the student's joint, but the student needs it.
+    parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
+    weights = {id(parameter): parameter.numel() for part in parts for parameter in part.parameters()}
+    model = stock_of(trained, branch=branch if cfg.train == "pair" else "student").to(trainer.strategy.root_device)
+    about = {
+        "branch": branch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(weights.values()),
+        "updates": trainer.global_step,
+        "decoding": model.cfg.decoding.strategy,
+        "batch_size": cfg.model.test_ds.get("batch_size") or TEST_BATCH_SIZE,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+    }
+    for manifest in test_manifests(cfg):
+        evaluation = evaluate(model, manifest, batch_size=about["batch_size"])
+        path = run.folder / "predictions" / branch / f"{Path(manifest).stem}.json"
+        write_predictions(path, [evaluation], about)
+        errors = evaluation.errors
+        logger.info("%s: %s WER %.2f%% of %d words", Path(manifest).name, branch, 100 * errors.wer, errors.words)
