@@ -21,6 +21,7 @@ MAX_FUNCTION_LINES = 60
 # Room of the package -> the rooms it may import (docs/architecture.md draws the arrows). A room may import itself and the
 # package's own __init__.
 LOWEST = {"config", "files", "nemo_compat"}
+ROOMS_BELOW_CLI = "losses data modules models evaluation export analysis training compare benchmark".split()
 MAY_IMPORT = {
     "config": set(),
     "files": {"config", "nemo_compat"},
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "training": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
     "compare": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis", "cli"},
     "benchmark": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
-    "cli": LOWEST,
+    "cli": LOWEST | set(ROOMS_BELOW_CLI),
+    "__main__": {"cli"},
 }
 # Heavy packages that a room must not import, not even inside a function where `anywhere` says so.
 FORBIDDEN = {
