@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder, shipped_configs
+from tests.config.hydra_runs import composed
 
 PAIR = "defaults:\n  - fsdd\n  - _self_\nname: mine\nmodel:\n  student:\n    encoder: {d_model: 32}\n"
 
@@ -19,17 +17,6 @@ def own(tmp_path) -> Path:
     folder.mkdir()
     (folder / "pair.yaml").write_text(PAIR)
     return folder
-
-
-def composed(search):
-    """What Hydra makes of the arguments."""
-    words = search.hydra_arguments()
-    folder, name = words[words.index("--config-path") + 1], words[words.index("--config-name") + 1]
-    overrides = [word for word in words if "=" in word and word != folder]
-    OverridesParser.create().parse_overrides(overrides)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(folder, version_base=None):
-        return compose(name, overrides)
 
 
 def test_a_folder_of_the_users_inherits_and_takes_strategies(own):
