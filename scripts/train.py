@@ -46,7 +46,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report  # noqa: E402
-from nemo_codert.config.checked import checked_config, encoder_stride, lone_branch  # noqa: E402
+from nemo_codert.config.checked import checked_config  # noqa: E402
+from nemo_codert.config.derived import encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data import DataReport, Loader, screen_dataset  # noqa: E402
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions  # noqa: E402
 from nemo_codert.export.model_card import model_card, read_results  # noqa: E402
@@ -157,7 +158,7 @@ def forget_run(cfg: DictConfig) -> None:
 def make_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer; its progress bar is replaced by one that counts optimizer steps."""
     settings = dict(cfg.trainer)
-    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    codert = checked_config(cfg.model, alone=lone_branch(cfg)).codert
     callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it keeps count for the others
     if settings.pop("enable_progress_bar", True):
         callbacks.append(StepProgress())
@@ -179,7 +180,7 @@ def screen_data(cfg: DictConfig, folder: Path) -> dict[str, list[DataRecord]]:
     Returns what there is to train on and to validate with, under `train` and `validation`.
     """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
-    codert, report = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert, DataReport()
+    codert, report = checked_config(cfg.model, alone=lone_branch(cfg)).codert, DataReport()
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
     stride = max((stride for stride in strides if stride), default=None)
     records: dict[str, list[DataRecord]] = {}

@@ -1,4 +1,4 @@
-"""Which networks are measured: the branches of a pair, a model trained alone, or two models as student and teacher.
+"""The networks to be measured: branches of a pair, a model trained alone, or two models as student and teacher.
 
 May import models; nothing but scripts and analysis imports this.
 """
@@ -11,14 +11,14 @@ from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 from nemo_codert.modules.transducer import Transducer
 
-RATIO_TOLERANCE = 1e-6  # of two frame lengths in seconds, which are products of a few decimal numbers
+RATIO_TOLERANCE = 1e-6  # the lengths of two frames in seconds are products of a few decimal numbers
 
 
 @dataclass(frozen=True)
 class Branch:
     """Networks to measure, with the model that owns their feature front end and tokenizer.
 
-    name: `student` or `teacher`, or `model` for one trained alone. seconds_per_frame: of its encoder.
+    name: `student` or `teacher`, or `model` for one trained alone. seconds_per_frame: one encoder frame.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Branch:
 def branches_of(
     model: EncDecRNNTBPEModel, which: str = "both", teacher: EncDecRNNTBPEModel | None = None
 ) -> list[Branch]:
-    """What to measure of a pair, of a model trained alone, or of one beside a teacher that was trained alone too.
+    """Return the branches to measure: those of a pair, a model trained alone, or such a model and a separate teacher.
 
     Args:
-        which: `student`, `teacher` or `both` of a pair; a model trained alone is no teacher.
-        teacher: a teacher for a model trained alone; of a pair, its teacher.
+        which: `student`, `teacher` or `both` branches of a pair; a model trained alone has no branch `teacher`.
+        teacher: a teacher for a model trained alone; None for a pair, which has its own.
 
     Raises:
         ValueError: branches that the model does not have, or a teacher and a student that cannot be compared.
@@ -74,7 +74,7 @@ def _branch(name: str, model: EncDecRNNTBPEModel, transducer: Transducer) -> Bra
 
 
 def _refuse_strangers(student: Branch, teacher: Branch) -> None:
-    """Raise one ValueError that lists why two models cannot be compared frame by frame and piece by piece."""
+    """Raise one ValueError that lists all differences which forbid comparing two models by frames and pieces."""
     problems = []
     if teacher.pieces != student.pieces:
         pairs = zip(teacher.pieces, student.pieces, strict=False)

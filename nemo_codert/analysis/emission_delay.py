@@ -1,8 +1,8 @@
-"""How much later than its teacher a student says each word piece: a streaming student waits to hear more.
+"""Delay of a student's word pieces against its teacher's: a streaming student needs more audio before it emits.
 
-For each reference token the frame in which a branch most likely emits it, given the whole reference (see `alignment`,
-each branch by its own lattice); the delay is the student's frame minus the teacher's, both brought to milliseconds. A
-stream's frames come chunk by chunk: up to a chunk's duration comes on top, and is no part of the delay.
+Each branch has, by its own lattice, a frame in which it most likely emits a reference token, given the whole reference
+(see `alignment`); the delay is the student's frame minus the teacher's, both in milliseconds. A stream's frames come
+chunk by chunk, which adds up to a chunk's duration that is not part of the delay.
 May import models; nothing but scripts and analysis imports this.
 """
 
@@ -18,14 +18,13 @@ from tqdm.auto import tqdm
 from nemo_codert.analysis.alignment import align
 from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.readings import Utterance, encoded_utterances
-from nemo_codert.modules.transducer import predict, project, project_prediction
 
 
 @dataclass(frozen=True)
 class DelaySummary:
-    """Delays of `tokens` reference tokens in milliseconds, negative where the student is the earlier one.
+    """Delays of `tokens` reference tokens in milliseconds, negative where the student emits earlier.
 
-    Without a token the figures are nan. p90: 90 of 100 tokens are delayed by no more than this.
+    Without a token the figures are nan. p90: at least 90% of the tokens are delayed by this or less.
     """
 
     tokens: int
@@ -40,11 +39,11 @@ def token_delays(
     student_seconds: float,
     teacher_seconds: float,
 ) -> np.ndarray:
-    """Delay of every token in milliseconds, [N] float64.
+    """Return the delay of every token in milliseconds, [N] float64.
 
-    student_frames, teacher_frames: for each utterance the frames [U] that its tokens are emitted in. The seconds are
-    those of one frame of each side: a frame is taken to be where it begins.
-    Raises ValueError for sides with other utterances or tokens.
+    student_frames, teacher_frames: for each utterance the frames [U] that emit its tokens. The seconds are those of
+    one frame of each side; a token's time is the start of its frame.
+    Raises ValueError if the sides have different utterances or numbers of tokens.
     """
     if [len(frames) for frames in student_frames] != [len(frames) for frames in teacher_frames]:
         raise ValueError("student and teacher must have been aligned with the same tokens of the same utterances")
@@ -55,7 +54,7 @@ def token_delays(
 
 
 def summarise(delays: np.ndarray) -> DelaySummary:
-    """Mean, median and 90th percentile (linear between two tokens) of delays [N]."""
+    """Compute mean, median and 90th percentile (linear between two tokens) of delays [N]."""
     if not len(delays):
         return DelaySummary(0, *3 * [float("nan")])
     return DelaySummary(len(delays), *map(float, (delays.mean(), np.median(delays), np.percentile(delays, 90))))
@@ -63,25 +62,23 @@ def summarise(delays: np.ndarray) -> DelaySummary:
 
 @torch.no_grad()
 def emission_frames(branch: Branch, batch: Sequence[Utterance]) -> list[np.ndarray]:
-    """For each utterance the frames [U] in which a branch most likely emits the tokens of its transcript.
+    """Return for each utterance the frames [U] in which a branch most likely emits the tokens of the transcript.
 
     Raises:
         ValueError: audio that breaks off, an utterance without an encoder frame.
     """
-    encoded, tokens, tokens_len = encoded_utterances(branch, batch)
-    joint = branch.transducer.joint
-    prediction = project_prediction(joint, predict(branch.transducer, tokens, tokens_len))
-    frames = align(joint, project(joint, encoded, prediction), tokens, tokens_len).frames
-    return [own[:length] for own, length in zip(frames.cpu().numpy(), tokens_len.tolist(), strict=True)]
+    output = encoded_utterances(branch, batch)
+    frames = align(output).frames.cpu().numpy()
+    return [own[:length] for own, length in zip(frames, output.transcript_len.tolist(), strict=True)]
 
 
 def emission_delays(
     student: Branch, teacher: Branch, found: Sequence[Utterance], *, batch_size: int = 8, title: str = "Aligning"
 ) -> np.ndarray:
-    """Delays of all reference tokens in milliseconds, [N], in eval mode.
+    """Measure the delays of all reference tokens in milliseconds, [N], in eval mode.
 
     Args:
-        title: of the progress bar.
+        title: text of the progress bar.
 
     Raises:
         ValueError: see `emission_frames`.

@@ -1,6 +1,6 @@
-"""The pictures of the logit analysis: entropies, agreement over training, one utterance frame by frame.
+"""Pictures of the logit analysis: entropies, agreement over training, one utterance frame by frame.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; every curve also has a line style of its own.
+Colours are Okabe and Ito's, which colour-blind readers can distinguish; every curve also has its own line style.
 Imports matplotlib. B batch, T encoder frames, U target tokens, V vocabulary without blank.
 """
 
@@ -21,17 +21,17 @@ from nemo_codert.analysis.readings import SOURCES, VIEWS, BranchReadings, FrameR
 DPI = 120
 STYLES = {"encoder": ("#0072B2", "-"), "joint": ("#D55E00", "--"), "prediction": ("#009E73", ":")}
 BLANK = "∅"
-FRAMES_PER_STRIP = 50  # of the faster branch: a column is then wide enough for an upright word piece
+FRAMES_PER_STRIP = 50  # frames of the faster branch: a column is then wide enough for an upright word piece
 SHOWN_PROBABILITY = 0.01
 LONGEST_LABEL = 16  # characters
-CHARACTER_INCHES = 0.075  # of a wide letter in 8 points
+CHARACTER_INCHES = 0.075  # width of a wide letter in 8 points
 WINDOW_SECONDS = 0.025
-FLOOR_DB = 80.0  # below the loudest bin
+FLOOR_DB = 80.0  # decibels below the loudest bin
 
 
 @dataclass(frozen=True)
 class UtterancePage:
-    """One utterance to draw: samples [S] at `sample_rate` Hz, and what each branch says."""
+    """One utterance to draw: samples [S] at `sample_rate` Hz, and the readings of each branch."""
 
     id: str
     text: str
@@ -43,7 +43,7 @@ class UtterancePage:
 
 
 def entropy_figure(branches: dict[str, BranchReadings]) -> Figure:
-    """Cumulative distribution of the entropies: one row for a branch, one column for a view."""
+    """Draw the cumulative distributions of the entropies: one row for a branch, one column for a view."""
     figure = Figure(figsize=(12, 3.8 * len(branches)), layout="constrained")
     axes = figure.subplots(len(branches), len(VIEWS), squeeze=False)
     for row, (name, readings) in zip(axes, branches.items(), strict=True):
@@ -67,7 +67,7 @@ def entropy_figure(branches: dict[str, BranchReadings]) -> Figure:
 
 
 def agreement_figure(agreements: Sequence[Agreement], steps: Sequence[int] | None, names: Sequence[str]) -> Figure:
-    """Top-1 agreement and KL of the encoder logits over training: by step, or by model where steps are unknown."""
+    """Draw top-1 agreement and KL of the encoder logits over training: by step, or by model if steps are unknown."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     places = range(len(agreements)) if steps is None else steps
     panels = (
@@ -88,7 +88,7 @@ def agreement_figure(agreements: Sequence[Agreement], steps: Sequence[int] | Non
 
 
 def utterance_figures(page: UtterancePage) -> list[Figure]:
-    """The utterance as one picture or more, each a stretch of time at one scale, everything in it aligned in time."""
+    """Draw an utterance as one or more pictures, each a stretch of time at one scale, with all panels aligned."""
     frame_seconds = page.seconds_per_frame.values()
     seconds = max(len(own.states) * page.seconds_per_frame[name] for name, own in page.branches.items())
     strips = math.ceil(seconds / (FRAMES_PER_STRIP * min(frame_seconds)) - 1e-9)
@@ -123,7 +123,7 @@ def _strip(page: UtterancePage, spectrogram: tuple[np.ndarray, tuple], start: fl
 
 
 def _rank_height(own: FrameReadings, pieces: list[str]) -> float:
-    """Inches that the longest word piece to be written needs when it stands upright."""
+    """Return the height in inches of the longest upright word piece."""
     written = np.unique(own.classes[own.probabilities >= SHOWN_PROBABILITY])
     longest = max((len(piece_label(pieces[i])) for i in written if i < len(pieces)), default=1)
     return max(0.48, 0.12 + CHARACTER_INCHES * longest)
@@ -134,7 +134,7 @@ def _loudest(signal: np.ndarray) -> float:
 
 
 def _spectrogram(signal: np.ndarray, sample_rate: int) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """Decibels [bins, windows], and where the picture lies: seconds and Hz."""
+    """Return decibels [bins, windows], and the picture's extent in seconds and Hz."""
     window = min(int(WINDOW_SECONDS * sample_rate), len(signal))
     hop = max(window // 2, 1)
     power, frequencies, times = mlab.specgram(signal, window, sample_rate, noverlap=window - hop)
@@ -201,7 +201,7 @@ def _draw_pieces(
 
 
 def _colour_bar(axis: Axes, image: object, label: str) -> None:
-    place = axis.inset_axes((1.01, 0.0, 0.012, 1.0))  # beside the axis and not out of it: all keep one time scale
+    place = axis.inset_axes((1.01, 0.0, 0.012, 1.0))  # placed beside the axis, so that all axes keep one time scale
     bar = axis.figure.colorbar(image, cax=place)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -213,9 +213,8 @@ def _known_characters() -> frozenset[int]:
 
 
 def piece_label(piece: str) -> str:
-    """A word piece as the pictures write it: `_` begins a word, `U+4E2D` is a character that the font lacks, and
-    what is longer than 16 characters is cut."""
+    """Return a word piece for pictures, cut after 16 characters: `_` begins a word, `U+4E2D` is not in the font."""
     piece = piece.replace("▁", "_")  # SentencePiece's mark hangs below the line and is lost beside upright text
     shown = "".join(sign if ord(sign) in _known_characters() else f"U+{ord(sign):04X}" for sign in piece)
     shown = shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
-    return shown.replace("$", r"\$")  # matplotlib's mark of a formula
+    return shown.replace("$", r"\$")  # matplotlib reads text between dollar signs as a formula

@@ -1,6 +1,6 @@
-"""What logits say, as numbers: entropy, blank mass, teacher-student agreement, word-piece confusions.
+"""Measures of logits: entropy, blank mass, teacher-student agreement, word-piece confusions.
 
-Pure maths in float64, whatever precision comes in. A class at -inf has probability 0 and adds 0 to every sum.
+Pure maths in float64 for inputs of any precision. A class at -inf has probability 0 and adds 0 to every sum.
 Imports torch and `losses.frames`. The analysis is that of CoDERT (arXiv:2106.07734), which finds that encoder logits
 have a high entropy and hold acoustically plausible confusions.
 """
@@ -16,19 +16,19 @@ from nemo_codert.losses import group_frames, valid_frames
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of softmax(logits) in nats: [..., C] -> [...] float64, 0 for a certain class, log C for equal logits."""
+    """Compute the entropy of softmax(logits) in nats, 0 to log C: [..., C] -> [...] float64."""
     return torch.special.entr(logits.double().softmax(-1)).sum(-1)
 
 
 def blank_mass(logits: torch.Tensor) -> torch.Tensor:
-    """Probability of blank, the last class: [..., V+1] -> [...] float64."""
+    """Return the probability of blank, the last class: [..., V+1] -> [...] float64."""
     return logits.double().softmax(-1)[..., -1]
 
 
 def piece_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Probability of each word piece given that it is no blank: [..., V+1] -> [..., V] float64.
+    """Return the probability of each word piece given that the class is not blank: [..., V+1] -> [..., V] float64.
 
-    Sums to 1, or is 0 everywhere where every piece is at -inf.
+    The sum is 1, or 0 where every piece is at -inf.
     """
     pieces = logits[..., :-1].double()
     silent = (pieces == -torch.inf).all(-1, keepdim=True)
@@ -36,21 +36,21 @@ def piece_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(*, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) in nats: [..., C] twice -> [...] float64, 0 or more.
+    """Compute KL(teacher || student) in nats at temperature 1: [..., C] twice -> [...] float64, 0 or more.
 
-    inf where the student rules out a class that the teacher does not. Temperature 1.
+    inf where a class has probability 0 for the student and not for the teacher.
     """
     teacher, student = teacher_logits.double().log_softmax(-1), student_logits.double().log_softmax(-1)
     p = teacher.exp()
-    # The clamp is for rows that differ by rounding alone: there the terms cancel to either side of 0.
+    # The clamp is for rows that differ by rounding alone, whose sums may fall below 0.
     return torch.where(p > 0, p * (teacher - student), 0.0).sum(-1).clamp(min=0.0)
 
 
 def piece_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy among the word pieces alone, blank left out, in nats: [..., V+1] -> [...] float64, 0 to log V.
+    """Compute the entropy among the word pieces, without blank, in nats: [..., V+1] -> [...] float64, 0 to log V.
 
-    With b the blank mass, `entropy` is that of (b, 1 - b) plus 1 - b times this: what doubt about the moment of an
-    emission adds to the entropy is left out here, and doubt about the piece remains.
+    With b the blank mass, `entropy` is that of (b, 1 - b) plus 1 - b times this one: uncertainty about the moment of
+    an emission is left out here, uncertainty about the piece remains.
     """
     return torch.special.entr(piece_probabilities(logits)).sum(-1)
 
@@ -64,7 +64,7 @@ class Readings(NamedTuple):
 
 
 def readings(logits: torch.Tensor, valid: torch.Tensor) -> list[Readings]:
-    """Readings of each utterance: logits [B, N, V+1], valid [B, N] bool. Other rows (padding) are never read."""
+    """Read each utterance: logits [B, N, V+1], valid [B, N] bool. Other rows (padding) are never used."""
     rows, sizes = logits[valid], valid.sum(1).tolist()
     parts = (measure(rows).split(sizes) for measure in (entropy, piece_entropy, blank_mass))
     return [Readings(*own) for own in zip(*parts, strict=True)]
@@ -72,7 +72,7 @@ def readings(logits: torch.Tensor, valid: torch.Tensor) -> list[Readings]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a student's encoder logits are from its teacher's, as sums over common frames; add them up.
+    """Agreement of a student's encoder logits with its teacher's, as sums over common frames; instances can be added.
 
     `same`: frames whose most likely class is the same. `total_divergence`: KL(teacher || student), nats.
     """
@@ -83,7 +83,7 @@ class Agreement:
 
     @property
     def top1(self) -> float:
-        """Share of the frames with one most likely class, 0 to 1."""
+        """Share of the frames whose most likely class is the same, 0 to 1."""
         return self.same / max(self.frames, 1)
 
     @property
@@ -104,9 +104,10 @@ def agreement(
     teacher_len: torch.Tensor,
     teacher_frames_per_student_frame: int,
 ) -> Agreement:
-    """Agreement of encoder logits over the frames that the distillation loss compares: groups of teacher frames.
+    """Measure the agreement of encoder logits over the frames that the distillation loss compares.
 
-    student_logits: [B, T', V+1]. teacher_logits: [B, T, V+1]. student_len, teacher_len: [B] int64 in frames of each.
+    Teacher frames are averaged in groups. student_logits: [B, T', V+1]. teacher_logits: [B, T, V+1]. student_len,
+    teacher_len: [B] int64 in frames of each.
     """
     factor = teacher_frames_per_student_frame
     teacher_logits, teacher_len = group_frames(teacher_logits.double(), teacher_len, factor)
@@ -120,10 +121,10 @@ def agreement(
 
 @dataclass(frozen=True)
 class Confusion:
-    """What the encoder says where one reference piece is emitted, averaged over its `count` emissions.
+    """The encoder's distribution where one reference piece is emitted, averaged over its `count` emissions.
 
-    `first`: share of them that are the first of their frame; the encoder, which has one distribution for a frame,
-    cannot name the others too. `blank`: mean blank mass. `own`: mean probability of the piece itself, and `pieces`:
+    `first`: share of the emissions that are the first of their frame; the encoder has one distribution for a frame and
+    cannot favour several pieces. `blank`: mean blank mass. `own`: mean probability of the piece itself, and `pieces`:
     the likeliest pieces as (id, mean probability), both among word pieces alone (see `piece_probabilities`).
     """
 
@@ -136,13 +137,13 @@ class Confusion:
 
 
 class Confusions:
-    """Collects, per reference piece, the encoder's distributions at the frames where the piece is emitted."""
+    """Sums, per reference piece, of the encoder's distributions at the frames where the piece is emitted."""
 
     def __init__(self) -> None:
         self._sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(self, logits: torch.Tensor, tokens: torch.Tensor, first: torch.Tensor) -> None:
-        """Encoder logits [N, V+1] at the frames that emit the reference pieces `tokens` [N] int64.
+        """Add encoder logits [N, V+1] at the frames that emit the reference pieces `tokens` [N] int64.
 
         first: [N] bool, False where the frame has emitted another token already.
         """
@@ -155,7 +156,7 @@ class Confusions:
             self._sums[token] = self._sums[token] + own if token in self._sums else own
 
     def most_frequent(self, k: int) -> list[Confusion]:
-        """Every reference piece seen, the most frequent first, with the `k` (or all) pieces likeliest there."""
+        """Return every reference piece seen, the most frequent first, with the `k` (or all) likeliest pieces."""
         found = []
         for token, row in sorted(self._sums.items(), key=lambda item: (-float(item[1][0]), item[0])):
             count, (first, blank), mean = int(row[0]), (row[1:3] / row[0]).tolist(), row[3:] / row[0]

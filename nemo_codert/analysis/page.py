@@ -1,5 +1,6 @@
-"""The page of the logit analysis: one HTML file with its pictures inside, for any browser, without scripts or links
-to elsewhere. Imports jinja2, which torch brings along.
+"""The page of the logit analysis: one HTML file with embedded pictures, without scripts or external links.
+
+Imports jinja2, a dependency of torch.
 """
 
 from jinja2 import Environment, StrictUndefined
@@ -154,6 +155,6 @@ them are averaged.</dd>
 
 
 def render(**values: object) -> str:
-    """The page with its values filled in and escaped; a value that is missing raises."""
+    """Render the page with its values escaped; raises for a missing value."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(PAGE).render(**values)

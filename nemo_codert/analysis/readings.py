@@ -10,7 +10,7 @@ joint       every node the alignment passes: each frame's,    the node (t, u) of
             token's, T + U of them
 
 The alignment is that of the reference (see `alignment`). A frame may emit several tokens: after the first one the
-encoder has nothing new to say and the prediction network decides, so only the first counts.
+encoder's logits stay the same and the prediction network decides, so only the first counts.
 May import models; nothing but scripts and analysis imports this.
 """
 
@@ -35,15 +35,7 @@ from nemo_codert.analysis.measures import Agreement, Confusions, Readings, agree
 from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
 from nemo_codert.modules.encoder_logits import projected_logits
-from nemo_codert.modules.transducer import (
-    Encoded,
-    Transducer,
-    encode,
-    encoder_logits_of,
-    predict,
-    project,
-    project_prediction,
-)
+from nemo_codert.modules.transducer import BranchOutput
 
 SOURCES = ("encoder", "prediction", "joint")
 VIEWS = ("all", "non-blank")
@@ -64,7 +56,7 @@ class Utterance:
     offset: float
 
     def signal(self, sample_rate: int) -> np.ndarray:
-        """Samples [S] float32 at `sample_rate` Hz, channels averaged.
+        """Load samples [S] float32 at `sample_rate` Hz, channels averaged.
 
         Raises:
             ValueError: audio that cannot be read to its end.
@@ -82,7 +74,7 @@ class Utterance:
 
 
 def utterances(entries: Sequence[dict[str, Any]]) -> list[Utterance]:
-    """Utterances of a manifest's entries, whose audio paths are resolved."""
+    """Return the utterances of a manifest's entries, whose audio paths are resolved."""
     return [
         Utterance(
             id=Path(entry["audio_filepath"]).stem + (f"@{entry['offset']:g}" if entry.get("offset") else ""),
@@ -96,7 +88,7 @@ def utterances(entries: Sequence[dict[str, Any]]) -> list[Utterance]:
 
 
 def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
-    """Places of the utterances that are asked for: one whole number means the first so many, else ids or file names.
+    """Return the places of the wanted utterances: one whole number n means the first n, else ids or file names.
 
     Raises:
         ValueError: a name that no utterance has.
@@ -116,8 +108,10 @@ def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
 
 
 def transcript_faults(branches: Sequence[Branch], found: Sequence[Utterance]) -> dict[str, int]:
-    """How many transcripts an alignment says little of, by reason, the most frequent first: empty ones, longer ones
-    than the coarsest encoder has frames, and those with characters that the tokenizer does not know."""
+    """Count the transcripts whose alignments mean little, by reason, the most frequent first.
+
+    Reasons: empty, more tokens than frames of the coarsest encoder, characters that the tokenizer lacks.
+    """
     branch = max(branches, key=lambda branch: branch.seconds_per_frame)  # the tokenizers are equal
     tokenizer = branch.model.tokenizer
 
@@ -137,7 +131,7 @@ class FrameReadings:
     """One utterance of one branch, frame by frame.
 
     readings: source -> arrays [T]; the joint's and the prediction's are those of the state each frame is left from.
-    classes and probabilities [T, k]: what the encoder finds likeliest, blank included. states [T] and frames [U]: see
+    classes and probabilities [T, k]: the encoder's likeliest ones, blank included. states [T] and frames [U]: see
     `alignment`. tokens [U]: ids. first [U]: False where the frame has emitted a token already. emitting: entropy in
     nats of the joint at each first token.
     """
@@ -168,7 +162,7 @@ class BranchReadings:
 
 @dataclass
 class Analysis:
-    """What was measured of one model: by branch, and between the two where there are two."""
+    """Measurements of one model: by branch, and between the two branches where there are two."""
 
     branches: dict[str, BranchReadings]
     agreement: Agreement | None = None
@@ -188,7 +182,7 @@ def analyze(
 
     Args:
         top_k: classes per frame of the utterances `shown` (places in `found`).
-        title: of the progress bar.
+        title: text of the progress bar.
 
     Raises:
         ValueError: audio that breaks off, an utterance without an encoder frame, logits that are not finite.
@@ -207,8 +201,11 @@ def analyze(
 
 @dataclass(frozen=True)
 class BranchLogits:
-    """Raw logits of one branch on a batch: encoder and joint [B, T, V+1], prediction [B, U+1, V+1], emitting
-    (the joint where each token is emitted) [B, U, V+1]; the alignment they were read along; lengths and tokens."""
+    """Raw logits of one branch on a batch, read along `alignment`.
+
+    encoder and joint: [B, T, V+1]. prediction: [B, U+1, V+1]. emitting: [B, U, V+1], the joint where each token is
+    emitted.
+    """
 
     encoder: torch.Tensor
     prediction: torch.Tensor
@@ -220,7 +217,7 @@ class BranchLogits:
     tokens_len: torch.Tensor
 
     def views(self) -> Iterator[tuple[tuple[str, str], torch.Tensor, torch.Tensor]]:
-        """(source, view), logits [B, N, V+1] and which rows count [B, N], as the head of this file lists them."""
+        """Yield (source, view), logits [B, N, V+1] and the valid rows [B, N], in the order of the module's table."""
         frames = valid_frames(self.encoded_len, self.encoder.shape[1])
         states = valid_frames(self.tokens_len + 1, self.prediction.shape[1])
         first = self.alignment.first() & self.emitted()
@@ -233,17 +230,17 @@ class BranchLogits:
         yield ("joint", "non-blank"), self.emitting, first
 
     def emitted(self) -> torch.Tensor:
-        """[B, U] bool, True where a token is a reference token and no padding."""
+        """Return [B, U] bool, True where a token is a reference token, not padding."""
         return valid_frames(self.tokens_len, self.tokens.shape[1])
 
     def encoder_at_emissions(self) -> torch.Tensor:
-        """Encoder logits of the frame in which each token is emitted, [B, U, V+1]."""
+        """Return the encoder logits of the frame in which each token is emitted, [B, U, V+1]."""
         rows = torch.arange(len(self.encoder), device=self.encoder.device)[:, None]
         return self.encoder[rows, self.alignment.frames]
 
 
-def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> tuple[Encoded, torch.Tensor, torch.Tensor]:
-    """Encoder frames of a branch on some utterances, and their tokens: [B, U] ids and [B] lengths.
+def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> BranchOutput:
+    """Run a branch on some utterances and their transcripts.
 
     Raises:
         ValueError: audio that breaks off, an utterance without an encoder frame.
@@ -254,35 +251,30 @@ def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> tuple[Enco
     signal, signal_len = _padded(signals, model.device)
     tokens, tokens_len = _padded(texts, model.device)
     features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
-    encoded = encode(branch.transducer, features, features_len)
-    if short := [u.id for u, frames in zip(batch, encoded.encoded_len.tolist(), strict=True) if frames < 1]:
+    output = branch.transducer.run(features, features_len, tokens, tokens_len)
+    if short := [u.id for u, frames in zip(batch, output.encoded_len.tolist(), strict=True) if frames < 1]:
         raise ValueError(f"{', '.join(short)}: shorter than one encoder frame. Remove these lines")
-    return encoded, tokens, tokens_len
+    return output
 
 
-def branch_logits(
-    transducer: Transducer, encoded: Encoded, tokens: torch.Tensor, tokens_len: torch.Tensor
-) -> BranchLogits:
-    """Everything a branch says along the alignment of tokens [B, U] with its encoder frames, 1 or more each."""
-    joint = transducer.joint
-    prediction = project_prediction(joint, predict(transducer, tokens, tokens_len))
-    projected = project(joint, encoded, prediction)
-    alignment = align(joint, projected, tokens, tokens_len)
+def branch_logits(output: BranchOutput) -> BranchLogits:
+    """Return all logits of a branch along the alignment of its transcript with its encoder frames, 1 or more each."""
+    tokens, alignment = output.transcript, align(output)
     states = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return BranchLogits(
-        encoder=encoder_logits_of(transducer, encoded, projected),
-        prediction=projected_logits(joint, projected.prediction),
-        joint=passed_logits(joint, projected, alignment),
-        emitting=node_logits(joint, projected, alignment.frames, states),
+        encoder=output.encoder_logits,
+        prediction=projected_logits(output.networks.joint, output.prediction_side),
+        joint=passed_logits(output, alignment),
+        emitting=node_logits(output, alignment.frames, states),
         alignment=alignment,
-        encoded_len=encoded.encoded_len,
+        encoded_len=output.encoded_len,
         tokens=tokens,
-        tokens_len=tokens_len,
+        tokens_len=output.transcript_len,
     )
 
 
 class _Collector:
-    """Measures one branch batch by batch and keeps the readings."""
+    """Collector of one branch's readings, batch by batch."""
 
     def __init__(self, branch: Branch, top_k: int) -> None:
         self._branch, self._top_k = branch, top_k
@@ -292,8 +284,8 @@ class _Collector:
         self._result = BranchReadings(branch.pieces, branch.seconds_per_frame)
 
     def add(self, batch: Sequence[Utterance], start: int, shown: Sequence[int]) -> BranchLogits:
-        """Measure the utterances from place `start` on; returns their logits."""
-        logits = branch_logits(self._branch.transducer, *encoded_utterances(self._branch, batch))
+        """Measure the utterances from place `start` on and return their logits."""
+        logits = branch_logits(encoded_utterances(self._branch, batch))
         kept = {}
         for key, rows, valid in logits.views():
             kept[key] = readings(rows, valid)
@@ -336,7 +328,7 @@ class _Collector:
         )
 
     def result(self) -> BranchReadings:
-        """Everything that was added."""
+        """Return all readings added so far."""
         for key, parts in self._readings.items():
             self._result.readings[key] = _arrays(Readings(*map(torch.cat, zip(*parts, strict=True))))
         return self._result
@@ -352,7 +344,7 @@ def _padded(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tenso
 
 
 def _agreement(branches: Sequence[Branch], logits: Sequence[BranchLogits]) -> Agreement:
-    """Of a student and its teacher, in this order."""
+    """Measure the agreement of a student and its teacher, in this order."""
     (student, teacher), (of_student, of_teacher) = branches, logits
     return agreement(
         student_logits=of_student.encoder,

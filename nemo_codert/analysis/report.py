@@ -1,4 +1,4 @@
-"""What the logit analysis leaves: CSV tables, PNG pictures and one HTML page that holds everything."""
+"""Report of the logit analysis: CSV tables, PNG pictures and one HTML page that holds everything."""
 
 import base64
 import csv
@@ -28,14 +28,15 @@ from nemo_codert.analysis.measures import Agreement
 from nemo_codert.analysis.page import render
 from nemo_codert.analysis.readings import SOURCES, VIEWS, Analysis, BranchReadings
 
-SCREEN_DPI = 100  # at which a picture is as large in the page as its text was meant to be
+SCREEN_DPI = 100  # dots per inch at which text in a picture has its intended size in the page
 CONFUSIONS_SHOWN = 60
 
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """One source of one branch in one view: rows seen and their entropies in nats (mean, median, nine tenths have at
-    most), their mean entropy among word pieces in nats, and their mean blank mass. None where there was no row.
+    """One source of one branch in one view: number of rows and their mean measures, None without a row.
+
+    Entropies in nats: mean, median, ninetieth percentile, and mean among word pieces; `blank` is the mean blank mass.
     """
 
     branch: str
@@ -51,7 +52,7 @@ class MeasureRow:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """The figures of one model of a sequence. step: optimizer step, where known."""
+    """Figures of one model of a sequence. step: optimizer step, None if unknown."""
 
     name: str
     path: str
@@ -62,9 +63,9 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class LogitReport:
-    """All there is to write: models in the order of training, and the last one in full with its shown utterances.
+    """Contents of a report: models in the order of training, and the last one in full with its shown utterances.
 
-    transcript_faults: how many transcripts by what is wrong with them.
+    transcript_faults: number of transcripts for each fault.
     """
 
     manifest: str
@@ -78,7 +79,7 @@ class LogitReport:
 
     @property
     def warning(self) -> str | None:
-        """Of transcripts that are measured although their alignments say little; None where there is none."""
+        """Warning of transcripts whose alignments mean little; None if there is none."""
         if not self.transcript_faults:
             return None
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.transcript_faults.items())
@@ -89,7 +90,7 @@ class LogitReport:
 
 
 def measure_rows(branches: dict[str, BranchReadings]) -> list[MeasureRow]:
-    """The table of one model."""
+    """Return the table of one model."""
     rows = []
     for name, own in branches.items():
         for source in SOURCES:
@@ -103,7 +104,7 @@ def measure_rows(branches: dict[str, BranchReadings]) -> list[MeasureRow]:
 
 
 def findings(rows: Sequence[MeasureRow]) -> list[str]:
-    """Sentences for each branch: the entropies of its encoder logits beside its joint's."""
+    """Return sentences for each branch: the entropies of its encoder logits beside its joint's."""
     by_key = {(row.branch, row.source, row.view): row for row in rows}
     lines = []
     for branch in dict.fromkeys(row.branch for row in rows):
@@ -124,7 +125,7 @@ def _beside(encoder: float, joint: float) -> str:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write into, whose files move to `path` when the block ends well and vanish when it does not.
+    """Yield a folder to write into; its files move to `path` after the block and are removed on an error.
 
     Raises:
         ValueError: `path` is a file, holds something already, or cannot be made.
@@ -144,13 +145,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             os.replace(file, path / file.name)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
-        with suppress(OSError):  # up to the first that holds something, and so all of them if nothing was written
+        with suppress(OSError):  # stops at the first folder that is not empty
             for folder in made:
                 folder.rmdir()
 
 
 def write_report(folder: str | Path, report: LogitReport) -> Path:
-    """Write tables, pictures and `report.html` into an empty folder; returns the page's path."""
+    """Write tables, pictures and `report.html` into an empty folder and return the page's path."""
     folder = Path(folder)
     _write_measures(folder / "measures.csv", report.models)
     confusions = {name: _confusions(own, report.top_k) for name, own in report.last.branches.items()}
@@ -191,7 +192,7 @@ def _saved(figure: Figure, path: Path) -> Path:
 
 
 def _drawn_agreements(models: Sequence[MeasuredModel], path: Path) -> Path | None:
-    """The curves, where there are two models or more to draw one through."""
+    """Draw the curves, if there are at least two models."""
     if len(models) < 2:
         return None
     steps = [model.step for model in models]
@@ -208,9 +209,9 @@ def _drawn_page(page: UtterancePage, place: int, folder: Path) -> dict[str, obje
 
 
 def _image(path: Path, description: str) -> Markup:
-    """An `img` element that holds its picture."""
+    """Return an `img` element with the picture embedded."""
     content = path.read_bytes()
-    width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))  # of PNG's first chunk
+    width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))  # fields of PNG's first chunk
     sizes = f'width="{round(width * SCREEN_DPI / DPI)}" height="{round(height * SCREEN_DPI / DPI)}"'
     source = base64.b64encode(content).decode("ascii")
     return Markup('<img alt="{}" {} src="data:image/png;base64,{}">').format(description, Markup(sizes), source)
@@ -294,7 +295,7 @@ def _write_confusions(path: Path, confusions: dict[str, list[_PieceRow]]) -> Non
 
 
 def _write_frames(path: Path, pages: Sequence[UtterancePage]) -> None:
-    """One line for each frame and branch of the shown utterances; `top` is the encoder's classes, blank included."""
+    """Write one line for each frame and branch of the shown utterances; `top`: the encoder's classes with blank."""
     columns = ["utterance", "branch", "frame", "start_s", "state", "emits"]
     columns += [f"{source}_{what}" for source in SOURCES for what in ("entropy", "piece_entropy", "blank_mass")]
     columns.append("top")

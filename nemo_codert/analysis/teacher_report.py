@@ -1,8 +1,8 @@
-"""Is the teacher any good, and do its encoder logits say anything? Measured before a step is trained on them.
+"""Measures of a teacher before training: its word errors, and the information in its encoder logits.
 
 A stock teacher was never trained with its prediction projection masked, so its "encoder logits" may carry little
-(the entropy and the agreement tell). Its word errors are those of its own decoding, by durations where it is a TDT
-model, whose frames are read from its joint's outputs for tokens as if it were an RNN-T.
+information: the entropy and the agreement measure it. Word errors are those of the teacher's own decoding; a TDT
+model decodes by durations, but its logits are the joint's outputs for tokens, read as those of an RNN-T.
 B batch, T encoder frames, U target tokens, V vocabulary without blank.
 """
 
@@ -20,7 +20,6 @@ from nemo_codert.analysis.alignment import align, passed_logits
 from nemo_codert.analysis.measures import entropy
 from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.modules.transducer import encode, encoder_logits_of, predict, project, project_prediction
 
 
 @torch.no_grad()
@@ -29,13 +28,14 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
 
     Args:
         batches: a validation dataloader, or several of which the first counts.
-        max_batches: how many of them give entropies and agreement; the word errors are those of all.
+        max_batches: number of batches for entropies and agreement; word errors are measured on all.
 
     Returns:
-        Tensors and parameters loaded, words and `wer`; `encoder_logits`: what gives them (`joint`, `TDT joint`,
-        `CTC head`); `ctc_wer`: of such a head's greedy text; per frame, in nats, `encoder_entropy`, `joint_entropy`;
-        `encoder_joint_top1_agreement`: how often the encoder logits and the joint name the same class, at the joint
-        node that the transcript's alignment most likely passes in that frame; the mode of the teacher's modules.
+        Tensors and parameters loaded, words and `wer`; `encoder_logits`: their source (`joint`, `TDT joint`,
+        `CTC head`); `ctc_wer`: WER of the head's greedy text; per frame, in nats, `encoder_entropy`, `joint_entropy`;
+        `encoder_joint_top1_agreement`: share of frames in which the encoder logits and the joint have the same
+        likeliest class, at the joint node that the transcript's alignment most likely passes; the mode of the
+        teacher's modules.
     """
     was_training = model.training
     model.eval()
@@ -67,7 +67,7 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
 
 
 def format_teacher_report(report: dict[str, Any]) -> str:
-    """The report as lines for a person."""
+    """Format the report as readable lines."""
     ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""
     source = "" if report["encoder_logits"] == "joint" else f" of its {report['encoder_logits']}"
     lines = [
@@ -89,7 +89,7 @@ def _source_of_logits(model: EncDecCoDERTBPEModel) -> str:
 
 
 def _ctc_wer(model: EncDecCoDERTBPEModel) -> WER:
-    """Word errors of the greedy text of a hybrid teacher's CTC head."""
+    """Measure the WER of the greedy text of a hybrid teacher's CTC head."""
     decoding = CTCBPEDecoding(OmegaConf.create({"strategy": "greedy_batch"}), tokenizer=model.tokenizer)
     return WER(decoding=decoding, use_cer=model.cfg.get("use_cer", False), log_prediction=False)
 
@@ -104,25 +104,23 @@ def _measure(
     signal, signal_len, transcript, transcript_len = batch
     features, features_len = model.extract_features(signal, signal_len)
     teacher = model.teacher_transducer
-    encoded = encode(teacher, features, features_len)
+    output = teacher.run(features, features_len, transcript, transcript_len)
     for prefix, metric in metrics.items():
         metric.update(
-            predictions=teacher.ctc_head(encoder_output=encoded.encoded) if prefix else encoded.encoded,
-            predictions_lengths=encoded.encoded_len,
+            predictions=teacher.ctc_head(encoder_output=output.encoded) if prefix else output.encoded,
+            predictions_lengths=output.encoded_len,
             targets=transcript,
             targets_lengths=transcript_len,
         )
-        _, errors, words = metric.compute()  # of this batch: NeMo's metric does not add up over updates
+        _, errors, words = metric.compute()  # counts of one batch: NeMo's metric does not add up over updates
         totals[f"{prefix}errors"] += float(errors)
         totals[f"{prefix}words"] += float(words)
     if not frames_too:
         return
-    prediction = project_prediction(teacher.joint, predict(teacher, transcript, transcript_len))
-    projected = project(teacher.joint, encoded, prediction)
-    alignment = align(teacher.joint, projected, transcript, transcript_len)
-    valid = valid_frames(encoded.encoded_len, projected.encoder.shape[1])
-    of_encoder = encoder_logits_of(teacher, encoded, projected)[valid]  # [N, V+1], N frames
-    of_joint = passed_logits(teacher.joint, projected, alignment)[valid]  # [N, V+1]
+    alignment = align(output)
+    valid = valid_frames(output.encoded_len, output.encoder_side.shape[1])
+    of_encoder = output.encoder_logits[valid]  # [N, V+1], N frames
+    of_joint = passed_logits(output, alignment)[valid]  # [N, V+1]
     totals["frames"] += len(of_joint)
     totals["encoder_entropy"] += float(entropy(of_encoder).sum())
     totals["joint_entropy"] += float(entropy(of_joint).sum())

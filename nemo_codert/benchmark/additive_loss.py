@@ -1,7 +1,7 @@
-"""What an RNN-T loss of an additive joint costs: ours, NeMo's, the products no exact one can avoid, others installed.
+"""Cost of an RNN-T loss of an additive joint: ours, NeMo's, the products no exact one can avoid, others installed.
 
-Every implementation gets the same two logit tensors of an additive joint and gives the summed loss and its gradient
-with respect to both. Imports torch and `losses`; another implementation's package when it is measured.
+Every implementation gets the same two logit tensors of an additive joint and returns the summed loss and its gradient
+with respect to both. Imports torch and `losses`; the package of another implementation when that one is measured.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank
@@ -20,10 +20,10 @@ from nemo_codert.losses import additive_rnnt_loss
 logger = logging.getLogger(__name__)
 
 OURS, NEMO, FLOOR = "additive_rnnt_loss", "NeMo warprnnt_numba", "three-matmul floor"
-# Those that the targets are stated for.
+# Shapes for which targets are stated.
 SPEED_SHAPE, MEMORY_SHAPE, GPU_SHAPE = (8, 150, 40, 1024), (8, 150, 40, 4096), (32, 400, 100, 1024)
-FLOOR_VOCABULARY = 1024  # and above: there the products outweigh what the calls themselves take
-GPU_LATTICES = 4  # that fit into a GPU: the joint's, NeMo's gradient, a copy, and one for all else
+FLOOR_VOCABULARY = 1024  # smallest V with a target: there the products outweigh the overhead of the calls
+GPU_LATTICES = 4  # lattices that must fit into a GPU: the joint's, NeMo's gradient, a copy, and one for all else
 MOST_LATTICE_BYTES = 4 * 2**31  # more numbers than this are too many for kernels that count in 32 bits
 LOSSES_AGREE = 1e-4  # relative; float32 recursions over T + U = 190 steps differ by some 1e-6
 
@@ -42,24 +42,26 @@ class LossShape:
 
     @property
     def logits_bytes(self) -> int:
-        """Of both float32 inputs, [B, T, V+1] and [B, U+1, V+1]."""
+        """Size of both float32 inputs, [B, T, V+1] and [B, U+1, V+1]."""
         return 4 * self.batch * (self.frames + self.tokens + 1) * (self.vocabulary + 1)
 
     @property
     def lattice_bytes(self) -> int:
-        """Of one float32 tensor [B, T, U+1, V+1]."""
+        """Size of one float32 tensor [B, T, U+1, V+1]."""
         return 4 * self.batch * self.frames * (self.tokens + 1) * (self.vocabulary + 1)
 
 
 def named_shapes(device: str) -> list[LossShape]:
-    """The shapes that the targets name; that of the GPU's is for a GPU."""
+    """Return the shapes that have targets on the device."""
     shapes = [SPEED_SHAPE, MEMORY_SHAPE, *([GPU_SHAPE] if device == "cuda" else [])]
     return [LossShape(*shape) for shape in shapes]
 
 
 def largest_lattice(device: str) -> float:
-    """Bytes that one lattice may have where nobody says it: a part of the GPU's memory, unless kernels fail at that
-    size, or 1 GB, half a minute of NeMo's loss on the CPU."""
+    """Return the default limit of a lattice in bytes: on a GPU a part of its memory, on the CPU 1 GB.
+
+    1 GB takes NeMo's loss half a minute on the CPU. On a GPU, lattices are small enough for the kernels' indices.
+    """
     if device == "cuda":
         return min(torch.cuda.get_device_properties(0).total_memory / GPU_LATTICES, MOST_LATTICE_BYTES)
     return 1e9
@@ -81,12 +83,12 @@ class LossBatch:
         return self.encoder_logits.shape[2] - 1
 
     def joint_logits(self) -> torch.Tensor:
-        """The lattice [B, T, U+1, V+1] that a loss for any joint works on."""
+        """Return the lattice [B, T, U+1, V+1], the input of a loss for any joint."""
         return self.encoder_logits[:, :, None] + self.prediction_logits[:, None]
 
 
 def make_batch(shape: LossShape, device: str) -> LossBatch:
-    """Normal logits of standard deviation 1, the same for every implementation."""
+    """Draw normal logits of standard deviation 1, equal for every implementation."""
     generator = torch.Generator().manual_seed(0)
 
     def logits(length: int) -> torch.Tensor:
@@ -105,11 +107,11 @@ def make_batch(shape: LossShape, device: str) -> LossBatch:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to the loss. To add one, write its adapter and put it into `IMPLEMENTATIONS`.
+    """One implementation of the loss. To add one, write its adapter and put it into `IMPLEMENTATIONS`.
 
-    name: of its rows. make: adapter, from a batch to a call that returns the summed loss. needs: `module.function` of
-    a package that may be absent; without it the implementation is not listed. lattice: makes [B, T, U+1, V+1].
-    devices: where it runs. slow_on: where a call takes seconds.
+    name: label of the rows. make: adapter, from a batch to a call that returns the summed loss. needs:
+    `module.function` of a package that may be absent; the implementation is then not listed. lattice: the
+    implementation makes [B, T, U+1, V+1]. devices: supported ones. slow_on: devices on which a call takes seconds.
     """
 
     name: str
@@ -120,13 +122,13 @@ class Implementation:
     slow_on: tuple[str, ...] = ()
 
     def is_installed(self) -> bool:
-        """True where its package can be imported and has the function."""
+        """Return True if the needed package can be imported and has the function."""
         if self.needs is None:
             return True
         module, _, function = self.needs.rpartition(".")
         try:
             return callable(getattr(importlib.import_module(module), function, None))
-        except Exception:  # noqa: BLE001  a broken installation raises what it likes, and is as good as none
+        except Exception:  # noqa: BLE001  a broken installation may raise anything, and counts as none
             return False
 
 
@@ -153,7 +155,7 @@ def _nemo(batch: LossBatch) -> Callable[[], torch.Tensor]:
 
 
 def _simple(module: str) -> Callable[[LossBatch], Callable[[], torch.Tensor]]:
-    """`rnnt_loss_simple` of k2 and fast_rnnt: an additive joint, and the same recursion as ours."""
+    """Return an adapter of `rnnt_loss_simple` of k2 or fast_rnnt: an additive joint, with the recursion of ours."""
 
     def make(batch: LossBatch) -> Callable[[], torch.Tensor]:
         zeros = torch.zeros_like(batch.target_lengths)
@@ -196,7 +198,7 @@ IMPLEMENTATIONS = (
 
 
 def loss_and_gradient(implementation: Implementation, batch: LossBatch) -> Callable[[], torch.Tensor]:
-    """A call that computes the loss and both gradients, drops these and returns the loss."""
+    """Return a call that computes the loss and both gradients, drops the gradients and returns the loss."""
     loss_of = implementation.make(batch)
 
     def run() -> torch.Tensor:
@@ -208,7 +210,7 @@ def loss_and_gradient(implementation: Implementation, batch: LossBatch) -> Calla
 
 
 def floor(batch: LossBatch) -> Callable[[], None]:
-    """A call that does only what the maths cannot avoid, on tensors of the batch's shapes.
+    """Return a call that computes only the unavoidable part of the maths, on tensors of the batch's shapes.
 
     Two exponentials and three products: Z = exp(E) exp(G)^T, then W exp(G) and W^T exp(E) for a weight W [B, T, U+1].
     No normalisation against overflow, no recursion, no gather.
@@ -230,7 +232,7 @@ def floor(batch: LossBatch) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class LossCase:
-    """An implementation (by name, or `FLOOR`) at one shape. See `cost_measures.Case`."""
+    """An implementation (by name, or `FLOOR`) at one shape. See `measure.Case`."""
 
     name: str
     shape: LossShape
@@ -253,9 +255,9 @@ def _implementation(name: str) -> Implementation:
 
 
 def loss_cases(shape: LossShape, device: str, largest_lattice: float) -> list[LossCase]:
-    """Every implementation that is installed and runs on the device, and the floor.
+    """Return every implementation that is installed and runs on the device, and the floor.
 
-    One that makes a lattice is left out, and named in a warning, where that has more than `largest_lattice` bytes.
+    Implementations whose lattice has more than `largest_lattice` bytes are left out and named in a warning.
     """
     names = []
     for implementation in IMPLEMENTATIONS:
@@ -270,7 +272,7 @@ def loss_cases(shape: LossShape, device: str, largest_lattice: float) -> list[Lo
 
 
 def loss_rows(cases: Sequence[LossCase], settings: MeasureSettings) -> tuple[list[CostRow], list[Finding]]:
-    """Rows of the cases of one shape, with ratios to the floor; targets where the shape has any."""
+    """Measure the cases of one shape: rows with ratios to the floor, and findings where the shape has targets."""
     shape = cases[0].shape
     measured = measure(cases, settings, f"loss {shape}")
     rows = [
@@ -291,8 +293,11 @@ def loss_rows(cases: Sequence[LossCase], settings: MeasureSettings) -> tuple[lis
 
 
 def loss_findings(shape: LossShape, measured: dict[str, Measured], device: str) -> list[Finding]:
-    """What has a target: on the CPU the floor from V = 1024 on at every lattice, and memory at a shape of its own; on
-    either device NeMo's loss, at a shape of its own each."""
+    """Return the figures of a shape that have targets.
+
+    On the CPU: the ratio to the floor from V = 1024 on, and memory at MEMORY_SHAPE. On each device: the ratio to
+    NeMo's loss, at SPEED_SHAPE or GPU_SHAPE.
+    """
     ours, findings, on_gpu = measured[OURS], [], device == "cuda"
     if shape.vocabulary >= FLOOR_VOCABULARY:
         ratio = paired_ratio([ours.seconds], [measured[FLOOR].seconds])
@@ -315,7 +320,7 @@ def loss_findings(shape: LossShape, measured: dict[str, Measured], device: str) 
 
 
 def _against_nemo(shape: LossShape, nemo: Measured, ours: Measured, on_gpu: bool) -> list[Finding]:
-    """How much faster than NeMo's loss, and at the GPU's shape how much smaller."""
+    """Return the speed-up against NeMo's loss, and on a GPU the saving of memory."""
     targets = {SPEED_SHAPE: None if on_gpu else 300, GPU_SHAPE: 10 if on_gpu else None}
     times = paired_ratio([nemo.seconds], [ours.seconds])
     findings = [Finding(f"times faster than NeMo's at {shape}", times, at_least=targets[astuple(shape)])]

@@ -1,8 +1,8 @@
-"""What decoding with an exported student costs: each form of its joint against a stock student's joint.
+"""Cost of decoding with an exported student: each form of its joint against a stock student's joint.
 
-Encoder output is random, and the decoder alone is timed. All joints are made to emit at the same frames: channel 0
-of the encoder output is a flag that outweighs all else in the choice between blank and token. So every form takes the
-same steps, and only their price differs.
+Encoder output is random, and the decoder alone is timed. All joints emit at the same frames: channel 0 of the encoder
+output is a flag that outweighs all else in the choice between blank and token. Every form therefore takes the same
+steps, and only the cost of a step differs.
 """
 
 # B batch, T encoder frames, D channels, V vocabulary without blank
@@ -19,15 +19,15 @@ from nemo_codert.benchmark.measure import MeasureSettings, measure, paired_ratio
 from nemo_codert.benchmark.table import CostRow, Finding
 
 FRAMES_PER_TOKEN = 4
-BLANK_LOGIT = 30.0  # more than any other: these stay below 5 with the initial weights of linear layers
+BLANK_LOGIT = 30.0  # larger than all other logits, which stay below 5 with initial weights of linear layers
 
 STOCK, ADDITIVE = "stock student", "exported, additive joint kept"
-FORMS = {f"exported, {form}": form for form in ("exact", "compact", "narrow")}  # of `to_stock_joint`
+FORMS = {f"exported, {form}": form for form in ("exact", "compact", "narrow")}  # forms of `to_stock_joint`
 
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """B utterances of T frames, and the sizes of the student: D of its encoder, V, and hidden channels."""
+    """B utterances of T frames, and the student's sizes: the encoder's D channels, V, and hidden channels."""
 
     batch: int = 16
     frames: int = 150
@@ -45,7 +45,7 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class DecodingCase:
-    """One row, by name. See `cost_measures.Case`."""
+    """One row, by name. See `measure.Case`."""
 
     name: str
     settings: DecodingSettings
@@ -78,14 +78,14 @@ def _integers(values: Any) -> list[int]:
 
 
 def decoding_cases(settings: DecodingSettings, device: str) -> list[DecodingCase]:
-    """The stock student, then every form of the exported one."""
+    """Return the stock student, then every form of the exported one."""
     return [DecodingCase(name, settings, device) for name in (STOCK, ADDITIVE, *FORMS)]
 
 
 def decoding_rows(
     settings: DecodingSettings, device: str, measuring: MeasureSettings
 ) -> tuple[list[CostRow], list[Finding]]:
-    """Rows with their ratio to the stock student, and speeds held against the targets.
+    """Measure rows with their ratio to the stock student, and speeds compared with the targets.
 
     Raises:
         RuntimeError: the forms did not take the same steps, so that their times cannot be compared.
@@ -116,28 +116,28 @@ def decoding_rows(
 
 
 def check_same_steps(results: dict[str, list[tuple[list[int], list[int]]]]) -> None:
-    """All emit at the same frames; all forms of the exported student the same tokens.
+    """Check that all cases emit at the same frames, and all forms of the exported student the same tokens.
 
     Raises:
-        RuntimeError: they do not, or nothing was emitted.
+        RuntimeError: frames or tokens differ, or nothing was emitted.
     """
     for name, utterances in results.items():
         frames = [utterance[1] for utterance in utterances]
         if frames != [utterance[1] for utterance in results[STOCK]] or not any(frames):
             raise RuntimeError(f"{name} emits at other frames than {STOCK}: these times cannot be compared")
         if name != STOCK and utterances != results[ADDITIVE]:
-            raise RuntimeError(f"{name} emits other tokens than {ADDITIVE}: it is no rewriting of the same joint")
+            raise RuntimeError(f"{name} emits other tokens than {ADDITIVE}: not a rewriting of the same joint")
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
 
 
 def make_encoded(settings: DecodingSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normal encoder output [B, D, T] whose channel 0 is 1 at a random quarter of the frames and -1 elsewhere."""
+    """Draw normal encoder output [B, D, T], channel 0 being 1 at a random quarter of the frames and -1 elsewhere."""
     generator = torch.Generator().manual_seed(1)
     encoded = torch.randn(settings.batch, settings.enc_hidden, settings.frames, generator=generator)
     order = torch.rand(settings.batch, settings.frames, generator=generator).argsort(1)
-    emits = order < settings.frames // FRAMES_PER_TOKEN  # as many in every utterance
+    emits = order < settings.frames // FRAMES_PER_TOKEN  # the same number in every utterance
     encoded[:, 0] = emits.float() * 2 - 1
     return encoded, torch.full((settings.batch,), settings.frames)
 
@@ -173,7 +173,7 @@ def _joint(name: str, settings: DecodingSettings) -> nn.Module:
     obey_flag(joint)
     if name not in FORMS:
         return joint.eval()
-    # Noise has no bound as an encoder's output has: this one's own largest values serve. LSTM output is in [-1, 1].
+    # Noise has no bound, unlike an encoder's output, so the bound is its largest values. LSTM output is in [-1, 1].
     ranges = {
         "encoder_range": make_encoded(settings)[0].abs().amax((0, 2)),
         "prediction_range": torch.ones(settings.pred_hidden),
@@ -183,9 +183,9 @@ def _joint(name: str, settings: DecodingSettings) -> nn.Module:
 
 @torch.no_grad()
 def obey_flag(joint: nn.Module) -> None:
-    """Let encoder channel 0 alone make the blank logit: -BLANK_LOGIT where it is 1, BLANK_LOGIT where it is -1.
+    """Set weights such that encoder channel 0 alone makes the blank logit: -BLANK_LOGIT for 1, BLANK_LOGIT for -1.
 
-    joint: additive, or stock with ReLU, whose hidden channel 0 is given to the flag.
+    joint: additive, or stock with ReLU, whose hidden channel 0 carries the flag.
     """
     from nemo_codert.modules import AdditiveRNNTJoint
 

@@ -1,7 +1,7 @@
-"""What the RNN-T loss of a stock joint costs: in chunks that are computed again, against NeMo's on the whole lattice.
+"""Cost of the RNN-T loss of a stock joint: in chunks that are computed again, against NeMo's on the whole lattice.
 
 Loss and gradient with respect to both projections and the joint's output layer (relu, H -> V+1). Imports torch and
-`losses`; NeMo when it is measured.
+`losses`; NeMo when its loss is measured.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, H joint channels
@@ -22,7 +22,7 @@ MEMORY_SHAPE, MEMORY_TARGET = LossShape(4, 400, 100, 4096), 300e6  # bytes
 
 @dataclass(frozen=True)
 class JointCase:
-    """One row, by name. hidden: H. See `cost_measures.Case`."""
+    """One row, by name. hidden: H. See `measure.Case`."""
 
     name: str
     shape: LossShape
@@ -35,7 +35,7 @@ class JointCase:
         return self.device == "cpu" and self.name == NEMO
 
     def prepare(self) -> Callable[[], torch.Tensor]:
-        """Make projections, output layer and targets; the call computes the loss and all gradients."""
+        """Make projections, output layer and targets; the returned call computes the loss and all gradients."""
         generator = torch.Generator().manual_seed(0)
         batch, frames, tokens, vocabulary = (getattr(self.shape, name) for name in asdict(self.shape))
         encoder, prediction = (
@@ -97,9 +97,9 @@ def _nemo(
 def joint_rows(
     shapes: Sequence[LossShape], hidden: int, device: str, largest_lattice: float, settings: MeasureSettings
 ) -> tuple[list[CostRow], list[Finding]]:
-    """Rows of both losses at every shape (NeMo's where a lattice has at most `largest_lattice` bytes).
+    """Measure both losses at every shape (NeMo's where a lattice has at most `largest_lattice` bytes).
 
-    On the CPU all get `slow_rounds`: a call takes seconds, at the largest shape a minute.
+    On the CPU all cases get `slow_rounds`: a call takes seconds, at the largest shape a minute.
     """
     rows, findings = [], []
     settings = replace(settings, rounds=settings.slow_rounds) if device == "cpu" else settings

@@ -1,7 +1,7 @@
-"""How time and memory are measured: rounds in turns within one process, peak memory in a process of its own.
+"""Measurement of time and memory: rounds in turns within one process, peak memory in a process of its own.
 
-What is compared is run in turns, so that a busy machine slows all of it alike, and ratios are taken round by round.
-Imports torch, numpy and tqdm only; a case imports what it needs when it is prepared.
+Cases to be compared run in turns, so that a busy machine slows all of them alike, and ratios are taken round by round.
+Imports torch, numpy and tqdm only; a case imports its own packages in `prepare`.
 """
 
 import ctypes
@@ -27,11 +27,11 @@ KIBIBYTE = 1024
 
 
 class Case(Protocol):
-    """Something to measure. Picklable: a fresh process prepares it again to measure its memory."""
+    """A case to measure. Picklable: a fresh process prepares the case again to measure its memory."""
 
     @property
     def name(self) -> str:
-        """Of its row."""
+        """Name of the row."""
 
     @property
     def device(self) -> str:
@@ -39,15 +39,15 @@ class Case(Protocol):
 
     @property
     def slow(self) -> bool:
-        """True where a few rounds have to do."""
+        """True for a case that is measured in a few rounds only."""
 
     def prepare(self) -> Callable[[], Any]:
-        """Make inputs and modules; the call that is timed leaves nothing allocated that was not there before it."""
+        """Make inputs and modules and return the call to time, which leaves nothing additional allocated."""
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """rounds, slow_rounds: timed calls of a case. threads: torch's, None: as they are. memory: measure it too."""
+    """rounds, slow_rounds: timed calls of a case. threads: torch's, None: unchanged. memory: measure memory, too."""
 
     rounds: int = 15
     slow_rounds: int = 2
@@ -57,11 +57,11 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes on top of what was held before the call, at its worst moment.
+    """Largest number of bytes during a call, beyond those allocated before it.
 
-    allocator: of torch's allocator (CPU or CUDA); None for a slow case on the CPU, NeMo's loss: it allocates some 500
-    times for every lattice cell, and a record of that would not fit in memory. resident: of the whole process, NumPy
-    and Numba included, as the kernel counts it; None on CUDA and where the kernel does not say.
+    allocator: counted by torch's allocator (CPU or CUDA); None for a slow case on the CPU, NeMo's loss, whose 500
+    allocations for every lattice cell are too many to record. resident: of the whole process, NumPy and Numba
+    included, counted by the kernel; None on CUDA and where the kernel gives no count.
     """
 
     allocator: int | None
@@ -69,13 +69,13 @@ class PeakMemory:
 
     @property
     def peak(self) -> int | None:
-        """The allocator's figure, or where there is none the kernel's."""
+        """Figure of the allocator, or that of the kernel if there is none."""
         return self.resident if self.allocator is None else self.allocator
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: seconds of each round, what its first call returned (not timed), its memory where measured."""
+    """One case: seconds of each round, the result of the first call (not timed), and the memory if measured."""
 
     seconds: list[float]
     first: Any
@@ -91,7 +91,7 @@ def measure(cases: Sequence[Case], settings: MeasureSettings, title: str) -> dic
         on_cuda = any(case.device == "cuda" for case in cases)
         seconds, first = time_in_turns(runs, rounds, torch.cuda.synchronize if on_cuda else None, bar)
         runs.clear()
-        if on_cuda:  # what this process keeps for later the next ones could not have
+        if on_cuda:  # memory that this process caches is not available to the next ones
             torch.cuda.empty_cache()
         memory: dict[str, PeakMemory | None] = {}
         for case in cases if settings.memory else ():
@@ -108,9 +108,9 @@ def time_in_turns(
     synchronize: Callable[[], None] | None = None,
     bar: tqdm | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of every round of every run, one call of each in turn, and what the first, untimed calls returned.
+    """Time all runs, one call of each in turn; return the seconds of every round and the results of untimed calls.
 
-    rounds: how many of each; a run with fewer is in the first rounds only. synchronize: waits for the device.
+    rounds: number for each run; a run with fewer is in the first rounds only. synchronize: waits for the device.
     """
     wait = synchronize or (lambda: None)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -135,7 +135,7 @@ def time_in_turns(
 
 
 def paired_ratio(numerators: Sequence[Sequence[float]], denominators: Sequence[Sequence[float]]) -> float:
-    """Median over the rounds that all took part in of (sum of the numerators) / (sum of the denominators)."""
+    """Return the median, over the common rounds, of (sum of the numerators) / (sum of the denominators)."""
     rounds = min(len(seconds) for seconds in (*numerators, *denominators))
     pairs = ((sum(s[i] for s in numerators), sum(s[i] for s in denominators)) for i in range(rounds))
     return statistics.median(above / below for above, below in pairs)
@@ -145,11 +145,11 @@ def paired_ratio(numerators: Sequence[Sequence[float]], denominators: Sequence[S
 
 
 def peak_memory_in_own_process(case: Case, threads: int | None = None) -> PeakMemory | None:
-    """`peak_memory` of a case in a fresh process; None where that ran out of memory (killed, or the GPU's).
+    """Measure `peak_memory` of a case in a fresh process; None if the process ran out of memory (or the GPU did).
 
-    threads: torch's in that process. An exception in it is raised here.
+    threads: torch's in that process. An exception in the process is raised here.
     """
-    # A pool of one tells a killed process from a slow one, and hands exceptions over.
+    # A pool of one process distinguishes a killed process from a slow one, and passes exceptions on.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_keep_silent) as pool:
         try:
             return pool.submit(_prepared_peak, case, threads).result()
@@ -164,14 +164,14 @@ def _prepared_peak(case: Case, threads: int | None) -> PeakMemory:
 
 
 def _keep_silent() -> None:
-    """Libraries greet when they are imported; an exception still reaches the parent."""
+    """Silence the messages of libraries at import; an exception still reaches the parent."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)
 
 
 def peak_memory(run: Callable[[], Any], device: str = "cpu", record: bool = True) -> PeakMemory:
-    """Peak memory of one call, after one that compiles and fills caches. `run` must leave nothing allocated.
+    """Measure the peak memory of one call, after one that compiles and fills caches. `run` must free all memory.
 
     record: on the CPU, also record every allocation, in one more call.
     """
@@ -189,7 +189,7 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu", record: bool = True
 
 
 def _peak_allocated(run: Callable[[], Any]) -> int:
-    """Largest running sum of the CPU allocator's own events, in the order in which they happened."""
+    """Return the largest running sum of the CPU allocator's events, in order of time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -198,9 +198,9 @@ def _peak_allocated(run: Callable[[], Any]) -> int:
 
 
 def _peak_resident(run: Callable[[], Any]) -> int | None:
-    """Growth of the process's resident memory at its worst moment, from /proc; None where that cannot be reset."""
+    """Return the peak growth of the process's resident memory, from /proc; None if the peak cannot be reset."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed blocks of the first call would be used again, uncounted
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise freed blocks of the first call would be reused uncounted
         CLEAR_PEAK.write_text("5")  # sets VmHWM back to VmRSS
         before = _resident("VmHWM")
         run()
@@ -219,9 +219,9 @@ def _resident(field: str) -> int:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a cost grows with a size: cost = factor * size^exponent, and cost = constant + slope * size.
+    """Growth of a cost with a size: cost = factor * size^exponent, and cost = constant + slope * size.
 
-    Each by least squares (the first of logarithms), with its coefficient of determination.
+    Both fitted by least squares (the first on logarithms), each with a coefficient of determination.
     """
 
     exponent: float
@@ -246,7 +246,7 @@ def growth(sizes: Sequence[float], costs: Sequence[float]) -> Growth:
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Slope, constant and coefficient of determination of the least-squares line."""
+    """Return slope, constant and coefficient of determination of the least-squares line."""
     slope, constant = np.polyfit(x, y, 1)
     spread = ((y - y.mean()) ** 2).sum()
     residual = ((y - constant - slope * x) ** 2).sum()

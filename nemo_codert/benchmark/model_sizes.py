@@ -1,4 +1,4 @@
-"""What a model takes to run: parameters, file, and peak memory measured in a process of its own.
+"""Sizes of a model: parameters, file, and peak memory measured in a process of its own.
 
 Imports export and analysis; nothing but scripts imports this.
 """
@@ -13,7 +13,7 @@ from nemo_codert.benchmark.measure import peak_memory_in_own_process
 
 @dataclass(frozen=True)
 class Transcribing:
-    """A case for `cost_measures`: restore a model's file and transcribe one batch with it, weights included.
+    """A case for `measure`: restore a model's file and transcribe one batch with it, weights included.
 
     entries: manifest entries of the batch. decoding: strategy, None: the model's own. device: `cpu` or `cuda`.
     """
@@ -26,16 +26,16 @@ class Transcribing:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         return self.model
 
     @property
     def slow(self) -> bool:
-        """True: the kernel's figure of the whole process counts what torch's allocator does not see."""
+        """True: only the kernel's figure of the whole process counts allocations outside torch's allocator."""
         return True
 
     def prepare(self) -> Callable[[], None]:
-        """The call that is measured; what it makes is gone when it returns."""
+        """Return the call to measure, which frees everything that it allocates."""
         from nemo_codert.evaluation.transcribe import set_decoding, transcribed_texts
         from nemo_codert.export.stock_file import load_model, stock_of
 
@@ -51,10 +51,10 @@ class Transcribing:
 def peak_memory_of(
     model: Path, entries: list[dict[str, Any]], *, branch: str, decoding: str | None, batch_size: int, device: str
 ) -> int | None:
-    """Bytes to restore a model and transcribe a batch of the longest of these utterances, beyond NeMo's own.
+    """Measure the bytes to restore a model and transcribe a batch of the longest utterances, beyond NeMo's own.
 
-    On a GPU those of its allocator, elsewhere the growth of a fresh process's resident memory, NeMo being imported;
-    None where it ran out of memory or the system does not say.
+    On a GPU the bytes of its allocator, elsewhere the growth of a fresh process's resident memory after NeMo's import;
+    None if the process ran out of memory or the system gives no figure.
     """
     longest = sorted(entries, key=lambda entry: entry["duration"])[-batch_size:]
     measured = peak_memory_in_own_process(Transcribing(str(model), branch, decoding, tuple(longest), device))
@@ -62,7 +62,7 @@ def peak_memory_of(
 
 
 def distinct_names(models: list[Path]) -> list[str]:
-    """A name for each file: its stem, with as many of the folders above as it takes to tell all apart.
+    """Return a unique name for each file: its stem, with as many parent folders as needed.
 
     Raises:
         ValueError: one file given twice.

@@ -1,6 +1,6 @@
-"""What a benchmark prints and writes: rows of seconds and memory, findings held against targets, CSV and plots.
+"""Output of a benchmark: rows of seconds and memory, findings compared with targets, CSV and plots.
 
-Imports `cost_measures`, and matplotlib where it draws.
+Imports `measure`, and matplotlib for the plots.
 """
 
 import csv
@@ -24,9 +24,9 @@ WIDTHS = (43, 10, 10, 10, 6, 9, 9, 11, 8)
 class CostRow:
     """One line of the table.
 
-    part: `loss`, `step` or `decoding`. setting: what all rows of a group share. sizes: of the batch, by name.
-    seconds: one per round. ratio: to `ratio_to`, round by round. memory: see `PeakMemory`. held_bytes: inputs that
-    the caller holds, not in `memory`.
+    part: `loss`, `step` or `decoding`. setting: title of a group of rows. sizes: the batch's, by name. seconds: one
+    per round. ratio: to `ratio_to`, round by round. memory: see `PeakMemory`. held_bytes: size of inputs held by the
+    caller, not in `memory`.
     """
 
     part: str
@@ -41,13 +41,13 @@ class CostRow:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A number that the rows give, with the target it is held against, if any: `at_most` or `at_least`."""
+    """A number computed from the rows, with its target, if any: `at_most` or `at_least`."""
 
     text: str
     value: float
@@ -56,7 +56,7 @@ class Finding:
 
     @property
     def met(self) -> bool | None:
-        """True or False where there is a target."""
+        """True or False where there is a target, else None."""
         if self.at_most is not None:
             return self.value <= self.at_most
         return self.value >= self.at_least if self.at_least is not None else None
@@ -71,7 +71,7 @@ class Finding:
 
 
 def format_table(rows: Sequence[CostRow]) -> str:
-    """The rows as aligned text, grouped by part and setting."""
+    """Format the rows as aligned text, grouped by part and setting."""
     lines, group = [], None
     for row in rows:
         if (row.part, row.setting) != group:
@@ -103,7 +103,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def describe_machine(device: str, threads: int) -> str:
-    """Processor, cores, threads, GPU and versions: what the seconds depend on."""
+    """Return processor, cores, threads, GPU and versions, on which the seconds depend."""
     lines = [f"{_processor()}, {os.cpu_count()} cores, {threads} torch threads, {platform.system()}"]
     if device == "cuda":
         import torch
@@ -134,7 +134,7 @@ def _version(package: str) -> str:
 
 
 def write_csv(rows: Sequence[CostRow], path: Path, device: str, threads: int) -> Path:
-    """One line per row: sizes, seconds, ratio, bytes. An empty field was not measured or does not apply."""
+    """Write one line per row: sizes, seconds, ratio, bytes. An empty field was not measured or does not apply."""
     sizes = list(dict.fromkeys(name for row in rows for name in row.sizes))
     columns = ["part", "setting", "implementation", *sizes, "device", "threads", "rounds", "seconds_median"]
     columns += ["seconds_min", "seconds_max", "ratio", "ratio_to", "peak_bytes", "resident_bytes", "held_bytes"]
@@ -161,7 +161,7 @@ class Curve:
 
 
 def curves(rows: Sequence[CostRow], size: str) -> list[Curve]:
-    """One curve per implementation, over `size`: a name in `sizes`, or `cells`, batch times frames times tokens."""
+    """Return one curve per implementation, over `size`: a name in `sizes`, or `cells` (batch * frames * tokens)."""
     by_name: dict[str, list[CostRow]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
@@ -181,7 +181,7 @@ def _size(row: CostRow, size: str) -> int:
 
 
 def format_growth(found: Sequence[Curve], unit: str) -> str:
-    """How seconds and peak bytes of each curve of three sizes or more grow with its size; empty without any."""
+    """Format the growth of seconds and peak bytes of each curve with three sizes or more; empty without one."""
     blocks = []
     for cost, sign in (("seconds", "s"), ("peak_bytes", "B")):
         lines = [
@@ -199,7 +199,7 @@ def _growth_text(fit: Growth, sign: str) -> str:
 
 
 def plot_curves(found: Sequence[Curve], unit: str, path: Path) -> Path:
-    """Seconds, and peak memory where it was measured, against `unit` on log axes, as a PNG."""
+    """Plot seconds, and peak memory where measured, against `unit` on log axes, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""What a training step costs: a stock teacher, a stock student, and a pair that trains both in tandem.
+"""Cost of a training step: a stock teacher, a stock student, and a pair that trains both in tandem.
 
 The stock models are NeMo's own class with its joint and its loss. The pair (additive joint, shared prediction network,
-distillation) is also run without its losses, driven by fixed gradients: what its networks alone take.
+distillation) is also run without its losses, driven by fixed gradients, to measure the networks alone.
 """
 
 # B batch, S samples, T encoder frames, U target tokens, V vocabulary without blank
@@ -21,10 +21,10 @@ from nemo_codert.benchmark.measure import MeasureSettings, measure, paired_ratio
 from nemo_codert.benchmark.table import CostRow, Finding
 
 SAMPLE_RATE = 16000  # Hz
-HEADS = 4  # of both encoders: they divide its channels
-WINDOW_STRIDE, FRAME_SECONDS = 0.01, 0.08  # of a feature frame and of both encoders' frames
+HEADS = 4  # attention heads of both encoders, a divisor of their channels
+WINDOW_STRIDE, FRAME_SECONDS = 0.01, 0.08  # seconds between feature frames, and between frames of both encoders
 CLIP = 5.0  # norm
-LEARNING_RATE = 1e-6  # so small that a few hundred steps on one batch of noise leave the networks as they are
+LEARNING_RATE = 1e-6  # small: a few hundred steps on one batch of noise hardly change the networks
 
 STOCK_TEACHER, STOCK_STUDENT, TANDEM = "stock teacher step", "stock student step", "tandem step"
 NETWORKS = "tandem: its networks, no loss, no optimizer"
@@ -57,7 +57,7 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepCase:
-    """One row, by name. See `cost_measures.Case`."""
+    """One row, by name. See `measure.Case`."""
 
     name: str
     settings: StepSettings
@@ -69,7 +69,7 @@ class StepCase:
         return self.device == "cpu" and self.name in (STOCK_TEACHER, STOCK_STUDENT)
 
     def prepare(self) -> Callable[[], Any]:
-        """Build the model and return one training step, or the part of it that the row is."""
+        """Build the model and return one training step, or the part of a step that the row measures."""
         torch.manual_seed(0)
         batch = make_batch(self.settings, self.device)
         if self.name in (STOCK_TEACHER, STOCK_STUDENT):
@@ -79,15 +79,16 @@ class StepCase:
 
 
 def step_cases(settings: StepSettings, device: str) -> list[StepCase]:
-    """All rows, in the order of the table."""
+    """Return the cases of all rows, in the order of the table."""
     names = STOCK_TEACHER, STOCK_STUDENT, TANDEM, NETWORKS, OPTIMIZER
     return [StepCase(name, settings, device) for name in names]
 
 
 def step_rows(settings: StepSettings, device: str, measuring: MeasureSettings) -> tuple[list[CostRow], list[Finding]]:
-    """Rows with ratios to the two stock steps together, and the targets of the tandem step.
+    """Measure rows with ratios to the two stock steps together, and the findings of the tandem step.
 
-    On a GPU it is held against the stock teacher's step alone, on the CPU, where NeMo's loss is slow, against both.
+    On a GPU the tandem step is compared with the stock teacher's step alone; on the CPU, where NeMo's loss is slow,
+    with both stock steps.
     """
     measured = measure(step_cases(settings, device), measuring, "training steps")
     seconds = {name: result.seconds for name, result in measured.items()}
@@ -123,7 +124,7 @@ def step_rows(settings: StepSettings, device: str, measuring: MeasureSettings) -
 
 
 def make_batch(settings: StepSettings, device: str) -> tuple[torch.Tensor, ...]:
-    """Noise: signal [B, S], signal_len [B] in samples, transcript [B, U], transcript_len [B], full lengths."""
+    """Draw noise: signal [B, S], signal_len [B] in samples, transcript [B, U], transcript_len [B], full lengths."""
     generator = torch.Generator().manual_seed(0)
     samples = int(settings.seconds * SAMPLE_RATE)
     signal = 0.1 * torch.randn(settings.batch, samples, generator=generator)
@@ -133,7 +134,7 @@ def make_batch(settings: StepSettings, device: str) -> tuple[torch.Tensor, ...]:
 
 
 def _stock_step(model: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], torch.Tensor]:
-    """A whole step of NeMo's model. The loss is that of its `training_step`, without its logging and decoding."""
+    """Return a whole step of NeMo's model, with the loss of `training_step` but without its logging and decoding."""
     signal, signal_len, transcript, transcript_len = batch
 
     def loss_of() -> torch.Tensor:
@@ -160,7 +161,7 @@ def _step(
         loss.backward()
         clip()
         optimizer.step()
-        optimizer.zero_grad()  # at the end: between steps no gradient is held
+        optimizer.zero_grad()  # last, so that no gradient is held between steps
         return loss.detach()
 
     return step
@@ -171,18 +172,17 @@ def _pair_clipping(pair: Any, optimizer: torch.optim.Optimizer) -> Callable[[], 
 
 
 def _networks(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]:
-    """Features, both encoders, prediction network and projections, forward and backward from fixed gradients."""
+    """Return a pass of features, encoders, prediction network and projections, backward from fixed gradients."""
     from nemo_codert.modules import encoder_logits, prediction_logits
-    from nemo_codert.modules.transducer import encode, predict
 
     signal, signal_len, transcript, transcript_len = batch
     gradients: list[torch.Tensor] = []
 
     def run() -> None:
         features, features_len = pair.extract_features(signal, signal_len)
-        student = encode(pair.student_transducer, features, features_len)
-        teacher = encode(pair.teacher_transducer, features, features_len)
-        decoded = predict(pair.teacher_transducer, transcript, transcript_len)  # the student's is the same
+        student = pair.student_transducer.run(features, features_len)
+        teacher = pair.teacher_transducer.run(features, features_len)
+        decoded = pair.decoder(targets=transcript, target_length=transcript_len)[0]  # the student's is the same
         logits = [
             encoder_logits(pair.student_joint, student.encoded),  # [B, T, V+1]
             encoder_logits(pair.joint, teacher.encoded),  # [B, T, V+1]
@@ -197,7 +197,7 @@ def _networks(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]:
 
 
 def _optimizer(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]:
-    """Clipping of both branches and AdamW, on gradients that stay where they are."""
+    """Return a step of clipping of both branches and AdamW, on gradients that are kept."""
     optimizer = torch.optim.AdamW(pair.parameters(), lr=LEARNING_RATE)
     clip = _pair_clipping(pair, optimizer)
     for parameter in pair.parameters():
@@ -216,7 +216,7 @@ def _optimizer(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]
 def _stock_model(settings: StepSettings, name: str) -> Any:
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-    from nemo_codert.config.checked import STOCK_JOINT
+    from nemo_codert.config.stock_checks import STOCK_JOINT
     from nemo_codert.models import student_config, teacher_config
 
     stock_config = teacher_config if name == STOCK_TEACHER else student_config
@@ -224,14 +224,14 @@ def _stock_model(settings: StepSettings, name: str) -> Any:
 
 
 def _pair(settings: StepSettings) -> Any:
-    from nemo_codert.config.checked import ADDITIVE_JOINT
+    from nemo_codert.config.stock_checks import ADDITIVE_JOINT
     from nemo_codert.models import EncDecCoDERTBPEModel
 
     return EncDecCoDERTBPEModel(pair_config(settings, ADDITIVE_JOINT, rnnt_loss="auto"))
 
 
 def pair_config(settings: StepSettings, joint: str, rnnt_loss: str) -> Any:
-    """`model` section of a pair of these sizes (strategy shared_kd): what conf/base.yaml has, SpecAugment included."""
+    """Return the `model` section of a pair of these sizes: conf/base.yaml with strategy shared_kd and SpecAugment."""
     from omegaconf import OmegaConf
 
     return OmegaConf.create(
@@ -318,10 +318,10 @@ def _conformer(layers: int, channels: int) -> dict[str, Any]:
 
 @lru_cache
 def made_up_tokenizer(vocabulary: int) -> tempfile.TemporaryDirectory:
-    """A folder, removed when the process ends, with a tokenizer of that many pieces made of made-up words.
+    """Train a tokenizer of that many pieces on made-up words, in a folder that is removed when the process ends.
 
     Raises:
-        ValueError: fewer or more pieces than the words have.
+        ValueError: fewer or more pieces than the words support.
     """
     from nemo_codert.data.tokenizer import train_tokenizer
 

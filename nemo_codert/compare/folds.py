@@ -1,4 +1,4 @@
-"""The data of a comparison: one corpus, or a folder of corpora, the folds. Imports the manifest reader only."""
+"""Data of a comparison: one corpus, or a folder of corpora, the folds. Imports the manifest reader only."""
 
 import hashlib
 import re
@@ -10,14 +10,14 @@ from typing import Any
 from nemo_codert.data.manifest import read_manifest
 
 ONE_FOLD = "all"  # name of the only fold where the data folder is a corpus itself
-HEARD = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: enough to tell other audio, and quick
+HEARD = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: quick, and enough to detect other audio
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One corpus: `folder` below the data folder, names of its test sets, and hashes by what they are of.
+    """One corpus: `folder` below the data folder, names of its test sets, and hashes by name.
 
-    Of the manifests and the tokenizer, and for each manifest of some of its audio (see `HEARD`).
+    Hashed are the manifests, the tokenizer, and some audio of each manifest (see `HEARD`).
     """
 
     folder: str
@@ -26,7 +26,7 @@ class Fold:
 
 
 def find_folds(data_dir: Path, names: Sequence[str] | None) -> dict[str, Fold]:
-    """The folds of a data folder by name: its subfolders that are corpora, or itself. `names`: only these.
+    """Find the folds of a data folder: its subfolders that are corpora, or itself. `names`: only these.
 
     Raises:
         ValueError: no corpus, no such fold, a manifest that cannot be read, test sets that differ between folds.
@@ -72,7 +72,7 @@ def _fold(data_dir: Path, folder: str) -> Fold:
 
 
 def _hash_of_audio(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Of `HEARD` files, or all where there are fewer; one that is missing is for the training to drop or refuse."""
+    """Hash up to `HEARD` audio files; a missing one is left for the training to drop or refuse."""
     content = hashlib.sha256()
     for place in sorted({round(i * (len(entries) - 1) / (HEARD - 1)) for i in range(HEARD)}):
         path = Path(entries[place]["audio_filepath"])

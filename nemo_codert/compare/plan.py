@@ -1,4 +1,4 @@
-"""What a comparison of strategies is: its settings and cells, and the training command of a cell.
+"""Settings and cells of a comparison of strategies, and the training command of a cell.
 
 A cell is one training: a fold, a strategy and a seed. Imports hydra and omegaconf, no NeMo: it is read before anything
 is trained and again by whoever rebuilds a report.
@@ -20,29 +20,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.cli.console import hydra_value
 from nemo_codert.compare.folds import Fold
-from nemo_codert.config.checked import CoDERTConfig, StudentConfig
+from nemo_codert.config.schema import CoDERTConfig, StudentConfig
 from nemo_codert.data.manifest import whole_or_not
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 BASELINE = "student"
-TEACHER = "teacher"  # the strategy whose model the static ones take
-TEACHER_WEIGHTS = "run/teacher.nemo"  # in its cell
+TEACHER = "teacher"  # strategy whose model is the static ones' teacher
+TEACHER_WEIGHTS = "run/teacher.nemo"  # path in the teacher's cell
 SETTINGS_FILE = "comparison.json"
 REPORTED_DIFFERENCES = 20
-# Given by the comparison, cell by cell.
+# Keys that the comparison sets, cell by cell.
 OWN_KEYS = (
     *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
     *(f"model.{name}_ds.manifest_filepath" for name in ("train", "validation", "test")),
     *(f"exp_manager.{key}" for key in ("exp_dir", "name", "version", "explicit_log_dir", "resume_if_exists")),
 )
-# What makes the strategies differ: set for all of them it would turn controls into what they are a control of.
+# Keys that define a strategy: overriding them for all would erase the difference that is measured.
 STRATEGY_KEYS = tuple(f"model.codert.{key}" for key in ("teacher", "share_decoder", "distillation.weight"))
-# What no strategy may have for itself, or the updates, the data order or the student would not be the same.
+# Keys that all strategies share: otherwise the updates, the data order or the student would differ.
 SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
 SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "model.test_ds", "model.model_defaults")
 SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "model.rnnt_reduction", "model.optim")
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
-TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is no student to be compared
+TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the students compared
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
@@ -56,7 +56,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Relative to the comparison's folder."""
+        """Path relative to the comparison's folder."""
         return f"cells/{self.fold}/seed{self.seed}/{self.strategy}"
 
     def __str__(self) -> str:
@@ -65,10 +65,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that says what a comparison is; `comparison.json` holds it.
+    """Complete settings of a comparison, stored in `comparison.json`.
 
-    overrides: Hydra's, for every strategy. strategy_overrides: for one. config: the composed config of the lone
-    student, flat. changes: for each strategy the keys in which its config differs from that. threads: of a training.
+    overrides: Hydra's, for every strategy. strategy_overrides: additional ones by strategy. config: the composed
+    config of the lone student, flat. changes: for each strategy the keys in which its config differs from `config`.
+    threads: torch's in a training.
     """
 
     config_name: str
@@ -85,7 +86,7 @@ class Settings:
 
     @property
     def test_sets(self) -> list[str]:
-        """Names, the same in all folds."""
+        """Names of the test sets, which all folds share."""
         return next(iter(self.folds.values())).test_sets
 
     def write(self, folder: Path) -> None:
@@ -94,17 +95,17 @@ class Settings:
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file through a temporary one beside it: `path` is either old or complete. Returns it."""
+    """Write a file through a temporary one, so that `path` holds the old or the complete content; return `path`."""
     with whole_or_not(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def read_settings(folder: Path) -> Settings | None:
-    """The settings of a comparison's folder; None where there is no such file.
+    """Read the settings of a comparison's folder; None if there is no such file.
 
     Raises:
-        ValueError: the file is none of ours.
+        ValueError: the file was not written by a comparison.
     """
     path = folder / SETTINGS_FILE
     if not path.is_file():
@@ -120,7 +121,7 @@ def read_settings(folder: Path) -> Settings | None:
 
 
 def _check_types(settings: Settings) -> None:
-    """Raise ValueError where a field does not hold what `Settings` says, as in a file that was changed by hand."""
+    """Raise ValueError for a field whose type is not that of `Settings`, as in a file that was changed by hand."""
     names, texts = "one name or more, each once", "texts by name"
     wanted = {
         "config_name": (_is_all(str, [settings.config_name]), "a name"),
@@ -148,7 +149,7 @@ def _check_types(settings: Settings) -> None:
 
 
 def _is_all(kind: type, values: Iterable[Any]) -> bool:
-    return all(type(value) is kind for value in values)  # a bool is no number here
+    return all(type(value) is kind for value in values)  # a bool does not count as a number
 
 
 def _is_list(kind: type, values: Any) -> bool:
@@ -182,12 +183,12 @@ def make_settings(
     folds: Mapping[str, Fold],
     versions: Mapping[str, str],
 ) -> Settings:
-    """Compose and check every strategy's config. A static strategy brings the teacher's with it.
+    """Compose and check every strategy's config. A static strategy adds the teacher's.
 
     A strategy or seed that is named twice is taken once.
 
     Raises:
-        ValueError: unknown config, strategy or key, an override of what the comparison sets itself or of what all
+        ValueError: unknown config, strategy or key, an override of a key that the comparison sets or that all
             strategies share, and steps that validation does not divide.
     """
     if any(map(is_static, strategies)) and TEACHER not in strategies:
@@ -227,7 +228,7 @@ def make_settings(
 
 
 def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of a strategy as scripts/train.py would get it, flat: dotted key -> value, references unresolved.
+    """Compose the config of a strategy as scripts/train.py does, flat: dotted key -> value, references unresolved.
 
     Raises:
         ValueError: no such config, strategy or key.
@@ -235,7 +236,7 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     return dict(_composed(config_name, strategy, tuple(overrides)))
 
 
-@cache  # a fifth of a second each, and a comparison asks for the lone student's twice
+@cache  # a call takes a fifth of a second, and the lone student's config is composed twice
 def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     known = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
     if strategy not in known:
@@ -277,7 +278,7 @@ def _key(override: str) -> str:
 
 
 def _check_checkpoints(config: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the tested weights are those of the best dev WER, as the report says."""
+    """Raise ValueError unless the tested weights are those of the best dev WER, which the report states."""
     if config.get(MONITOR) != "val_wer" or not config.get("exp_manager.create_checkpoint_callback"):
         raise ValueError(
             f"the comparison tests the checkpoint with the best dev WER, but {MONITOR} is {config.get(MONITOR)!r} and "
@@ -304,7 +305,7 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
 
 
 def is_static(strategy: str) -> bool:
-    """Whether a strategy takes a teacher that was trained before."""
+    """Return whether a strategy's teacher is trained before."""
     return strategy.startswith("static")
 
 
@@ -312,7 +313,7 @@ def is_static(strategy: str) -> bool:
 
 
 def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
-    """The settings of a folder with the strategies, seeds and folds of a later call added to them.
+    """Return the settings of a folder with the strategies, seeds and folds of a later call added.
 
     Raises:
         ValueError: anything else differs; every difference is named.
@@ -337,7 +338,7 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
             + "\nContinue it with its own settings, or give another --output-dir"
         )
     strategies = [*stored.strategies, *(name for name in wanted.strategies if name not in stored.strategies)]
-    if TEACHER in strategies:  # it is trained first
+    if TEACHER in strategies:  # the teacher is trained first
         strategies = [TEACHER, *(name for name in strategies if name != TEACHER)]
     return Settings(
         **{
@@ -352,7 +353,7 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
 
 
 def _defaults_of_our_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a comparison had of the keys in `config` that came into the package after it: their defaults."""
+    """Return defaults of the keys in `config` that did not exist when the comparison was made."""
     blocks = {"student": StudentConfig, "codert": CoDERTConfig}
     plain = {name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in blocks.items()}
     return {key: value for key, value in _flat({"model": plain}) if key in config}
@@ -367,9 +368,9 @@ def plan(
     seeds: Sequence[int] | None = None,
     folds: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """Cells in the order of training: seed by seed, fold by fold, so that what is finished early is complete.
+    """Return the cells in the order of training: seed by seed, fold by fold, so that early results are complete.
 
-    only: these strategies, and the teacher where one of them is static. seeds, folds: only these.
+    only: these strategies, and the teacher if one of them is static. seeds, folds: only these.
 
     Raises:
         ValueError: `only` names a strategy that is not in the comparison.
@@ -392,17 +393,17 @@ def plan(
 
 
 def teacher_of(cell: Cell) -> Cell | None:
-    """The cell whose teacher a static strategy takes: same fold, same seed."""
+    """Return the cell that trains a static strategy's teacher: same fold, same seed."""
     return Cell(cell.fold, TEACHER, cell.seed) if is_static(cell.strategy) else None
 
 
 def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
-    """Arguments of scripts/train.py for a cell; paths start with `data_dir` and `output_dir` as they are given."""
+    """Return the arguments of scripts/train.py for a cell; paths start with `data_dir` and `output_dir` as given."""
     return [*_plain_arguments(settings, cell), *_path_arguments(settings, cell, data_dir, output_dir)]
 
 
 def shell_command(settings: Settings, cell: Cell) -> str:
-    """The command of a cell for a shell, relative to $DATA, $OUTPUT and the repository's root."""
+    """Return the command of a cell for a shell, relative to $DATA, $OUTPUT and the repository's root."""
     plain = [shlex.quote(argument) for argument in _plain_arguments(settings, cell)]
     paths = [f'"{argument}"' for argument in _path_arguments(settings, cell, "$DATA", "$OUTPUT")]
     threads = f"OMP_NUM_THREADS={settings.threads} MKL_NUM_THREADS={settings.threads}"

@@ -13,9 +13,9 @@ DOTS_PER_INCH = 110
 
 
 def plot_wers(found: Sequence[Score], path: Path) -> Path | None:
-    """WER of every seed (dots) and its mean (bar) for each student and teacher, all folds together, as a PNG.
+    """Plot the WER of every seed (dots) and the mean (bar) of each student and teacher, all folds together, as a PNG.
 
-    None while no seed is finished in all folds.
+    Returns None while no seed is finished in all folds.
     """
     together = [score for score in found if score.fold is None]
     if not together:
@@ -35,7 +35,7 @@ def plot_wers(found: Sequence[Score], path: Path) -> Path | None:
 
 
 def plot_reductions(found: Sequence[Score], against: str, path: Path) -> Path | None:
-    """Relative reductions with their intervals, all folds together in black, each in grey; None without any."""
+    """Plot relative reductions with intervals, all folds together in black, each in grey; return None without any."""
     compared = [score for score in found if score.reduction and np.isfinite(score.reduction.low)]
     strategies = list(dict.fromkeys(score.strategy for score in compared))
     if not compared:
@@ -64,7 +64,7 @@ def plot_reductions(found: Sequence[Score], against: str, path: Path) -> Path | 
 
 
 def _panels(found: Sequence[Score], rows: float) -> tuple:
-    """A figure and, for each test set, its axis and its scores."""
+    """Return a figure and, for each test set, an axis and the scores."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Writes what a comparison found: `table.md`, plots, and `report.html` with everything in one file."""
+"""Report of a comparison: `table.md`, plots, and `report.html` with everything in one file."""
 
 import base64
 import tempfile
@@ -94,7 +94,7 @@ def write_report(settings: Settings, results: Results, folder: Path, against: st
         plot_reductions(found, against, reductions)
         for plot in (wers, reductions):
             if not plot.exists():  # there is nothing to plot
-                (folder / plot.name).unlink(missing_ok=True)  # of an earlier report
+                (folder / plot.name).unlink(missing_ok=True)  # plot of an earlier report
                 continue
             images.append({"name": plot.name, "data": base64.b64encode(plot.read_bytes()).decode()})
             write_whole(folder / plot.name, plot.read_bytes())

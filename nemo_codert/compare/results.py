@@ -1,4 +1,4 @@
-"""What a comparison found: its finished runs and what they recognised, as cells keep it and as it is handed on.
+"""Results of a comparison: finished runs and their transcripts, as stored in cells and as published.
 
 A finished cell holds `result.json`. `results.csv` and `predictions.jsonl.gz` hold all cells and are enough, with the
 settings, to rebuild every table: none of them names a folder of a machine.
@@ -30,7 +30,7 @@ COUNTS = ("words", "substitutions", "insertions", "deletions")
 
 @dataclass(frozen=True)
 class Transcripts:
-    """One test set of a fold: ids, speakers ("" where unknown) and references, and texts by system, all as long."""
+    """One test set of a fold: ids, speakers ("" if unknown), references, and texts by system, all of one length."""
 
     fold: str
     name: str
@@ -44,7 +44,7 @@ class Transcripts:
 class Run:
     """A finished training: optimizer steps, wall time with start-up and testing, trained parameters by branch.
 
-    code: `source_hash` of what trained it, "" where unknown (older cells do not tell).
+    code: `source_hash` of the code that trained the run, "" where unknown (older cells have none).
     """
 
     cell: Cell
@@ -63,17 +63,17 @@ class Results:
 
 
 def system_name(cell: Cell, branch: str) -> str:
-    """Key of one recogniser of a fold: a run's student or teacher."""
+    """Return the key of one recogniser of a fold: a run's student or teacher."""
     return f"{cell.strategy}/{cell.seed}/{branch}"
 
 
 def branches_of(strategy: str) -> tuple[str, ...]:
-    """What a run of a strategy trains or takes along, and is tested."""
+    """Return the branches of a strategy's run that are tested."""
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
 
 def source_hash(root: Path = CONF.parent) -> str:
-    """SHA-256 of the code that a training runs: the package's files and scripts/train.py, with their names."""
+    """Return the SHA-256 of the code that a training runs: names and contents of the package and scripts/train.py."""
     content = hashlib.sha256()
     for path in sorted([*(root / "nemo_codert").rglob("*.py"), root / "scripts" / "train.py"]):
         source = path.read_bytes()
@@ -87,10 +87,12 @@ def source_hash(root: Path = CONF.parent) -> str:
 def finish_cell(
     settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wall_seconds: float, code: str = ""
 ) -> None:
-    """Turn the predictions in a cell's run folder into its `result.json`; from then on the cell is finished.
+    """Turn the predictions in a cell's run folder into `result.json`, which marks the cell as finished.
 
     Args:
-        folder: of the cell. fold_dir: of its corpus; utterances are named relative to it. code: see `Run`.
+        folder: the cell's folder.
+        fold_dir: folder of the fold's corpus; utterances are named relative to it.
+        code: see `Run`.
 
     Raises:
         ValueError: predictions of a branch that are missing or of other utterances, or a run of fewer updates.
@@ -112,14 +114,14 @@ def finish_cell(
             raise ValueError(f"{cell}: {branch} had {about['updates']} updates, not {settings.max_steps}")
     parameters = {branch: about["trained_parameters"] for branch, about in found.items()}
     result = _result(Run(cell, settings.max_steps, round(wall_seconds, 1), parameters, code), sets.values())
-    for key in ("device", "decoding"):  # older runs do not tell
+    for key in ("device", "decoding"):  # older runs lack these keys
         if told := {branch: about[key] for branch, about in found.items() if key in about}:
             result[key] = told
     write_whole(folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def _result(run: Run, sets: Iterable[Transcripts]) -> dict[str, Any]:
-    """What `result.json` holds and `_read_cell` reads."""
+    """Return the content of `result.json`, which `_read_cell` reads."""
     return {
         "updates": run.updates,
         "wall_seconds": run.wall_seconds,
@@ -130,7 +132,7 @@ def _result(run: Run, sets: Iterable[Transcripts]) -> dict[str, Any]:
 
 
 def _transcripts(cell: Cell, branch: str, name: str, lines: list[dict[str, Any]], fold_dir: Path) -> Transcripts:
-    root = os.path.abspath(fold_dir)  # as manifests name their audio: links are not followed
+    root = os.path.abspath(fold_dir)  # links are not followed, as in manifests
     audio = [Path(os.path.abspath(line["audio_filepath"])) for line in lines]
     ids = [path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name for path in audio]
     ids = [f"{id_}@{line['offset']:g}" if line.get("offset") else id_ for id_, line in zip(ids, lines, strict=True)]
@@ -148,11 +150,11 @@ def _transcripts(cell: Cell, branch: str, name: str, lines: list[dict[str, Any]]
 
 def _speaker(line: dict[str, Any]) -> str:
     speaker = line.get("speaker")
-    return "" if speaker is None else str(speaker)  # 0 is a name too
+    return "" if speaker is None else str(speaker)  # 0 is a valid name
 
 
 def merged(first: Transcripts, second: Transcripts) -> Transcripts:
-    """Texts of the systems of both, which must have heard the same utterances.
+    """Merge the texts of two sets of systems, which must have transcribed the same utterances.
 
     Raises:
         ValueError: other utterances or references; the first that differs is named.
@@ -176,15 +178,15 @@ def merged(first: Transcripts, second: Transcripts) -> Transcripts:
 
 
 def is_finished(cell: Cell, folder: Path) -> bool:
-    """Whether a cell of the comparison in `folder` has its result."""
+    """Return whether a cell of the comparison in `folder` has a result."""
     return (folder / cell.folder / RESULT_FILE).is_file()
 
 
 def read_cells(settings: Settings, folder: Path) -> Results:
-    """Results of the finished cells of a comparison.
+    """Read the results of the finished cells of a comparison.
 
     Raises:
-        ValueError: a `result.json` that is none, or cells that heard different utterances.
+        ValueError: an invalid `result.json`, or cells that transcribed different utterances.
     """
     runs, sets = [], {}
     for cell in _table_order(settings):
@@ -210,7 +212,7 @@ def _read_cell(cell: Cell, path: Path) -> tuple[Run, list[Transcripts]]:
 
 
 def _table_order(settings: Settings) -> list[Cell]:
-    """Fold by fold, strategy by strategy, seed by seed."""
+    """Return the cells fold by fold, strategy by strategy, seed by seed."""
     folds, strategies = list(settings.folds), settings.strategies
     return sorted(plan(settings), key=lambda c: (folds.index(c.fold), strategies.index(c.strategy), c.seed))
 
@@ -219,11 +221,11 @@ def _set_keys(settings: Settings) -> list[tuple[str, str]]:
     return [(fold, name) for fold in settings.folds for name in settings.test_sets]
 
 
-# ---- files that are handed on --------------------------------------------------------------------------------------
+# ---- files to publish ----------------------------------------------------------------------------------------------
 
 
 def errors_of(transcripts: Transcripts, system: str) -> WordErrors:
-    """Summed word errors of one system."""
+    """Sum the word errors of one system."""
     return total_word_errors(transcripts.references, transcripts.hypotheses[system])
 
 
@@ -273,10 +275,10 @@ def _lines(sets: Iterable[Transcripts]) -> Iterable[dict[str, Any]]:
 
 
 def read_results(settings: Settings, folder: Path) -> Results:
-    """Results from `results.csv` and `predictions.jsonl.gz`.
+    """Read results from `results.csv` and `predictions.jsonl.gz`.
 
     Raises:
-        ValueError: a file is missing or broken, or the word errors in the one are not those of the other.
+        ValueError: a file is missing or broken, or the word errors of the two files differ.
     """
     for name in (RUNS_FILE, PREDICTIONS_FILE):
         if not (folder / name).is_file():
@@ -285,7 +287,7 @@ def read_results(settings: Settings, folder: Path) -> Results:
         with gzip.open(folder / PREDICTIONS_FILE, "rt", encoding="utf-8") as file:
             sets = _sets([json.loads(line) for line in file])
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds a broken {PREDICTIONS_FILE}: {error!r}. Copy it anew") from error
+        raise ValueError(f"{folder} holds a broken {PREDICTIONS_FILE}: {error!r}. Copy it again") from error
     runs, rows = _read_runs(folder)
     _check_runs(settings, runs, sets, folder)
     by_key = {(part.fold, part.name): part for part in sets}
@@ -299,35 +301,35 @@ def read_results(settings: Settings, folder: Path) -> Results:
                     if row.get(column) != value:
                         raise ValueError(
                             f"{column} of {run.cell} is {row.get(column)} in {RUNS_FILE} but {value} by "
-                            f"{PREDICTIONS_FILE} of {folder}: they are not of one comparison. Copy both anew"
+                            f"{PREDICTIONS_FILE} of {folder}: they are not of one comparison. Copy both again"
                         )
     return Results(runs, sets)
 
 
 def _check_runs(settings: Settings, runs: Sequence[Run], sets: Sequence[Transcripts], folder: Path) -> None:
-    """Raise ValueError unless the rows of `results.csv` are runs of the settings and as many as were heard."""
+    """Raise ValueError unless the rows of `results.csv` are runs of the settings, one for each set of predictions."""
     path, seen = folder / RUNS_FILE, set()
     for run in runs:
         if run.cell in seen:
-            raise ValueError(f"{path} has two rows of {run.cell}. Copy it anew")
+            raise ValueError(f"{path} has two rows of {run.cell}. Copy it again")
         seen.add(run.cell)
         if run.updates != settings.max_steps:
             raise ValueError(
                 f"{path} has {run.updates} updates of {run.cell}, the comparison {settings.max_steps}: it is not of "
-                "this comparison. Copy it anew"
+                "this comparison. Copy it again"
             )
     rows = {(run.cell.fold, system_name(run.cell, branch)) for run in runs for branch in run.parameters}
     for part in sets:
         if lost := [system for system in part.hypotheses if (part.fold, system) not in rows]:
             raise ValueError(
-                f"{path} has no row for {lost[0]} of fold {part.fold}, which {PREDICTIONS_FILE} has. Copy both anew"
+                f"{path} has no row for {lost[0]} of fold {part.fold}, which {PREDICTIONS_FILE} has. Copy both again"
             )
 
 
 def restore_cells(settings: Settings, folder: Path) -> int:
-    """Make cells of the results in `folder` where it holds no `cells`, as a folder that was handed on; how many.
+    """Make cells of the results in a published `folder`, which holds no `cells`; return their number.
 
-    They are finished, so a comparison goes on from them, but have no log and no model.
+    Restored cells count as finished, so that a comparison continues after them, but have no log and no model.
 
     Raises:
         ValueError: see `read_results`.
@@ -349,9 +351,9 @@ def _of_systems(part: Transcripts, systems: set[str]) -> Transcripts:
 
 
 def check_kept(folder: Path) -> None:
-    """Raise ValueError where `results.csv` reports runs whose cells are not in `folder`: writing it would lose them.
+    """Raise ValueError if `results.csv` has runs whose cells are not in `folder`: rewriting it would lose them.
 
-    A cell whose folder is there without its result is one to be trained again.
+    A cell whose folder has no result will be trained again.
     """
     if not (folder / RUNS_FILE).is_file():
         return
@@ -364,13 +366,13 @@ def check_kept(folder: Path) -> None:
 
 
 def _read_runs(folder: Path) -> tuple[list[Run], list[dict[str, str]]]:
-    """Runs of `results.csv`, and its rows."""
+    """Read the runs of `results.csv`, and the rows."""
     try:
         with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [_run(row) for row in rows], rows
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{folder} holds a broken {RUNS_FILE}: {error!r}. Copy it anew") from error
+        raise ValueError(f"{folder} holds a broken {RUNS_FILE}: {error!r}. Copy it again") from error
 
 
 def _run(row: dict[str, str]) -> Run:

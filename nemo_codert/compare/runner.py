@@ -1,7 +1,7 @@
-"""Trains the cells of a comparison in processes of their own, some at a time, and survives being stopped.
+"""Training of a comparison's cells in processes of their own, some at a time; an interrupted comparison can continue.
 
-A cell's folder holds its command, its log, its run and, once it is finished, `result.json`. The lock of a comparison
-is held by its trainings too: it is free when the last of them has ended, however that happened.
+A cell's folder holds its command, its log, its run and, when the cell is finished, `result.json`. The trainings hold
+the comparison's lock too, so that the lock is free when the last of them has ended for any reason.
 """
 
 import fcntl
@@ -33,17 +33,17 @@ from nemo_codert.compare.results import RESULT_FILE, finish_cell, is_finished, s
 LOCK_FILE = "comparison.lock"
 LOG_FILE = "train.log"
 COMMAND_FILE = "command.sh"
-LOG_TAIL = 15  # lines shown of a failed training
+LOG_TAIL = 15  # lines of a failed training's log that are shown
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 10  # between asking a training to end and ending it
+GRACE_SECONDS = 10  # time between SIGTERM and SIGKILL for a training
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold a comparison's folder; gives the open lock file, to be handed on to the trainings.
+    """Hold a comparison's folder; yields the open lock file, which the trainings inherit.
 
     Raises:
-        ValueError: another comparison, or a training that it left behind, holds it.
+        ValueError: another comparison, or a training that another one left behind, holds the lock.
     """
     with (folder / LOCK_FILE).open("a+") as file:
         try:
@@ -62,10 +62,10 @@ def locked(folder: Path) -> Iterator[int]:
 
 @dataclass
 class Runner:
-    """Trains cells.
+    """Runner of a comparison's trainings.
 
     trainer: the command to which a cell's arguments are appended. lock: open file that every training inherits.
-    failed: cells that ended badly in this call.
+    failed: cells that failed in this call.
     """
 
     settings: Settings
@@ -77,18 +77,18 @@ class Runner:
     lock: int
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
-    _code: dict[Cell, str] = field(default_factory=dict)  # at its start: what is changed later it does not read
+    _code: dict[Cell, str] = field(default_factory=dict)  # at a cell's start: later changes are not read
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:
-        """Train `cells` in their order, those that wait for a teacher after it. Stops all of them when interrupted.
+        """Train `cells` in order, students of a static teacher after the teacher. An interrupt stops all trainings.
 
         Args:
-            finished_seconds: wall times of finished cells by strategy, from which the time left is estimated.
+            finished_seconds: wall times of finished cells by strategy, for the estimate of the remaining time.
         """
         self._seconds = finished_seconds
         waiting = list(cells)
-        # Its own estimate would take all cells for alike; where nobody watches, a line for each cell is enough.
+        # The bar's own estimate would treat all cells alike; without a terminal, a line for each cell is enough.
         bar = tqdm(total=len(cells), disable=None, bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{desc}")
         try:
             while waiting or self._running:
@@ -125,7 +125,7 @@ class Runner:
 
     def _start(self, cell: Cell) -> None:
         folder = self.folder / cell.folder
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its end
+        shutil.rmtree(folder, ignore_errors=True)  # remains of an unfinished attempt
         folder.mkdir(parents=True)
         arguments = training_arguments(self.settings, cell, str(self.data_dir), str(self.folder))
         command = [*self.trainer, *arguments]
@@ -140,7 +140,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # an interrupt reaches us alone: we end it, and its own children with it
+                start_new_session=True,  # an interrupt reaches this process alone, which ends the whole group
                 pass_fds=(self.lock,),
             )
         self._running[cell] = process, time.monotonic()
@@ -161,7 +161,7 @@ class Runner:
             return
         self._seconds.setdefault(cell.strategy, []).append(seconds)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
-        if not self.keep_models and cell.strategy != TEACHER:  # static students may still come
+        if not self.keep_models and cell.strategy != TEACHER:  # static students may follow
             for model in (folder / "run").glob("*.nemo"):
                 model.unlink()
         cells = len(waiting) + len(self._running)
@@ -173,7 +173,7 @@ class Runner:
         return left + (f" | {running}" if running else "")
 
     def _left(self, waiting: Sequence[Cell]) -> float:
-        """Seconds left by the mean of finished cells of the same strategy, else of all that are finished."""
+        """Estimate the remaining seconds by the mean of finished cells of the same strategy, else of all cells."""
         known = [seconds for own in self._seconds.values() for seconds in own]
         expected = {name: fmean(own) for name, own in self._seconds.items() if own}
         started = [
@@ -191,22 +191,22 @@ class Runner:
             end = time.monotonic() + GRACE_SECONDS
             while time.monotonic() < end and any(process.poll() is None for process in processes):
                 time.sleep(0.05)
-        finally:  # a second interrupt ends the grace, never leaves a training
+        finally:  # a second interrupt ends the grace time; no training survives
             self._running.clear()
             for process in processes:
-                _signal_group(process, signal.SIGKILL)  # also what a training that ended well left behind
+                _signal_group(process, signal.SIGKILL)  # also remaining children of a training that succeeded
             for process in processes:
                 process.wait()
 
 
 def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    """To a training and its own children; none of them may be left."""
+    """Send a signal to a training and its own children, none of which may survive."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # seen at once, also in a file
+    tqdm.write(text, file=sys.stderr)  # standard error is unbuffered, also in a file
 
 
 def _tail(log: Path) -> str:
@@ -215,6 +215,6 @@ def _tail(log: Path) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 3725 -> 1:02:05."""
+    """Format hours, minutes and seconds: 3725 -> 1:02:05."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Word error rates of a comparison's strategies, what they gain over one of them, and the tables that say so."""
+"""Tables of a comparison: word error rates of the strategies, and reductions against one of them."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,9 +29,9 @@ FEW = 5  # seeds or speakers: a bootstrap over fewer may give intervals that are
 class Score:
     """One branch of one strategy on one test set, of one fold or (`fold` None) of all folds together.
 
-    speakers: 0 where none is named. wers: one a seed, of the seeds finished in all these folds. reduction: against
-    the baseline, over the seeds that both have (`paired_seeds`); None for a teacher, for the baseline itself, and
-    without such a seed. most_seeds: of the two.
+    speakers: 0 where none is named. wers: one for each seed finished in all these folds. reduction: against the
+    baseline, over the seeds that both have (`paired_seeds`); None for a teacher, for the baseline itself, and without
+    such a seed. most_seeds: the larger number of seeds of the two.
     """
 
     test_set: str
@@ -63,7 +63,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """The table as Markdown."""
+        """Format the table as Markdown."""
         rule = ["---", *["---:"] * (len(self.header) - 1)]
         lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows)]
         return "\n".join([f"## {self.title}", "", *lines, ""])
@@ -78,7 +78,7 @@ class ErrorCounts:
         self._errors: dict[tuple[str, str, str], np.ndarray] = {}
 
     def seeds(self, strategy: str, branch: str, folds: Sequence[str]) -> list[int]:
-        """Seeds with which a strategy is finished in all of these folds and has this branch."""
+        """Return the seeds with which a strategy is finished in all of these folds and has this branch."""
         seeds = sorted({cell.seed for cell in self.runs if cell.strategy == strategy})
         return [seed for seed in seeds if all(self._has(Cell(fold, strategy, seed), branch) for fold in folds)]
 
@@ -86,7 +86,7 @@ class ErrorCounts:
         return cell in self.runs and branch in self.runs[cell].parameters
 
     def errors(self, part: Transcripts, strategy: str, branch: str, seeds: Sequence[int]) -> np.ndarray:
-        """[S, N] word errors on a test set of a fold."""
+        """Return the word errors on a test set of a fold, [S, N]."""
         return np.stack([self._row(part, system_name(Cell(part.fold, strategy, s), branch)) for s in seeds])
 
     def _row(self, part: Transcripts, system: str) -> np.ndarray:
@@ -97,19 +97,19 @@ class ErrorCounts:
         return self._errors[key]
 
     def repeated_sets(self) -> list[str]:
-        """Test sets in which a named speaker is in more than one fold."""
+        """Return the test sets in which a named speaker is in more than one fold."""
         heard = Counter((part.name, name) for part in self.transcripts.values() for name in set(part.speakers) - {""})
         return sorted({test_set for (test_set, _), folds in heard.items() if folds > 1})
 
     @staticmethod
     def words(part: Transcripts) -> np.ndarray:
-        """[N] reference words."""
+        """Return the numbers of reference words, [N]."""
         return np.array([len(reference.split()) for reference in part.references])
 
     def reduction(
         self, test_set: str, folds: Sequence[str], strategy: str, baseline: str, seeds: Sequence[int]
     ) -> Reduction:
-        """Of a strategy's student against the baseline's, over these folds and seeds."""
+        """Compute the reduction of a strategy's student against the baseline's, over these folds and seeds."""
         parts = [self.transcripts[fold, test_set] for fold in folds]
         pairs = [[self.errors(part, name, "student", seeds) for name in (strategy, baseline)] for part in parts]
         return relative_reduction(
@@ -121,7 +121,7 @@ class ErrorCounts:
 
 
 def scores(settings: Settings, counts: ErrorCounts, against: str) -> list[Score]:
-    """Scores of every strategy's student and teacher, of all folds together first, then of each."""
+    """Return the scores of every strategy's student and teacher, of all folds together first, then of each."""
     found = []
     for test_set in settings.test_sets:
         for fold, folds in _groups(settings):
@@ -176,7 +176,7 @@ def _score(
 
 
 def score_tables(settings: Settings, found: Sequence[Score], against: str, *, each_fold: bool) -> list[Table]:
-    """One table for each test set: of all folds together, or of each fold where there are several."""
+    """Return one table for each test set: all folds together, or each fold where there are several."""
     found = [score for score in found if (score.fold is not None) is each_fold]
     header = ("strategy", "runs", "parameters", "WER, mean ± sd", f"relative reduction against {against}")
     header = (*header, "verdict", "words", "speakers")
@@ -198,7 +198,7 @@ def _title(settings: Settings, test_set: str, fold: str | None) -> str:
 
 
 def _shown(cells: tuple[str, ...], against: str) -> tuple[str, ...]:
-    """All, or without reduction and verdict: a teacher, which alone is here, has no student to compare with."""
+    """Return a row's cells, without reduction and verdict if `against` is the teacher, which has no student."""
     return (*cells[:4], *cells[6:]) if against == TEACHER else cells
 
 
@@ -216,7 +216,7 @@ def _cells(score: Score) -> tuple[str, ...]:
 
 
 def label(score: Score) -> str:
-    """What a score is of: a strategy's student by the strategy's name, or a teacher."""
+    """Return the label of a score: the strategy's name for its student, or the teacher."""
     if score.branch == "student":
         return score.strategy
     return "teacher alone" if score.strategy == TEACHER else f"{score.strategy}: its teacher"
@@ -231,7 +231,7 @@ def _interval(reduction: Reduction | None, seeds: int) -> str:
 
 
 def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
-    """Every strategy's student against every earlier one's, all folds together; none for less than three."""
+    """Compare every strategy's student with every earlier one's, all folds together; no table for less than three."""
     folds = list(settings.folds)
     seeds = {name: counts.seeds(name, "student", folds) for name in settings.strategies}
     students = [name for name, own in seeds.items() if own]
@@ -252,7 +252,7 @@ def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
 
 
 def description(settings: Settings, counts: ErrorCounts) -> list[str]:
-    """What was compared, a line each."""
+    """Return lines that describe the comparison."""
     lines = [
         f"Config `{settings.config_name}`, {settings.max_steps} updates a run, {settings.threads} "
         f"thread{'s' * (settings.threads > 1)} each; seeds {', '.join(map(str, settings.seeds))}; "
@@ -266,7 +266,7 @@ def description(settings: Settings, counts: ErrorCounts) -> list[str]:
 
 
 def _versions_of_the_code(codes: Sequence[str]) -> list[str]:
-    """A line where the cells are known to be of several versions, or some known and some not."""
+    """Return a line if the cells have different versions of the code, or some an unknown version."""
     versions, unknown = len({*codes} - {""}), codes.count("")
     if versions + bool(unknown) < 2:
         return []
@@ -275,7 +275,7 @@ def _versions_of_the_code(codes: Sequence[str]) -> list[str]:
 
 
 def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[str]:
-    """How the tables are to be read, a line each, with a warning where an interval rests on little.
+    """Return lines that explain the tables, with a warning for an interval that rests on few seeds or speakers.
 
     repeated: see `ErrorCounts.repeated_sets`.
     """
@@ -309,7 +309,7 @@ def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[st
 
 
 def markdown(settings: Settings, counts: ErrorCounts, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The text of `table.md`."""
+    """Return the text of `table.md`."""
     blocks = ["# Comparison of strategies", *description(settings, counts)]
     blocks += [*(table.markdown().rstrip() for table in tables), "## How to read this", *notes]
     return "\n\n".join(blocks) + "\n"

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_codert.config.derived import encoder_width, encoders
 from nemo_codert.config.values import is_count, is_number, sub_block
 
 ADDITIVE_JOINT = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK_JOINT = "nemo.collections.asr.modules.RNNTJoint"
+OPTIONAL_BLOCKS = ("loss", "aux_ctc", "optim_param_groups", "variational_noise", "freeze_updates")
 RNNT_LOSSES = ("default", "warprnnt_numba")
 TDT_LOSSES = ("tdt", "tdt_pytorch")
 # NeMo's losses, each with a block of arguments of its name; standard RNN-T reads warprnnt_numba's alone.
@@ -148,3 +150,86 @@ def optimisation_problems(cfg: DictConfig, shares_decoder: bool) -> Iterator[str
                 "model.optim_param_groups.student_decoder is set but model.codert.share_decoder is true: the shared "
                 "prediction network has one learning rate, set it under decoder"
             )
+
+
+def stock_block_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield blocks of a stock RNN-T config that are absent, of the wrong kind or incomplete."""
+    for name in ("preprocessor", "encoder", "decoder", "joint", "decoding", "tokenizer", "model_defaults"):
+        block = cfg.get(name)
+        if block is None:
+            yield f"model.{name} is missing: a pair starts from a complete stock RNN-T config"
+        elif not OmegaConf.is_dict(block):
+            yield f"model.{name} is {block!r}, wanted a block of keys"
+        elif name != "tokenizer":
+            yield from missing_values(f"model.{name}", block)
+    blocks = {name: cfg.get(name) for name in OPTIONAL_BLOCKS}
+    blocks["loss.warprnnt_numba_kwargs"] = sub_block(cfg, "loss").get("warprnnt_numba_kwargs")
+    for name, block in blocks.items():
+        if block is not None and not OmegaConf.is_dict(block):
+            yield f"model.{name} is {block!r}, wanted a block of keys, or leave it out"
+    if sub_block(cfg, "decoder"):
+        yield from decoder_problems("model.decoder", cfg.decoder)
+    if sub_block(cfg, "encoder") and "_target_" not in cfg.encoder:
+        yield "model.encoder has no _target_: name the encoder class"
+    if sub_block(cfg, "joint") and not sub_block(cfg.joint, "jointnet"):
+        yield "model.joint.jointnet is missing: give it joint_hidden, activation and dropout"
+    if sub_block(cfg, "preprocessor") and not is_count(cfg.preprocessor.get("features")):
+        yield f"model.preprocessor.features is {cfg.preprocessor.get('features')!r}, wanted the number of mel bins"
+
+
+def missing_values(path: str, block: DictConfig) -> Iterator[str]:
+    """Yield a fault for each value of a block that is still `???`."""
+    for key in block:
+        if OmegaConf.is_missing(block, key):
+            yield f"{path}.{key} is ???: give it a value"
+        elif OmegaConf.is_dict(block[key]):
+            yield from missing_values(f"{path}.{key}", block[key])
+
+
+def decoder_problems(path: str, decoder: object) -> Iterator[str]:
+    """Yield the faults of a prediction network's block."""
+    if not OmegaConf.is_dict(decoder):
+        yield f"{path} is {decoder!r}, wanted a prediction network's block or null"
+        return
+    if "_target_" not in decoder:
+        yield f"{path} has no _target_: name the class of the prediction network"
+    if str(decoder.get("_target_")).endswith(".RNNTDecoder") and decoder.get("normalization_mode") is not None:
+        # The states of NeMo's normalised LSTMs do not pass the type check of its own prediction network.
+        yield f"{path}.normalization_mode is {decoder.normalization_mode!r}: NeMo cannot run it, set it to null"
+    width = sub_block(decoder, "prednet").get("pred_hidden")
+    if not is_count(width):
+        yield f"{path}.prednet.pred_hidden is {width!r}, wanted the number of channels"
+
+
+def encoder_problems(name: str, encoder: DictConfig | dict) -> Iterator[str]:
+    """Yield settings of NeMo's RNNEncoder that crash or whose output depends on the padding."""
+    if not str(encoder.get("_target_")).endswith(".RNNEncoder"):
+        return
+    if encoder.get("rnn_type", "lstm") != "lstm":
+        yield f"{name}.rnn_type is {encoder.rnn_type!r}: NeMo's RNNEncoder can only build lstm"
+    if encoder.get("bidirectional", True):
+        yield f"{name}.bidirectional is true: its output changes with the padding of a batch, set it to false"
+    if encoder.get("subsampling", "striding") not in ("striding", "dw_striding"):
+        yield f"{name}.subsampling is {encoder.subsampling!r}: its lengths vary, use striding or dw_striding"
+    if "feat_out" in encoder:
+        yield f"{name}.feat_out is no key of RNNEncoder: its output width is proj_size, remove it"
+    projection, channels = encoder.get("proj_size", -1), encoder.get("d_model")
+    if not (is_count(projection) and is_count(channels) and projection < channels):
+        yield f"{name}.proj_size is {projection!r}, wanted a number above 0 and below d_model ({channels!r})"
+
+
+def width_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
+    """Yield sizes that a stock config states twice and that differ."""
+    features, defaults = sub_block(cfg, "preprocessor").get("features"), sub_block(cfg, "model_defaults")
+    for name, encoder in encoders(cfg, student).items():
+        feat_in = encoder.get("feat_in")
+        if features is not None and feat_in is not None and feat_in != features:
+            yield f"{name}.feat_in is {feat_in!r} but model.preprocessor.features is {features!r}: make them equal"
+    prediction_network = sub_block(sub_block(cfg, "decoder"), "prednet")
+    wanted = {
+        "enc_hidden": ("encoder's output width", encoder_width(sub_block(cfg, "encoder"))),
+        "pred_hidden": ("decoder.prednet.pred_hidden", prediction_network.get("pred_hidden")),
+    }
+    for key, (owner, width) in wanted.items():
+        if width is not None and defaults and defaults.get(key) != width:
+            yield f"model.model_defaults.{key} is {defaults.get(key)!r} but model.{owner} is {width!r}: set both alike"

@@ -1,7 +1,7 @@
-"""What an audio file is before it is listened to: its header, its end and, where asked for, all of its samples.
+"""Checks of audio files: the header, the end and, on request, all samples.
 
 Imports numpy and soundfile only, neither torch nor NeMo. libsndfile runs without the interpreter's lock, so that
-threads help where storage is slow to answer.
+threads help where storage is slow.
 """
 
 import os
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-TAIL = 400  # samples that are decoded of the end of a file
+TAIL = 400  # samples at the end of a file that are decoded
 BLOCK = 1 << 18  # samples that are decoded at a time
-FULL_SCALE = 0.999  # of 1: 16-bit audio clips at 0.99997
-FLOATING = ("FLOAT", "DOUBLE")  # subtypes that can hold what is no number
+FULL_SCALE = 0.999  # full scale is 1; 16-bit audio clips at 0.99997
+FLOATING = ("FLOAT", "DOUBLE")  # subtypes that can hold NaN and infinity
 DECODING_ERRORS = (soundfile.SoundFileError, OSError, TypeError)  # TypeError: a raw file, which has no header
 
 
 class AudioFault:
-    """Why an audio file cannot be used."""
+    """Reasons for which an audio file cannot be used."""
 
     MISSING = "audio file missing"
     UNREADABLE = "audio unreadable"
@@ -31,7 +31,7 @@ class AudioFault:
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What a file says of itself, or the `fault` for which it cannot be used. frames: samples of one channel."""
+    """Header of a file, or the `fault` for which the file cannot be used. frames: samples of one channel."""
 
     sample_rate: int = 0  # Hz
     frames: int = 0
@@ -47,17 +47,17 @@ class AudioHeader:
 
 @dataclass(frozen=True)
 class Samples:
-    """What decoding a stretch of audio showed: a `fault`, or the share of its samples that are at full scale."""
+    """Result of decoding a stretch of audio: a `fault`, or the share of the samples that are at full scale."""
 
     fault: str | None = None
     full_scale: float = 0.0
 
 
 def inspect(path: str) -> AudioHeader:
-    """Header of a file whose last samples can be decoded.
+    """Return the header of a file whose last samples can be decoded, or a fault.
 
-    The end is what a broken download or copy lacks, while the header of a FLAC or MP3 file still promises it. Damage
-    further inside goes unseen: `listen` finds it.
+    A broken download or copy lacks the end, which the header of a FLAC or MP3 file still counts. Damage further inside
+    is found by `listen` only.
     """
     if not os.path.isfile(path):
         return AudioHeader(fault=AudioFault.MISSING)
@@ -74,7 +74,7 @@ def inspect(path: str) -> AudioHeader:
 
 
 def listen(path: str, start: int = 0, frames: int | None = None) -> Samples:
-    """Decodes `frames` samples of every channel from `start` on; None: to the end of the file."""
+    """Decode `frames` samples of every channel from `start` on; None: to the end of the file."""
     peak, full_scale, heard = 0.0, 0, 0
     try:
         with soundfile.SoundFile(path) as file:
@@ -85,7 +85,7 @@ def listen(path: str, start: int = 0, frames: int | None = None) -> Samples:
                 block = np.abs(file.read(min(BLOCK, wanted - heard), dtype="float32", always_2d=True))
                 if not len(block):
                     return Samples(AudioFault.DAMAGED)
-                highest = float(block.max())  # of numbers with a NaN among them: NaN
+                highest = float(block.max())  # NaN if any sample is NaN
                 if not np.isfinite(highest):
                     return Samples(AudioFault.NOT_FINITE)
                 peak, heard = max(peak, highest), heard + len(block)
@@ -96,7 +96,7 @@ def listen(path: str, start: int = 0, frames: int | None = None) -> Samples:
 
 
 def decodes(path: str) -> bool:
-    """Whether all of a file can be decoded."""
+    """Return whether all of a file can be decoded."""
     try:
         with soundfile.SoundFile(path) as file:
             return len(file.read()) == file.frames
@@ -107,7 +107,7 @@ def decodes(path: str) -> bool:
 def _size(path: str) -> int:
     try:
         return os.path.getsize(path)
-    except OSError:  # it has gone since
+    except OSError:  # the file was removed in the meantime
         return -1
 
 

@@ -1,4 +1,4 @@
-"""What of every manifest of a run is used, what is not and why: `data_report.json` and a table for the console.
+"""Report on every manifest of a run: utterances used, those not used and why, as `data_report.json` and as a table.
 
 Imports screening.py and manifest.py only, neither torch nor NeMo.
 """
@@ -49,12 +49,12 @@ class DataReport:
         self.manifests.append({"section": section, "manifest": None, "noticed": [{"reason": NOT_CHECKED}]})
 
     def write(self, folder: Path) -> Path:
-        """Writes `data_report.json` into a run's folder, whole or not at all, and returns its path."""
+        """Write `data_report.json` into a run's folder, whole or not at all, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         return _write(folder / FILE, {"manifests": self.manifests, "loading": None})
 
     def table(self) -> str:
-        """One line a manifest and reason with the number of utterances and the first of them."""
+        """Return a table with one line for each manifest and reason: number of utterances and the first of them."""
         rows = [("section", "utterances", "what", "such as")]
         for each in self.manifests:
             if each["manifest"] is None:
@@ -75,7 +75,7 @@ class DataReport:
 
 
 def add_loading(folder: Path, counts: dict[str, int]) -> None:
-    """Add what loading in training came to, to the report in a run's folder if there is one."""
+    """Add the counts of the loading in training to the report in a run's folder, if there is one."""
     if (folder / FILE).is_file():
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         _write(folder / FILE, {**content, "loading": counts})

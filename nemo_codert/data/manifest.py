@@ -21,22 +21,22 @@ REPORTED_LINES = 10
 MAX_QUANTITY = 1e9  # seconds or Hz; also keeps integers out that no float can hold
 QUOTED = 80  # characters of a line that cannot be read
 FIELDS = (("audio_filepath", "text"), ("duration", "number"), ("text", "text"))
-OPTIONAL_NUMBERS = ("offset", "sampling_rate", "sample_rate")  # null is as good as absent
+OPTIONAL_NUMBERS = ("offset", "sampling_rate", "sample_rate")  # null means absent
 
 
 class LineFault:
-    """Why a line of a manifest cannot be used."""
+    """Reasons for which a line of a manifest cannot be used."""
 
     NOT_UTF8 = "manifest line that is not UTF-8 text"
     NOT_JSON = "manifest line that is not JSON"
-    NO_OBJECT = "manifest line that is no JSON object"
+    NO_OBJECT = "manifest line that is not a JSON object"
     NO_FIELD = "manifest line without a needed field"
     WRONG_TYPE = "manifest line with a field of the wrong kind"
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that cannot be used. number: from 1. reason: of LineFault. detail: what was found and is wanted."""
+    """A line that cannot be used. number: counted from 1. reason: one of LineFault. detail: found and wanted value."""
 
     number: int
     reason: str
@@ -45,7 +45,7 @@ class BadLine:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For a list of dropped lines."""
+        """Entry of a list of dropped lines."""
         return {"line": self.number, "content": self.content, "reason": self.reason, "detail": self.detail}
 
 
@@ -56,11 +56,28 @@ class _LineError(ValueError):
 
 
 def read_manifest(path: str | Path) -> list[dict[str, Any]]:
-    """Entries of a NeMo manifest, relative `audio_filepath`s resolved against the manifest's folder as NeMo does.
+    """Return the entries of a NeMo manifest, with relative `audio_filepath`s resolved as NeMo does.
 
-    A byte order mark, CRLF line ends and blank lines are accepted; audio files are not looked at. Raises ValueError,
-    naming file and line, for a missing or empty file and for the first ten lines with bad JSON or a missing or
-    ill-typed field.
+    A byte order mark, CRLF line ends and blank lines are accepted; audio files are not opened.
+
+    Args:
+        path: the manifest; relative audio paths start at its folder.
+
+    Returns:
+        One dict a line, with all keys of the line; `audio_filepath` is absolute.
+
+    Raises:
+        ValueError: a missing or empty file, or lines with bad JSON or a missing or ill-typed field; names file and
+            line of the first ten.
+
+    Example:
+        >>> import tempfile
+        >>> from nemo_codert.data import read_manifest, write_manifest
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     entry = {"audio_filepath": "a.wav", "duration": 1.5, "text": "yes"}
+        ...     [read] = read_manifest(write_manifest(f"{folder}/train.json", [entry]))
+        >>> read["audio_filepath"] == f"{folder}/a.wav", read["text"]
+        (True, 'yes')
     """
     entries, bad = parse_manifest(path)
     if bad:
@@ -72,10 +89,16 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
 
 
 def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine]]:
-    """The same entries and, in place of an error, the lines that are none.
+    """Return the entries of a manifest and the lines that cannot be used.
+
+    Args:
+        path: the manifest.
+
+    Returns:
+        The entries as `read_manifest` gives them, and a BadLine for each line that is not a valid entry.
 
     Raises:
-        ValueError: no such file, or nothing in it.
+        ValueError: a missing or empty file.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -95,17 +118,28 @@ def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine
             entry["audio_filepath"] = resolve_audio_path(entry["audio_filepath"], path)
             entries.append(entry)
     if not entries and not bad:
-        raise ValueError(f"{path} is empty: a manifest needs one JSON object a line. Prepare the data anew.")
+        raise ValueError(f"{path} is empty: a manifest needs one JSON object a line. Prepare the data again.")
     return entries, bad
 
 
 def resolve_audio_path(audio_filepath: str, manifest_path: str | Path) -> str:
-    """Absolute path of an audio file; a relative one is meant from the manifest's folder."""
+    """Return the absolute path of an audio file; relative paths start at the manifest's folder."""
     return os.path.abspath(os.path.join(Path(manifest_path).parent, os.path.expanduser(audio_filepath)))
 
 
 def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
-    """Writes entries as JSON lines through a temporary file: `path` is either old or complete. Returns it."""
+    """Write entries as JSON lines through a temporary file, so that `path` holds the old or the complete new content.
+
+    Args:
+        path: the manifest; missing folders are made.
+        entries: JSON-serialisable dicts, one a line.
+
+    Returns:
+        `path` as a Path.
+
+    Raises:
+        OSError: the file cannot be written, such as on a full disk; names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_not(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -116,8 +150,8 @@ def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
 
 @contextmanager
 def whole_or_not(path: Path) -> Iterator[Path]:
-    """A temporary file's name beside `path`, which takes its place when the block ends well and else is removed."""
-    # Not tempfile's: those can be read by their owner only. The ranks of one run may write at the same time.
+    """Yield a temporary path beside `path`; the file replaces `path` after the block and is removed on an error."""
+    # No name of tempfile's: such files are readable by their owner only. The ranks of a run may write concurrently.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with named_when_full(path):
@@ -128,7 +162,7 @@ def whole_or_not(path: Path) -> Iterator[Path]:
 
 
 def nemo_can_read(path: Path) -> bool:
-    """NeMo's reader stops at a byte order mark and at a blank line; it accepts CRLF."""
+    """Return whether NeMo can read the file: its reader accepts CRLF, but no byte order mark and no blank line."""
     content = path.read_bytes()
     lines = content.removesuffix(b"\n").split(b"\n")
     return not content.startswith(BYTE_ORDER_MARK) and all(line.strip() for line in lines)
@@ -179,7 +213,7 @@ def _is_quantity(value: object) -> bool:
 
 
 def _is_unicode(value: str) -> bool:
-    """False for half of a surrogate pair, which JSON can spell but no file can hold."""
+    """Return False for half of a surrogate pair, which JSON can spell but no file can hold."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Screening of manifests before training: what can be used, what cannot and why, and what is worth knowing.
+"""Screening of manifests before training: usable utterances, faulty ones with the reason, and notices.
 
 Imports tqdm, manifest.py and audio_files.py only, neither torch nor NeMo.
 """
@@ -25,17 +25,17 @@ Answer = TypeVar("Answer")
 
 DURATION_TOLERANCE = 0.1  # seconds; manifests round durations, and resampled copies differ by some samples
 REPORTED_UTTERANCES = 10
-RESIZING = ("perturb_speed", "truncate_duration", "cut_into_windows_duration", "pad_min_duration")  # keys of lhotse's
+RESIZING = ("perturb_speed", "truncate_duration", "cut_into_windows_duration", "pad_min_duration")  # keys of lhotse
 RATE_KEYS = ("sampling_rate", "sample_rate")
 ID_KEYS = ("id", "utt_id", "utterance_id")
 AUDIO_CHECKS = ("auto", "headers", "samples")
-AUTO_HOURS = 20.0  # of audio in a manifest, up to which audio_check: auto decodes all of it
-CLIPPED_SHARE = 0.001  # of an utterance's samples at full scale, from which on it counts as clipped
+AUTO_HOURS = 20.0  # hours of audio in a manifest, up to which audio_check: auto decodes all samples
+CLIPPED_SHARE = 0.001  # an utterance is clipped if at least this share of its samples is at full scale
 MAX_THREADS = 8
 
 
 class Reason(AudioFault):
-    """Why an utterance cannot be used: the value of "reason" in the list of dropped utterances."""
+    """Reasons for which an utterance cannot be used: values of "reason" in the list of dropped utterances."""
 
     EMPTY_TEXT = "empty transcript"
     TOO_LONG_TEXT = "more tokens than encoder frames"
@@ -49,7 +49,7 @@ class Reason(AudioFault):
 
 
 class Notice:
-    """What is worth knowing of an utterance that is used all the same: the value of "notice" in their list."""
+    """Peculiarities of utterances that are used all the same: values of "notice" in the list of noticed ones."""
 
     CLIPPED = "clipped: samples at full scale"
     REPEATED = "same audio and transcript as another line"
@@ -58,11 +58,16 @@ class Notice:
 
 @dataclass(frozen=True)
 class Loader:
-    """What NeMo's loader of a block such as model.train_ds takes.
+    """Utterances that NeMo's loader of a block such as model.train_ds accepts.
 
-    min_duration, max_duration: seconds, both included. mono_only: files of several channels stop it. lhotse: an
-    utterance without an offset is the whole file, whatever duration the manifest says. resizing: settings by which
-    lhotse changes durations before it compares them with the limits, which then are `resized_limits` here.
+    Args:
+        min_duration, max_duration: limits in seconds, both included.
+        mono_only: files of several channels stop the loader.
+        lhotse: the loader is lhotse's: an utterance without an offset is the whole file, whatever its manifest's
+            duration.
+        resizing: settings by which lhotse changes durations before comparing them with the limits.
+        resized_limits: the limits in seconds where `resizing` is not empty; min_duration and max_duration are then
+            infinite.
     """
 
     min_duration: float = -math.inf
@@ -74,9 +79,16 @@ class Loader:
 
     @classmethod
     def of(cls, block: Mapping[str, Any], key: str) -> "Loader":
-        """The loader of a config's block, which stands at `key`. Raises ValueError for a limit that is no number.
+        """Return the loader of a config's block.
 
-        Where lhotse changes durations before it compares them (RESIZING), the limits are left to it.
+        Where lhotse changes durations before comparing them (RESIZING), its limits become `resized_limits`.
+
+        Args:
+            block: the block, such as model.train_ds.
+            key: the block's place in the config, for messages.
+
+        Raises:
+            ValueError: a limit that is not a number.
         """
         lhotse = bool(block.get("use_lhotse"))
         limits = {name: block.get(name) for name in ("min_duration", "max_duration") if block.get(name) is not None}
@@ -91,7 +103,7 @@ class Loader:
         return cls(**settings, resizing=resizing, resized_limits=(lowest, highest))
 
     def may_pass(self, seconds: float) -> bool:
-        """Whether any of the durations that lhotse may make of one lies within the limits."""
+        """Return whether any duration that lhotse may make out of `seconds` lies within the limits."""
         lengths = [seconds, *((seconds / 0.9, seconds / 1.1) if self.resizing.get("perturb_speed") else ())]
         lengths = [min(length, self.resizing.get("truncate_duration", math.inf)) for length in lengths]
         if window := self.resizing.get("cut_into_windows_duration"):
@@ -100,7 +112,7 @@ class Loader:
         return any(self.resized_limits[0] <= length <= self.resized_limits[1] for length in lengths)
 
     def seconds(self, entry: dict[str, Any], header: AudioHeader) -> float:
-        """Duration of an utterance, as this loader compares it with its limits."""
+        """Return the duration in seconds that this loader compares with its limits."""
         if not self.lhotse or any(entry.get(key) is not None for key in RATE_KEYS):
             return entry["duration"]
         frames = header.frames
@@ -110,7 +122,7 @@ class Loader:
         return frames / header.sample_rate
 
     def limit_missed(self, entry: dict[str, Any], header: AudioHeader) -> str | None:
-        """Why an utterance is left out by choice of the config, None where it is not."""
+        """Return the limit of the config that leaves an utterance out, None if it is within the limits."""
         seconds = self.seconds(entry, header)
         if seconds < self.min_duration:
             return f"{Reason.BELOW_MINIMUM} of {self.min_duration} s"
@@ -123,7 +135,7 @@ class Screening:
 
     `usable`; `dropped`, which are faulty (lines that cannot be read among them, first), and `outside`, which the
     loader's limits leave out, each with its "reason". `unspelled` are those of `usable` whose transcript holds
-    something that the tokenizer does not know, `noticed` those with a "notice", `low_rate` those below the model's
+    a character that the tokenizer lacks, `noticed` those with a "notice", `low_rate` those below the model's
     sample rate.
     """
 
@@ -133,7 +145,7 @@ class Screening:
     unspelled: list[dict[str, Any]] = field(default_factory=list)
     noticed: list[dict[str, Any]] = field(default_factory=list)
     low_rate: list[dict[str, Any]] = field(default_factory=list)
-    decoded: int = 0  # utterances of which every sample was looked at
+    decoded: int = 0  # number of utterances whose samples were all decoded
 
     @property
     def total(self) -> int:
@@ -141,13 +153,13 @@ class Screening:
         return len(self.usable) + len(self.dropped) + len(self.outside)
 
     def counts(self) -> dict[str, int]:
-        """Number of utterances that are not usable for each reason, most frequent first."""
+        """Return the number of unusable utterances for each reason, most frequent first."""
         return count_by(self.dropped + self.outside, "reason")
 
 
 @dataclass
 class _Line:
-    """An entry on its way through the screening. reason: why it is not usable, by choice of the config if `chosen`."""
+    """A manifest entry during screening. reason: None while usable. chosen: the config's limits leave it out."""
 
     entry: dict[str, Any]
     header: AudioHeader
@@ -168,14 +180,26 @@ def screen_manifest(
     audio_check: str = "headers",
     progress: bool = True,
 ) -> Screening:
-    """Sorts the entries of a manifest into usable and other ones by looking at every audio file.
+    """Sort the entries of a manifest into usable and unusable ones by checking every audio file.
 
-    sample_rate: Hz the model listens at; files below it are usable but counted in one warning, because their upper
-    mel bins are empty. With tokenize, seconds_per_frame (one encoder frame, seconds) also drops utterances with more
-    tokens than encoder frames, and unk_id finds transcripts with that token. audio_check: `headers` reads header and
-    end of every file, `samples` decodes every utterance that is still usable, `auto` does so in a manifest of at
-    most 20 hours; files of floating-point samples, which alone can hold NaN, are decoded in any case. Raises
-    ValueError for no such manifest and an empty one.
+    Args:
+        path: the manifest.
+        sample_rate: the model's, in Hz; files below it are usable but counted in one warning, because their upper mel
+            bins are empty.
+        tokenize: text to token ids; needed by seconds_per_frame and unk_id.
+        seconds_per_frame: one encoder frame in seconds; drops utterances with more tokens than encoder frames.
+        unk_id: id of the unknown token; lists transcripts that contain it in `unspelled`.
+        loader: limits of the loader that will read the manifest.
+        audio_check: `headers` reads header and end of every file, `samples` decodes every utterance that is still
+            usable, `auto` does so in a manifest of at most 20 hours; files of floating-point samples, which alone can
+            hold NaN, are decoded in any case.
+        progress: show progress bars.
+
+    Returns:
+        The entries by outcome.
+
+    Raises:
+        ValueError: a missing or empty manifest, an unknown audio_check, or arguments that need `tokenize`.
     """
     if tokenize is None and (seconds_per_frame is not None or unk_id is not None):
         raise ValueError("seconds_per_frame and unk_id need tokenize: give it too, or neither of them.")
@@ -187,7 +211,7 @@ def screen_manifest(
     headers = _ask(inspect, [entry["audio_filepath"] for entry in entries], f"Checking {Path(path).name}", progress)
     lines = [_Line(entry, headers[entry["audio_filepath"]]) for entry in entries]
     if tokenize is not None:
-        tokenize = lru_cache(maxsize=1)(tokenize)  # a transcript is asked for twice
+        tokenize = lru_cache(maxsize=1)(tokenize)  # each transcript is tokenized twice
     for line in lines:
         line.reason, line.chosen = _reason(line, loader, tokenize, seconds_per_frame)
         if unk_id is not None and line.reason is None:
@@ -215,16 +239,28 @@ def screen_dataset(
     unk_id: int | None = None,
     **how: Any,
 ) -> Path:
-    """Path of a manifest that can be trained on: the given one when every utterance is usable.
+    """Return the path of a manifest that can be trained on: the given one if every utterance is usable.
 
-    policy "drop" writes `<output_dir>/<name>_usable.json` (absolute audio paths) and `<name>_dropped.json` (with
-    reasons), and logs one warning. policy "refuse" raises ValueError with the count and the first ten. Utterances
-    outside the loader's limits are left out on purpose: with either policy they are dropped, counted and listed.
-    A file that only needs its byte order mark or blank lines removed, which NeMo cannot read, is rewritten without a
-    warning. Transcripts that the tokenizer cannot spell are kept, counted in one warning, and listed in
-    `<name>_unspelled.json`; other utterances with a notice likewise in `<name>_noticed.json`. `report` is told the
-    outcome of a manifest that is not refused; `how` is what `screen_manifest` takes. Also raises ValueError for an
-    unknown policy, when nothing usable is left, and when no usable transcript can be spelled.
+    Utterances outside the loader's limits are left out on purpose: with either policy they are dropped, counted and
+    listed. A file that only needs its byte order mark or blank lines removed, which NeMo cannot read, is rewritten
+    without a warning. Transcripts that the tokenizer cannot spell are kept, counted in one warning, and listed in
+    `<name>_unspelled.json`; other utterances with a notice likewise in `<name>_noticed.json`.
+
+    Args:
+        manifest_path: the manifest.
+        policy: "drop" writes `<output_dir>/<name>_usable.json` (absolute audio paths) and `<name>_dropped.json` (with
+            reasons), and logs one warning; "refuse" raises with the count and the first ten.
+        output_dir: folder of the files that are written.
+        name: start of the names of these files.
+        report: called with the outcome of a manifest that is not refused.
+        tokenize, unk_id, how: as for `screen_manifest`.
+
+    Returns:
+        `manifest_path`, or the path of the usable entries.
+
+    Raises:
+        ValueError: an unknown policy, faulty utterances with "refuse", no usable utterance left, or no usable
+            transcript that the tokenizer can spell.
     """
     if policy not in ("drop", "refuse"):
         raise ValueError(f"bad_utterances is {policy!r}: use 'drop' (counted and listed) or 'refuse'.")
@@ -255,19 +291,19 @@ def screen_dataset(
 
 
 def name_of(entry: Mapping[str, Any]) -> str:
-    """What an utterance is called in a message: its audio file, or its line where that could not be read."""
+    """Return the name of an utterance for messages: its audio file, or its line if the line cannot be read."""
     return f"line {entry['line']}" if "audio_filepath" not in entry else entry["audio_filepath"]
 
 
 def count_by(entries: Iterable[Mapping[str, Any]], key: str) -> dict[str, int]:
-    """Number of entries for each value of a key, most frequent first."""
+    """Return the number of entries for each value of a key, most frequent first."""
     return dict(Counter(entry[key] for entry in entries).most_common())
 
 
 def _reason(
     line: _Line, loader: Loader, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
 ) -> tuple[str | None, bool]:
-    """Why an entry cannot be used as far as headers tell, and whether that is by choice."""
+    """Return the fault that headers and text show, None if there is none, and whether the config's limits are it."""
     entry, header = line.entry, line.header
     if loader.lhotse and entry.get("_skipme"):
         return Reason.SKIPPED, True
@@ -278,7 +314,7 @@ def _reason(
     if loader.mono_only and header.channels > 1:
         return Reason.SEVERAL_CHANNELS, False
     if loader.lhotse and any(entry.get(key) not in (None, header.sample_rate) for key in RATE_KEYS):
-        return Reason.WRONG_RATE, False  # lhotse believes the manifest, and would hear it at another speed
+        return Reason.WRONG_RATE, False  # lhotse uses the manifest's rate, which would change the speed
     return text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame), False
 
 
@@ -295,7 +331,7 @@ def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
 def text_fault(
     text: str, seconds: float, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
 ) -> str | None:
-    """Why a transcript cannot be that of so many seconds of audio; without a tokenizer only an empty one is told."""
+    """Return the fault of a transcript for `seconds` of audio, None if it fits; without a tokenizer only emptiness."""
     if not text.strip():
         return Reason.EMPTY_TEXT
     if tokenize is None or seconds_per_frame is None:
@@ -309,7 +345,7 @@ def text_fault(
 def _ask(
     question: Callable[[Asked], Answer], about: Iterable[Asked], what: str, progress: bool
 ) -> dict[Asked, Answer]:
-    """Answers to each different question, asked by threads: libsndfile works without the interpreter's lock."""
+    """Return the answer for each different argument, by threads: libsndfile works without the interpreter's lock."""
     different = list(dict.fromkeys(about))
     bar = {"desc": what, "unit": "file", "disable": not progress, "mininterval": 1.0, "total": len(different)}
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
@@ -317,7 +353,7 @@ def _ask(
 
 
 def _listen(lines: list[_Line], loader: Loader, audio_check: str, what: str, progress: bool) -> int:
-    """Decode utterances and note what is wrong with their samples. Returns how many were decoded."""
+    """Decode utterances, note the faults of their samples and return the number of decoded utterances."""
     hours = sum(loader.seconds(line.entry, line.header) for line in lines) / 3600
     if audio_check == "headers" or (audio_check == "auto" and hours > AUTO_HOURS):
         lines = [line for line in lines if line.header.floating]
@@ -333,7 +369,7 @@ def _listen(lines: list[_Line], loader: Loader, audio_check: str, what: str, pro
 
 
 def _stretch(line: _Line) -> tuple[str, int, int | None]:
-    """Path, first sample and number of samples of an utterance; None: the whole file."""
+    """Return path, first sample and number of samples of an utterance; None: the whole file."""
     entry, rate = line.entry, line.header.sample_rate
     if entry.get("offset") is None:
         return entry["audio_filepath"], 0, None
@@ -341,7 +377,7 @@ def _stretch(line: _Line) -> tuple[str, int, int | None]:
 
 
 def _compare(lines: list[_Line]) -> None:
-    """Lines about the same audio: different transcripts cannot all be right, and the same one twice counts double."""
+    """Mark lines of the same audio: a fault if transcripts differ, else a notice; a notice for equal ids, too."""
     same_audio, same_id = defaultdict(list), defaultdict(list)
     for line in lines:
         entry = line.entry
@@ -394,7 +430,7 @@ def _report_unspelled(
     found = ["".join(dict.fromkeys(character for character in text if character in unknown)) for text in texts]
     count = (
         f"{manifest_path}: {len(texts)} of {len(screening.usable)} transcripts hold characters that the "
-        f"tokenizer does not know, such as {found[0]!r} in {texts[0]!r}"
+        f"tokenizer lacks, such as {found[0]!r} in {texts[0]!r}"
     )
     if len(texts) == len(screening.usable):
         raise ValueError(f"{count}. Write them like the tokenizer's own text (upper or lower case), or train another.")

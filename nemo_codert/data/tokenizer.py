@@ -1,6 +1,6 @@
 """BPE tokenizers in the folder layout NeMo loads: `tokenizer.model`, `vocab.txt`, `tokenizer.vocab`.
 
-NeMo is imported inside the function: importing this module is quick.
+NeMo is imported inside the function, which keeps the import of this module quick.
 """
 
 import logging
@@ -16,10 +16,17 @@ TOKENIZER_FILES = ("tokenizer.vocab", "vocab.txt", "tokenizer.model")
 
 
 def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: int) -> Path:
-    """Trains a BPE tokenizer of exactly `vocab_size` pieces (with the unknown piece) through NeMo; returns its folder.
+    """Train a BPE tokenizer of exactly `vocab_size` pieces (with the unknown piece) through NeMo; return its folder.
 
-    texts: transcripts, case kept as it is. Equal texts give equal files; an existing tokenizer is replaced.
-    Raises ValueError when there is no text, or when the texts support fewer or need more pieces than `vocab_size`.
+    Equal texts give equal files; an existing tokenizer is replaced.
+
+    Args:
+        texts: transcripts, case kept.
+        output_dir: folder of the tokenizer.
+        vocab_size: number of pieces.
+
+    Raises:
+        ValueError: no text, or texts that support fewer or need more pieces than `vocab_size`.
     """
     output_dir = Path(output_dir)
     lines = [text.strip() for text in texts if text.strip()]
@@ -27,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
         raise ValueError(f"no text to train the tokenizer in {output_dir} on: every transcript is empty.")
     with tempfile.TemporaryDirectory(prefix="tokenizer_") as folder:
         (Path(folder) / "texts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        # NeMo's function keeps whatever model it finds, so it always gets a new folder.
+        # A new folder, because NeMo's function keeps a model that is there.
         trained = _train_with_nemo(Path(folder) / "texts.txt", Path(folder) / "trained", vocab_size)
         _check_size(trained, vocab_size)
         model_file = trained / "tokenizer.model"
@@ -40,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
 
 
 def _train_with_nemo(text_file: Path, output_dir: Path, vocab_size: int) -> Path:
-    logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # NeMo's telemetry talks while it is imported
+    logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # NeMo's telemetry logs at import
     from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
     try:
@@ -75,12 +82,12 @@ def _check_size(folder: Path, vocab_size: int) -> None:
     import sentencepiece
 
     got = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size()
-    if got < vocab_size:  # NeMo trains with hard_vocab_limit=false: too large a size shrinks without a word
+    if got < vocab_size:  # NeMo trains with hard_vocab_limit=false: a size too large shrinks silently
         raise ValueError(f"vocab_size is {vocab_size}, the largest these texts support is {got}: use {got} or less.")
 
 
 def without_paths(model_proto: bytes) -> bytes:
-    """A SentencePiece model without the folders it was trained in, which sentencepiece writes into it."""
+    """Return a SentencePiece model without the paths of its training folder, which sentencepiece writes into it."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -92,7 +99,7 @@ def without_paths(model_proto: bytes) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences sentencepiece's progress (some 250 lines) and NeMo's information lines."""
+    """Silence sentencepiece's progress (some 250 lines) and NeMo's information lines."""
     import sentencepiece
     from nemo.utils import logging as nemo_logging
 

@@ -12,8 +12,8 @@ import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-MINIMUM_WORDS = 100  # 1% of WER is one word there: less says nothing
-MINIMUM_RECORDINGS = 10  # a resample of fewer is often all of one recording
+MINIMUM_WORDS = 100  # one word is then 1% of WER: fewer words allow no verdict
+MINIMUM_RECORDINGS = 10  # a resample of fewer recordings often contains only one of them
 BLOCK = 2_000_000  # counts held at a time, 16 MB
 REMEMBERED = 4 * BLOCK  # counts kept for the next pair of systems on the same recordings
 
@@ -63,7 +63,7 @@ class Reduction:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `no difference shown`, or why there is no verdict: `too few words`, `... recordings`."""
+        """`better`, `worse` or `no difference shown`; or without a verdict `too few words`, `too few recordings`."""
         if self.words < MINIMUM_WORDS:
             return "too few words"
         if self.recordings < MINIMUM_RECORDINGS:
@@ -76,11 +76,11 @@ class Reduction:
 def relative_reduction(
     folds: Sequence[PairedErrors], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Reduction:
-    """Relative reduction over all folds together, with a percentile interval.
+    """Compute the relative reduction over all folds together, with a percentile interval.
 
     Each resample draws, with replacement, seeds (once for all folds, whose models begin alike and err alike); speakers
     over all folds where there are several; and recordings within a fold and speaker. With one seed the interval
-    speaks of the recordings alone, with one speaker of that speaker alone. Drawing both seeds and recordings errs on
+    covers the recordings alone, with one speaker that speaker alone. Drawing both seeds and recordings errs on
     the wide side (Owen 2007, "The pigeonhole bootstrap"), a handful of seeds or speakers on the narrow side, and so do
     folds that share recordings, which are drawn in each fold by itself.
 
@@ -115,10 +115,10 @@ def error_rate_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of one system's word error rate, utterances being drawn with replacement.
+    """Compute a percentile interval of one system's word error rate by drawing utterances with replacement.
 
     Args:
-        errors, words: of each utterance, with a reference word in one of them at least.
+        errors, words: counts of each utterance, with at least one reference word in all.
 
     Raises:
         ValueError: shapes that do not fit together, or no reference word.
@@ -136,14 +136,14 @@ def error_rate_interval(
 
 
 def _percentiles(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Lower and upper end of what was drawn, [R]: values of it, as interpolation would spoil an infinite one."""
+    """Return lower and upper end of drawn values [R], without interpolation, which would spoil infinite values."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 
 def _reductions(system: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """[R], [R] errors -> [R]; without any error of the baseline 0 if the system has none either, else -inf."""
+    """Return the reductions [R] of errors [R], [R]; for a baseline without errors 0 (equal systems) or -inf."""
     ratios = np.full(len(baseline), np.inf)
     np.divide(system, baseline, out=ratios, where=baseline > 0)
     ratios[(baseline == 0) & (system == 0)] = 1.0
@@ -151,12 +151,12 @@ def _reductions(system: np.ndarray, baseline: np.ndarray) -> np.ndarray:
 
 
 def _speakers(folds: Sequence[Sequence[str]]) -> list[str]:
-    """All speakers of folds that are given by the speaker of every recording."""
+    """Return all speakers of folds, each a list of its recordings' speakers."""
     return sorted({speaker for fold in folds for speaker in fold})
 
 
 def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) -> np.ndarray:
-    """[R, 2] summed errors of system and baseline."""
+    """Return the summed errors of system and baseline in each resample, [R, 2]."""
     size = resamples * sum(len(fold.speakers) for fold in folds)
     drawn = _remembered_resamples if size <= REMEMBERED else _resamples
     totals = np.zeros((resamples, 2))
@@ -171,7 +171,7 @@ def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) 
 
 @dataclass(frozen=True)
 class _Resample:
-    """How often some resamples (`rows` of all) draw each seed, [rows, S], and some recordings of a fold, [rows, n]."""
+    """Counts of draws in some resamples (`rows`): each seed, [rows, S], and some recordings of a fold, [rows, n]."""
 
     fold: int
     recordings: np.ndarray  # [N] bool
@@ -183,7 +183,7 @@ class _Resample:
 def _resamples(
     folds: tuple[tuple[str, ...], ...], seeds: int, generator_seed: int, resamples: int
 ) -> Iterator[_Resample]:
-    """All resamples of `folds`, which are given by the speaker of every recording; `BLOCK` counts at a time."""
+    """Return all resamples of `folds`, each a list of its recordings' speakers; `BLOCK` counts at a time."""
     generator = np.random.default_rng(generator_seed)
     speakers = _speakers(folds)
     if len(speakers) > 1:
@@ -208,5 +208,5 @@ def _remembered_resamples(*arguments) -> list[_Resample]:
 
 
 def _draw(generator: np.random.Generator, draws: np.ndarray, units: int) -> np.ndarray:
-    """[R] numbers of draws -> [R, units] how often each unit was drawn, all being equally likely."""
+    """Draw [R] numbers of times; return [R, units], the counts of each of the equally likely units."""
     return generator.multinomial(draws, np.full(units, 1 / units))

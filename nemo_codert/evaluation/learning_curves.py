@@ -1,4 +1,4 @@
-"""The curves of a run, read from the TensorBoard events in its folder."""
+"""Curves of a run, read from the TensorBoard events in its folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ CURVES = (
 
 
 def read_curves(folder: str | Path) -> Curves:
-    """Scalars of a run: name -> (optimizer step, value) in order.
+    """Read the scalars of a run: name -> (optimizer step, value) in order.
 
     Raises:
         ValueError: no event file in the folder.
@@ -64,7 +64,10 @@ def plot_curves(curves: Curves, path: str | Path) -> Path:
 
 
 def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[int, float, float]:
-    """How many steps two runs share on the curve `name`, and how far apart they are there: absolute, relative.
+    """Return the number of common steps of two runs on the curve `name`, and the largest differences there.
+
+    Returns:
+        Number of steps, largest absolute difference, largest relative difference.
 
     Raises:
         ValueError: no step in common.
@@ -102,7 +105,7 @@ def plot_runs(runs: dict[str, Curves], names: Sequence[str], path: str | Path) -
 
 
 def _top(curves: Curves, names: dict[str, str]) -> float | None:
-    """Upper end of the axis: the first steps of a loss tower above the rest and would flatten it."""
+    """Return the upper end of the axis: the first steps of a loss tower above the rest and would flatten the curve."""
     if any("wer" in name for name in names):
         return 105.0
     later = [value for name in names for step, value in curves.get(name, []) if step >= 50]

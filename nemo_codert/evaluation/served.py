@@ -1,4 +1,4 @@
-"""An exported transducer in the programs that serve it: onnxruntime and sherpa-onnx, on the signals NeMo transcribes.
+"""An exported transducer in onnxruntime and sherpa-onnx, on the same signals as NeMo's `transcribe`.
 
 onnxruntime has no transducer decoding: the greedy loop over NeMo's two ONNX files is here. sherpa-onnx does all by
 itself, features included, from the folder that `nemo_codert.export.sherpa_onnx` writes. Imports both when called.
@@ -24,7 +24,7 @@ from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
 
 @dataclass(frozen=True)
 class Deployed:
-    """What one program made of a manifest: its name, one text an utterance, its files and word errors."""
+    """Result of one program on a manifest: the program's name, a text for each utterance, files and word errors."""
 
     name: str
     texts: list[str]
@@ -33,21 +33,21 @@ class Deployed:
 
     @classmethod
     def of(cls, name: str, texts: list[str], files: Sequence[Path], references: Sequence[str]) -> "Deployed":
-        """With the word errors counted."""
+        """Build a result, counting its word errors."""
         return cls(name, texts, list(files), total_word_errors(references, texts))
 
     @property
     def megabytes(self) -> float:
-        """Size of its files."""
+        """Size of the files."""
         return sum(path.stat().st_size for path in self.files) / 1e6
 
     def agreement(self, other: "Deployed") -> int:
-        """Number of utterances with the same text."""
+        """Return the number of utterances with the same text."""
         return sum(text == theirs for text, theirs in zip(self.texts, other.texts, strict=True))
 
 
 def read_signal(entry: dict[str, Any], sample_rate: int) -> np.ndarray:
-    """[S] float32 of a manifest's entry at `sample_rate`: the first channel, from its offset, for its duration."""
+    """Read [S] float32 of a manifest's entry at `sample_rate`: the first channel, from `offset` on, for `duration`."""
     with soundfile.SoundFile(entry["audio_filepath"]) as file:
         file.seek(round((entry.get("offset") or 0.0) * file.samplerate))
         frames = round(entry["duration"] * file.samplerate) if entry.get("duration") else -1
@@ -56,7 +56,7 @@ def read_signal(entry: dict[str, Any], sample_rate: int) -> np.ndarray:
 
 
 def nemo_texts(model: EncDecRNNTBPEModel, signals: Sequence[np.ndarray]) -> list[str]:
-    """NeMo's `transcribe`, greedy or whatever the model's decoding says."""
+    """Transcribe by NeMo's `transcribe`, with the decoding that the model is set to."""
     return [hypothesis.text for hypothesis in model.transcribe(list(signals), batch_size=16, verbose=False)]
 
 
@@ -64,7 +64,7 @@ class OnnxGreedy:
     """Greedy decoding over NeMo's `encoder-NAME.onnx` and `decoder_joint-NAME.onnx`, one utterance at a time.
 
     Args:
-        model: the stock model of which the files were made: its preprocessor, tokenizer and decoding settings.
+        model: the stock model that was exported; gives preprocessor, tokenizer and decoding settings.
     """
 
     def __init__(self, model: EncDecRNNTBPEModel, encoder: Path, decoder_joint: Path) -> None:
@@ -76,12 +76,12 @@ class OnnxGreedy:
         )
 
     def text(self, signal: np.ndarray) -> str:
-        """Features by NeMo, the rest by onnxruntime."""
+        """Transcribe [S] float32: features by NeMo, the rest by onnxruntime."""
         return self.model.tokenizer.ids_to_text(self.tokens(signal))
 
     @torch.no_grad()
     def tokens(self, signal: np.ndarray) -> list[int]:
-        """[S] float32 -> ids of word pieces."""
+        """Transcribe [S] float32 to ids of word pieces."""
         samples = torch.from_numpy(signal)[None]
         features, length = self.model.preprocessor(input_signal=samples, length=torch.tensor([samples.shape[1]]))
         inputs = dict(zip(self.encoder_inputs, (features.numpy(), length.numpy()), strict=True))
@@ -89,7 +89,7 @@ class OnnxGreedy:
         return self._greedy(encoded[:, :, : int(encoded_len[0])])
 
     def _greedy(self, encoded: np.ndarray) -> list[int]:
-        """[1, D, T] -> ids. The network that predicts reads its last token again until the joint takes a new one."""
+        """Decode [1, D, T] to ids. The prediction network reads the last token again until a new one is emitted."""
         last, tokens = self.blank, []
         states = [state.numpy() for state in self.model.decoder.initialize_state(torch.zeros(1, 1))]
         for t in range(encoded.shape[2]):
@@ -138,7 +138,7 @@ class SherpaOnnx:
         metadata = {entry.key: entry.value for entry in onnx.load(files["encoder"]).metadata_props}
         window = int(metadata.get("window_size", 0))  # frames of 10 ms
         self.online, self.sample_rate = window > 0, sample_rate
-        # The recognizer takes whole windows only, and one more frame: what is left of an utterance needs company.
+        # The recognizer consumes whole windows and one more frame: pad the end with silence.
         self.tail = np.zeros(sample_rate * (window + 1) // 100, dtype=np.float32)
         program = sherpa_onnx.OnlineRecognizer if self.online else sherpa_onnx.OfflineRecognizer
         self.recognizer = program.from_transducer(
@@ -151,7 +151,7 @@ class SherpaOnnx:
         )
 
     def text(self, signal: np.ndarray) -> str:
-        """[S] float32 -> what is said."""
+        """Transcribe [S] float32."""
         stream = self.recognizer.create_stream()
         stream.accept_waveform(self.sample_rate, signal)
         if not self.online:
@@ -165,7 +165,7 @@ class SherpaOnnx:
 
 
 def report(deployed: Sequence[Deployed], references: Sequence[str], show: int) -> str:
-    """Markdown: a line for each program, compared with the first, and what each made of the first utterances."""
+    """Return Markdown: a line for each program, compared with the first, and the texts of the first utterances."""
     first = deployed[0]
     lines = ["| program | WER | change (points) | same text as NeMo | files |", "|---|---:|---:|---:|---:|"]
     for program in deployed:

@@ -1,7 +1,7 @@
-"""A student in NeMo's streaming pipelines (`nemo.collections.asr.inference`): settings, what cannot run, results.
+"""A student in NeMo's streaming pipelines (`nemo.collections.asr.inference`): settings, checks, results.
 
-NeMo's pipelines have no defaults and fail late, or run on something else, where model and settings do not fit; here
-that is refused first. May import models; nothing but scripts imports this.
+NeMo's pipelines have no defaults, and where model and settings do not fit they fail late or compute something else;
+such a combination is refused here first. May import models; nothing but scripts imports this.
 """
 
 import time
@@ -18,7 +18,7 @@ from nemo_codert.evaluation.transcribe import Evaluation, max_symbols
 from nemo_codert.evaluation.word_errors import total_word_errors
 
 DECODING = "greedy_batch"  # NeMo's other strategies keep no state between chunks
-# Of the encoder of a cache-aware model.
+# Encoder settings of a cache-aware model.
 CACHE_AWARE = {"att_context_style": "chunked_limited", "causal_downsampling": True, "conv_context_size": "causal"}
 UNNORMALISED = (None, "NA", "None")
 
@@ -26,14 +26,14 @@ UNNORMALISED = (None, "NA", "None")
 def pipeline_config(
     settings: Path, model: Path, model_cfg: DictConfig, *, device: str, own: Path | None = None, changes: Sequence[str]
 ) -> DictConfig:
-    """Settings of a pipeline for a model: the project's file, or one's own, with the model's figures and changes.
+    """Return the settings of a pipeline for a model: the project's file, or the user's, with the model's figures.
 
     Args:
         settings: conf/inference/*.yaml of the kind of pipeline; names every key that NeMo reads.
         model, model_cfg: the `.nemo` file and the config in it.
-        device: `cpu` or `cuda`; one's own file says it itself.
-        own: a file in place of `settings`.
-        changes: `key=value`, which win.
+        device: `cpu` or `cuda`; ignored with `own`, which has a device.
+        own: the user's file in place of `settings`.
+        changes: `key=value`, which override all else.
 
     Raises:
         ValueError: keys that are missing or unknown, another kind of pipeline.
@@ -72,7 +72,7 @@ def _leaves(cfg: DictConfig, prefix: str = "") -> list[str]:
 
 
 def refuse_unfit(cfg: DictConfig, model_cfg: DictConfig) -> None:
-    """Raise one ValueError that lists why a model cannot run in a pipeline, or would not run as it was trained."""
+    """Raise one ValueError that lists all settings with which a model cannot run, or would not run as trained."""
     problems = [*_model_problems(model_cfg), *_setting_problems(cfg, model_cfg)]
     if cfg.pipeline_type == "cache_aware":
         problems += [*_cache_problems(model_cfg), *_slot_problems(cfg)]
@@ -87,7 +87,7 @@ def _model_problems(model_cfg: DictConfig) -> list[str]:
             "(scripts/export_student.py)"
         ]
     if "subsampling_factor" in model_cfg.encoder and model_cfg.encoder._target_.endswith(".RNNEncoder"):
-        return ["encoder is an RNNEncoder, which NeMo's pipelines cannot run (it tells them no subsampling factor)"]
+        return ["encoder is an RNNEncoder, which NeMo's pipelines cannot run (it has no subsampling_factor)"]
     return []
 
 
@@ -130,7 +130,7 @@ def _slot_problems(cfg: DictConfig) -> list[str]:
 
 
 def build_pipeline(cfg: DictConfig) -> BasePipeline:
-    """NeMo's pipeline; whatever its builder refuses is a ValueError."""
+    """Build NeMo's pipeline; raises ValueError for anything that its builder refuses."""
     try:
         return PipelineBuilder.build_pipeline(cfg)
     except (OmegaConfBaseException, NotImplementedError, KeyError) as error:
@@ -138,14 +138,14 @@ def build_pipeline(cfg: DictConfig) -> BasePipeline:
 
 
 def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str) -> Evaluation:
-    """Play utterances to a pipeline as fast as it takes them; the first one once more, as a warm-up.
+    """Stream utterances into a pipeline at full speed; the first one once more, as a warm-up.
 
     Args:
         entries: whole audio files; `text` is the reference.
-        manifest: what the result is called.
+        manifest: name of the result.
 
     Raises:
-        ValueError: an utterance that is a part of a file, which NeMo would play whole, or chunks too short for NeMo.
+        ValueError: an utterance that is a part of a file, which NeMo would stream whole, or chunks too short for NeMo.
     """
     if parts := [entry["audio_filepath"] for entry in entries if entry.get("offset")]:
         raise ValueError(f"{parts[0]}: offset is set, but a pipeline plays whole files. Cut the audio first")
@@ -167,7 +167,7 @@ def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str)
 def _played(pipeline: BasePipeline, files: list[str]) -> dict[int, dict[str, Any]]:
     try:
         return pipeline.run(files)
-    except IndexError as error:  # its decoder reads past the few frames that are left of an utterance
+    except IndexError as error:  # NeMo's decoder reads past the few remaining frames of an utterance
         raise ValueError(
             f"NeMo's pipeline failed at these settings ({error}): make streaming.chunk_size and "
             "streaming.right_padding_size longer"

@@ -1,4 +1,4 @@
-"""A stock model on the utterances of a manifest: texts, word errors and speed, the way NeMo's users transcribe.
+"""A stock model on the utterances of a manifest: texts, word errors and speed, by NeMo's `transcribe`.
 
 May import models; nothing but scripts imports this.
 """
@@ -25,7 +25,7 @@ DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batc
 MAX_SYMBOLS = 10  # NeMo's default
 MAES_STEPS = 4  # expansions a frame; NeMo's default of 2 cuts words off
 REPORTED_UTTERANCES = 10
-# Faults for training only.
+# Faults that matter in training only.
 RECOGNISED_ALL_THE_SAME = (Reason.EMPTY_TEXT, Reason.SILENT, Reason.CONTRADICTION)
 
 
@@ -46,13 +46,13 @@ class Evaluation:
 
 
 def usable_entries(manifest: str | Path, sample_rate: int | None = None) -> list[dict[str, Any]]:
-    """All entries of a test manifest, in its order. An empty transcript is kept: whatever is recognised is an error.
+    """Return all entries of a test manifest, in order. An empty transcript is kept: each recognised word is an error.
 
     Args:
-        sample_rate: Hz the model listens at; audio below it is counted in a warning.
+        sample_rate: the model's, in Hz; audio below it is counted in a warning.
 
     Raises:
-        ValueError: no such manifest, an empty or malformed one, or audio that is missing or unusable.
+        ValueError: a missing, empty or malformed manifest, or audio that is missing or unusable.
     """
     entries = read_manifest(manifest)
     screening = screen_manifest(manifest, sample_rate=sample_rate, progress=False)
@@ -63,10 +63,10 @@ def usable_entries(manifest: str | Path, sample_rate: int | None = None) -> list
 
 
 def set_decoding(model: EncDecRNNTBPEModel, strategy: str) -> None:
-    """Change how a model decodes and keep its other decoding settings (beam size, symbols a frame, ...).
+    """Change a model's decoding strategy and keep its other decoding settings (beam size, symbols a frame, ...).
 
-    Confidence, which NeMo has for greedy decoding only, is switched off for the others, `maes` gets as many steps as
-    it needs, and one best text is returned.
+    Confidence, which NeMo has for greedy decoding only, is switched off for the others, `maes` gets MAES_STEPS steps,
+    and one best text is returned.
 
     Raises:
         ValueError: unknown strategy.
@@ -85,7 +85,7 @@ def set_decoding(model: EncDecRNNTBPEModel, strategy: str) -> None:
 
 
 def max_symbols(decoding: DictConfig) -> int:
-    """Word pieces a frame at most in greedy decoding: what a model's decoding block says, or NeMo's default."""
+    """Return the maximum of word pieces a frame in greedy decoding: the decoding block's, or NeMo's default."""
     return (decoding.get("greedy") or {}).get("max_symbols") or MAX_SYMBOLS
 
 
@@ -95,7 +95,7 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
     `transcribe` reseeds every random generator: never call this inside a run that is to be reproduced.
 
     Raises:
-        ValueError: as `usable_entries`, or audio that breaks off.
+        ValueError: see `usable_entries`; also audio that breaks off.
     """
     entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate)
     transcribed_texts(model, entries[:1], batch_size)
@@ -112,24 +112,24 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
 
 
 def transcribed_texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
-    """What a stock model hears in the utterances of manifest entries, in their order.
+    """Transcribe the utterances of manifest entries by a stock model, in order.
 
     Raises:
         ValueError: audio that breaks off.
     """
     keys = ("audio_filepath", "duration", "offset")
-    # References and foreign keys are left out: NeMo's loader would tokenize the one and may trip over the others.
+    # References and foreign keys are left out: NeMo's loader would tokenize references and may fail on such keys.
     lines = [{**{key: entry[key] for key in keys if entry.get(key) is not None}, "text": ""} for entry in entries]
     with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:
         manifest = write_manifest(Path(folder) / "manifest.json", lines)
         try:
             with _without_warnings():
                 hypotheses = model.transcribe([str(manifest)], batch_size=batch_size, verbose=False) or []
-        except Exception as error:  # whatever a batch of nothing but broken audio leads to
+        except Exception as error:  # any error of a batch of nothing but broken audio
             if broken := _broken(entries):
                 raise ValueError(_refusal(f"{len(broken)} utterances could not be read", broken)) from error
             raise
-    if len(hypotheses) != len(entries):  # NeMo's loader leaves out what it cannot decode
+    if len(hypotheses) != len(entries):  # NeMo's loader leaves out audio that it cannot decode
         raise ValueError(_refusal(f"{len(entries) - len(hypotheses)} utterances could not be read", _broken(entries)))
     return [hypothesis.text for hypothesis in hypotheses]
 
@@ -140,7 +140,7 @@ def _broken(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """`transcribe` sets NeMo's own level, then its loader warns of settings of NeMo's own making."""
+    """Silence warnings in `transcribe`, which resets NeMo's log level; its loader warns of NeMo's own settings."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -162,7 +162,7 @@ def write_predictions(path: str | Path, evaluations: list[Evaluation], about: di
     Each line is the manifest's with `pred_text` added, and with `manifest` where there are several.
 
     Args:
-        about: what the summary says of the model, beside the figures of every manifest.
+        about: entries of the summary on the model, besides the figures of every manifest.
     """
     path = Path(path)
     several = len(evaluations) > 1

@@ -12,7 +12,7 @@ import kaldialign
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Counts of one utterance or of many; add them up. `words` is the number of reference words."""
+    """Counts of one utterance or of many; instances can be added. `words` is the number of reference words."""
 
     substitutions: int = 0
     insertions: int = 0
@@ -21,7 +21,7 @@ class WordErrors:
 
     @property
     def errors(self) -> int:
-        """All errors."""
+        """Number of all errors."""
         return self.substitutions + self.insertions + self.deletions
 
     @property
@@ -41,16 +41,16 @@ class WordErrors:
 
 
 def word_errors(reference: str, hypothesis: str) -> WordErrors:
-    """Counts of the alignment with the fewest errors; words are split at white space and compared as they are."""
+    """Count the errors of the best alignment; words are split at white space and compared unchanged."""
     words = reference.split()
-    if words == (guess := hypothesis.split()):  # as most are
+    if words == (guess := hypothesis.split()):  # the most frequent case
         return WordErrors(words=len(words))
     counts = kaldialign.edit_distance(words, guess)
     return WordErrors(counts["sub"], counts["ins"], counts["del"], len(words))
 
 
 def total_word_errors(references: Iterable[str], hypotheses: Iterable[str]) -> WordErrors:
-    """Summed counts of several utterances.
+    """Sum the counts of several utterances.
 
     Raises:
         ValueError: not as many hypotheses as references.

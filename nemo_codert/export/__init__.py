@@ -1,1 +1,1 @@
-"""What leaves a run: stock NeMo files, ONNX, sherpa-onnx, model cards."""
+"""Export of trained models: stock NeMo files, ONNX, sherpa-onnx, model cards."""

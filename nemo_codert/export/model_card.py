@@ -1,6 +1,6 @@
-"""A model card in the form that model hubs read: YAML front matter, then text. What is not known is called unknown.
+"""A model card in the form that model hubs read: YAML front matter, then text. Missing facts are given as unknown.
 
-Imports no NeMo; results come from the files that scripts/evaluate.py and scripts/train.py write.
+Does not import NeMo; results come from the files that scripts/evaluate.py and scripts/train.py write.
 """
 
 import json
@@ -34,7 +34,7 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class Result:
-    """Word error rate on one set, 0.0 and up; low, high: its interval, None where utterances are not at hand."""
+    """Word error rate on one set, 0.0 and up; low, high: the interval, None without the utterances."""
 
     name: str
     utterances: int
@@ -47,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What only the author of a model can say. language: ISO codes. datasets: names at a hub."""
+    """Facts that only the author of a model can give. language: ISO codes. datasets: names at a hub."""
 
     license: str = UNKNOWN
     language: tuple[str, ...] = ()
@@ -58,10 +58,10 @@ NOTHING_STATED = CardOptions()
 
 
 def read_results(path: str | Path, *, branch: str, parameters: int) -> list[Result]:
-    """Word error rates per set from predictions or their summary; with an interval where the predictions are there.
+    """Read word error rates per set from predictions or a summary; with an interval if the predictions are there.
 
     Args:
-        branch, parameters: of the model that the card is for.
+        branch, parameters: those of the card's model.
 
     Raises:
         ValueError: no such file, other contents, or results of another branch or model.
@@ -95,7 +95,7 @@ def _summary(path: Path) -> dict[str, Any]:
             figures["manifest"], figures["utterances"], figures["words"], figures["wer"]
         return summary
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no summary that scripts/evaluate.py wrote. Evaluate the model") from error
+        raise ValueError(f"{path} is not a summary that scripts/evaluate.py wrote. Evaluate the model") from error
 
 
 def _predicted_results(path: Path, summary: dict[str, Any]) -> list[Result]:
@@ -129,12 +129,13 @@ def model_card(
     results: Sequence[Result],
     options: CardOptions = NOTHING_STATED,
 ) -> str:
-    """The card of a stock model.
+    """Return the card of a stock model.
 
     Args:
-        cfg: its config.
-        record: of its training, None where there is none.
-        name: what the model is called. branch: `student` or `teacher`, of a pair or trained alone.
+        cfg: the model's config.
+        record: record of the training, None if there is none.
+        name: the model's name.
+        branch: `student` or `teacher`, of a pair or trained alone.
     """
     front = yaml.safe_dump(_front_matter(name, record, results, options), sort_keys=False, allow_unicode=True)
     text = "\n".join(
@@ -152,11 +153,11 @@ def model_card(
             f"Written with {_listed(package_versions())}.",
         ]
     )
-    return text.replace("${", "$ {") + "\n"  # it is kept in a config, where that would be a reference
+    return text.replace("${", "$ {") + "\n"  # the card is stored in a config, where "${" starts a reference
 
 
 def _class_name(cfg: DictConfig) -> str:
-    """Of a stock model, which may be a hybrid RNN-T/CTC."""
+    """Return the class of a stock model, which may be a hybrid RNN-T/CTC."""
     return cfg.target.rsplit(".", 1)[-1]
 
 

@@ -1,4 +1,4 @@
-"""A transducer as the files that sherpa-onnx serves: encoder, prediction network, joint, tokens and metadata.
+"""Export of a transducer for sherpa-onnx: encoder, prediction network, joint, tokens and metadata.
 
 sherpa-onnx names the networks encoder, decoder and joiner, one ONNX graph each, and reads shapes and the kind of
 feature normalisation from the encoder's metadata. Of an additive joint the projections go into the encoder's and the
@@ -30,7 +30,7 @@ from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
 
 NETWORKS = ("encoder", "decoder", "joiner")
 TOKENS = "tokens.txt"
-OPSET = 17  # that of NeMo's own ONNX files
+OPSET = 17  # the opset of NeMo's own ONNX files
 QUANTIZED = ("MatMul", "Gemm", "LSTM")  # convolutions stay in float: small, and slower as integers
 HIGHFREQ_BELOW_NYQUIST = 400  # Hz: where the mel filters of the offline recognizer end
 ONLINE_RATE = 16000  # Hz: the online recognizer's filters end at 8000 Hz whatever the rate
@@ -61,12 +61,12 @@ def export_sherpa_onnx(
     """Write `encoder.onnx`, `decoder.onnx`, `joiner.onnx` and `tokens.txt` into a folder, complete or not at all.
 
     Args:
-        model: a pair, or an RNN-T with a stock or an additive joint; it is left as it is.
+        model: a pair, or an RNN-T with a stock or an additive joint; not changed.
         branch: `student` or `teacher` of a pair.
         joint: `auto` keeps an additive joint, so that the joiner is a sum; the other forms of
             `nemo_codert.modules.to_stock_joint` make a stock joint of it first.
         int8: write `encoder.int8.onnx` and so on too: weights of matrix products and LSTMs in 8 bits, activations
-            quantised as they come (onnxruntime's dynamic quantisation).
+            quantised at run time (onnxruntime's dynamic quantisation).
 
     Returns:
         The files written. An earlier export in the folder is replaced.
@@ -96,14 +96,14 @@ def export_sherpa_onnx(
 
 
 def is_cache_aware(encoder: nn.Module) -> bool:
-    """True for an encoder that is served chunk by chunk, by sherpa-onnx's online recognizer."""
+    """Return True for an encoder that is served chunk by chunk, by sherpa-onnx's online recognizer."""
     return getattr(encoder, "att_context_style", "regular") == "chunked_limited"
 
 
 def front_end_problems(model: EncDecRNNTBPEModel, online: bool = False) -> list[str]:
-    """What in the model's features sherpa-onnx cannot compute, each with key, value and remedy; empty if nothing.
+    """List settings of the model's features that sherpa-onnx cannot compute, each with key, value and remedy.
 
-    online: for the online recognizer, whose features differ from the offline one's.
+    online: check for the online recognizer, whose features differ from the offline one's.
     """
     if type(model.preprocessor) is not AudioToMelSpectrogramPreprocessor:
         name = type(model.preprocessor).__name__
@@ -136,7 +136,7 @@ def front_end_problems(model: EncDecRNNTBPEModel, online: bool = False) -> list[
 
 
 def network_problems(networks: Transducer) -> list[str]:
-    """What in the networks sherpa-onnx cannot run, as `front_end_problems`."""
+    """List parts of the networks that sherpa-onnx cannot run, in the form of `front_end_problems`."""
     decoder, problems = networks.decoder, []
     if not isinstance(decoder, RNNTDecoder):
         problems.append(f"model.decoder is {type(decoder).__name__}, sherpa-onnx runs NeMo's RNNTDecoder only")
@@ -158,7 +158,7 @@ def network_problems(networks: Transducer) -> list[str]:
 
 
 def _metadata(model: EncDecRNNTBPEModel, networks: Transducer) -> dict[str, str | int]:
-    """What sherpa-onnx reads from the encoder, and where the file came from."""
+    """Return the metadata that sherpa-onnx reads from the encoder, and the origin of the file."""
     featurizer = model.preprocessor.featurizer
     return {
         "vocab_size": networks.decoder.vocab_size,
@@ -177,7 +177,7 @@ def _metadata(model: EncDecRNNTBPEModel, networks: Transducer) -> dict[str, str 
 
 
 def _stream_metadata(encoder: nn.Module) -> dict[str, int]:
-    """How the online recognizer cuts features into windows, and the shapes of the caches it hands on."""
+    """Return the windows into which the online recognizer cuts features, and the shapes of its caches."""
     stream = encoder.streaming_cfg
     last = [value[1] if isinstance(value, list) else value for value in (stream.chunk_size, stream.shift_size)]
     before = stream.pre_encode_cache_size
@@ -191,7 +191,7 @@ def _stream_metadata(encoder: nn.Module) -> dict[str, int]:
 
 
 def _write_networks(networks: Transducer, folder: Path, metadata: dict[str, str | int]) -> None:
-    """The three graphs. Copies are exported, because NeMo's `export` spoils the module it is called on."""
+    """Write the three graphs. Copies are exported, because NeMo's `export` changes its module."""
     paths = [folder / f"{network}.onnx" for network in NETWORKS]
     encoder, decoder, joint = copy.deepcopy((networks.encoder, networks.decoder, networks.joint))
     for part in (encoder, decoder, joint, joint.pred):  # a student's joint holds a shared projection unregistered
@@ -218,9 +218,9 @@ def _write_networks(networks: Transducer, folder: Path, metadata: dict[str, str 
 class StreamGraph(nn.Module):
     """A cache-aware encoder on one window of features, as the online recognizer feeds it.
 
-    A window begins with features of the one before, and NeMo's export drops the frames that these make; the recognizer
-    does so with the first window too, which has none before. Here nothing is dropped while all caches are empty: the
-    frames of a stream are then those of the whole utterance, from the first on.
+    A window begins with features of the window before, and NeMo's export drops the frames of these features; the
+    recognizer drops them from the first window too, which has no window before. Here nothing is dropped while all
+    caches are empty: the frames of a stream are then those of the whole utterance, from the first on.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -237,16 +237,16 @@ class StreamGraph(nn.Module):
         time: torch.Tensor,
         filled: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """[B, F, T_in], [B], two caches and how much of the first is filled, [B] -> [B, D, T], [B], new caches."""
+        """Encode a window: [B, F, T_in], [B], two caches, filled length of the first [B] -> [B, D, T], [B], caches."""
         self.encoder.streaming_cfg.drop_extra_pre_encoded = self.dropped * (filled.max() > 0).long()
         return self.encoder.forward_for_export(signal, length, channels, time, filled)
 
 
 def _shorten_positions(encoder: nn.Module) -> None:
-    """Keep of the table of relative positions what a window and its cache can ask for; the rest is megabytes."""
+    """Shorten the table of relative positions, megabytes of it, to the reach of a window and its cache."""
     if type(encoder.pos_enc) is RelPositionalEncoding:
         stream = _stream_metadata(encoder)
-        reach = stream["cache_last_channel_dim2"] + stream["window_size"]  # in frames; a window makes fewer
+        reach = stream["cache_last_channel_dim2"] + stream["window_size"]  # frames: an upper bound
         table = encoder.pos_enc.pe  # [1, 2N - 1, D], the middle is position 0
         middle = table.shape[1] // 2
         if reach <= middle:
@@ -257,7 +257,7 @@ def export_stream(graph: StreamGraph, path: Path) -> None:
     """Write the graph as ONNX."""
     encoder = graph.encoder
     channels, time, filled = encoder.get_initial_cache_state(batch_size=1)
-    caches = (channels.transpose(0, 1), time.transpose(0, 1), filled + 1)  # filled, so that the branch is traced
+    caches = (channels.transpose(0, 1), time.transpose(0, 1), filled + 1)  # traces the branch of filled caches
     inputs = ["audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len"]
     outputs = ["outputs", "encoded_lengths", *(f"{name}_next" for name in inputs[2:])]
     window = _stream_metadata(encoder)["window_size"]
@@ -268,7 +268,7 @@ def export_stream(graph: StreamGraph, path: Path) -> None:
 
 
 class PredictionGraph(nn.Module):
-    """The prediction network as sherpa-onnx runs it, without a start symbol of its own, and what follows it."""
+    """The prediction network and following layers in the form of sherpa-onnx, without a start symbol."""
 
     def __init__(self, decoder: RNNTDecoder, projection: nn.Module) -> None:
         super().__init__()
@@ -277,13 +277,13 @@ class PredictionGraph(nn.Module):
     def forward(
         self, targets: torch.Tensor, target_length: torch.Tensor, state_1: torch.Tensor, state_2: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """[B, U], [B] and two LSTM states [layers, B, D] -> [B, D, U], [B] and the new states."""
+        """Predict: [B, U], [B] and two LSTM states [layers, B, D] -> [B, D, U], [B] and the new states."""
         decoded, states = self.decoder.predict(targets, state=[state_1, state_2], add_sos=False)  # [B, U, D]
         return self.projection(decoded).transpose(1, 2), target_length, *states
 
 
 def export_prediction(graph: PredictionGraph, path: Path) -> None:
-    """Write it as ONNX; by torch, because the export of NeMo's `RNNTDecoder` has states for a batch of one only."""
+    """Write the graph as ONNX by torch: the export of NeMo's `RNNTDecoder` has states for a batch of one only."""
     states = graph.decoder.initialize_state(torch.zeros(1, 1))
     inputs = (torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), *states)
     axes = {
@@ -312,7 +312,7 @@ def _to_onnx(
             output_names=outputs,
             dynamic_axes=axes,
             opset_version=OPSET,
-            dynamo=False,  # NeMo's choice too
+            dynamo=False,  # as in NeMo's export
         )
 
 
@@ -340,7 +340,7 @@ def _project_output(path: Path, projection: nn.Linear) -> None:
 
 
 def sum_joiner(classes: int) -> onnx.ModelProto:
-    """An additive joint without its projections: [B, V+1, T] and [B, V+1, U] -> their sums, [B, T, U, V+1]."""
+    """Return an additive joint without projections: [B, V+1, T] and [B, V+1, U] -> sums [B, T, U, V+1]."""
     shapes = {"encoder_outputs": ["B", classes, "T"], "decoder_outputs": ["B", classes, "U"]}
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     output = helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["B", "T", "U", classes])
@@ -359,7 +359,7 @@ def sum_joiner(classes: int) -> onnx.ModelProto:
 
 
 def _write_tokens(pieces: list[str], path: Path) -> None:
-    """One word piece and its id on each line, the blank last."""
+    """Write one word piece and its id on each line, the blank last."""
     lines = [f"{piece} {i}\n" for i, piece in enumerate([*pieces, "<blk>"])]
     path.write_text("".join(lines), encoding="utf-8")
 
@@ -372,9 +372,9 @@ def _write_int8(folder: Path, networks: Transducer) -> None:
             shutil.copyfile(source, target)  # a sum has no weights
             continue
         before = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # advises a pass that was made for computer vision
+        logging.disable(logging.WARNING)  # the warning recommends a preprocessing pass for computer vision
         try:
-            # LSTMs get signed weights whatever is asked for; with seven bits they cannot overflow.
+            # LSTMs always get signed weights; with seven bits these cannot overflow.
             seven_bits = any(node.op_type == "LSTM" for node in onnx.load(source).graph.node)
             options = {"op_types_to_quantize": list(QUANTIZED), "weight_type": weight_type, "reduce_range": seven_bits}
             quantize_dynamic(source, target, **options)
@@ -390,5 +390,5 @@ def _quantization() -> tuple:
             "int8 needs onnxruntime, which is not installed: pip install -r requirements-deploy.txt"
         ) from error
     # Unsigned weights: signed ones overflow in the 16-bit sums of x86 processors without VNNI (half of the encoder's
-    # largest output off, where unsigned ones are off by a hundredth).
+    # largest output off; with unsigned ones a hundredth).
     return quantize_dynamic, QuantType.QUInt8

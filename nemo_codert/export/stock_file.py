@@ -1,4 +1,4 @@
-"""What leaves a run, as files: stock `.nemo`, and NeMo's ONNX. Nothing half-written is left under a final name."""
+"""Export as stock `.nemo` files and as NeMo's ONNX. Nothing half-written is left under a final name."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ from nemo_codert.models.teacher_weights import HYBRID, restore_rnnt
 from nemo_codert.modules.transducer import Transducer
 from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
 
-CARD_KEY = "model_card"  # of a model's config
+CARD_KEY = "model_card"  # key in a model's config
 
 
 def load_model(path: str | Path) -> EncDecRNNTBPEModel:
@@ -32,7 +32,7 @@ def load_model(path: str | Path) -> EncDecRNNTBPEModel:
 
 
 def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str = "auto") -> EncDecRNNTBPEModel:
-    """A stock copy of a pair's branch, or of a model trained alone whose joint may be the additive one.
+    """Return a stock copy of a pair's branch, or of a model trained alone whose joint may be the additive one.
 
     Args:
         branch: `student` or `teacher` of a pair; a model trained alone is its own `student`.
@@ -48,7 +48,7 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
 
 
 def networks_of(model: EncDecRNNTBPEModel, branch: str = "student") -> Transducer:
-    """The networks themselves of a pair's branch or of a model trained alone; branch and errors as `stock_of`."""
+    """Return the networks of a pair's branch or of a model trained alone; branch and errors: see `stock_of`."""
     _check_branch(model, branch)
     if isinstance(model, EncDecCoDERTBPEModel):
         return model.student_transducer if branch == "student" else model.teacher_transducer
@@ -63,7 +63,7 @@ def _check_branch(model: EncDecRNNTBPEModel, branch: str) -> None:
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
-    """`save_to` that leaves either the whole file under `path` or nothing."""
+    """Save by `save_to`, leaving either the whole file under `path` or nothing."""
     path = Path(path)
     with moved_when_complete(path.parent, path) as folder:
         model.save_to(str(folder / path.name))
@@ -71,7 +71,7 @@ def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
 
 
 def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tuple[Path, Path]:
-    """`save_model` with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`."""
+    """Save with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`."""
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
@@ -82,9 +82,9 @@ def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tu
 
 
 def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path]:
-    """NeMo's ONNX export of a model, or of a pair's student: two files, `encoder-NAME` and `decoder_joint-NAME`.
+    """Export a model, or a pair's student, by NeMo: two ONNX files, `encoder-NAME` and `decoder_joint-NAME`.
 
-    A copy is exported, because NeMo's `export` spoils the model it is called on. LSTM encoders are rewritten without
+    A copy is exported, because NeMo's `export` changes its model. LSTM encoders are rewritten without
     projections first (`nemo_codert.modules.unprojected_lstm`); the joint's output is raw logits.
 
     Args:
@@ -105,9 +105,9 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
 
 @contextmanager
 def moved_when_complete(folder: Path, named: Path | None = None) -> Iterator[Path]:
-    """A temporary folder inside `folder`, whose files move up when the block ends well and vanish when it does not.
+    """Yield a temporary folder inside `folder`; its files move up after the block and are removed on an error.
 
-    named: what the error names where the disk is full (default: the folder).
+    named: path that the error names if the disk is full (default: the folder).
     """
     folder.mkdir(parents=True, exist_ok=True)
     with named_when_full(named or folder), tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:

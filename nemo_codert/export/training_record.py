@@ -1,7 +1,7 @@
-"""What a model file remembers of its training: data by name and hours, strategy, teacher, versions; no machine path.
+"""Record of a training in a model file: data by name and hours, strategy, teacher, versions; no machine path.
 
-`scripts/train.py` puts it into a model's config as `nemo_codert_training`; model cards are written from it.
-Imports no NeMo.
+`scripts/train.py` puts the record into a model's config as `nemo_codert_training`; model cards are written from it.
+Does not import NeMo.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
-from nemo_codert.config.checked import checked_config, lone_branch
+from nemo_codert.config.checked import checked_config
+from nemo_codert.config.criteria import ONE_TERM, distillation_terms
+from nemo_codert.config.derived import lone_branch
 from nemo_codert.data.manifest import read_manifest
 
 RECORD_KEY = "nemo_codert_training"
@@ -22,7 +24,7 @@ PACKAGES = ("nemo_toolkit", "torch", "lightning")
 
 @dataclass
 class DataRecord:
-    """One manifest by its file's name; utterances and hours after screening, None where they are not known."""
+    """One manifest by the name of its file; utterances and hours after screening, None if unknown."""
 
     manifest: str
     utterances: int | None = None
@@ -31,7 +33,7 @@ class DataRecord:
 
 @dataclass
 class TrainingRecord:
-    """teacher: how it came about, None without one. started_from: checkpoints of trained networks, by branch."""
+    """teacher: origin of the teacher, None without one. started_from: checkpoints of trained networks, by branch."""
 
     strategy: str
     teacher: str | None = None
@@ -45,12 +47,12 @@ class TrainingRecord:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For a config."""
+        """Plain dict for a config."""
         return asdict(self)
 
 
 def recorded_training(cfg: DictConfig) -> TrainingRecord | None:
-    """The record in a model's config; of a pair without one what its settings tell; None of any other model."""
+    """Return the record in a model's config; for a pair without one, a record of its settings; else None."""
     if not OmegaConf.is_dict(cfg.get(RECORD_KEY)):
         return _settings_of_a_pair(cfg) if "codert" in cfg else None
     plain = OmegaConf.to_container(cfg[RECORD_KEY])
@@ -72,8 +74,8 @@ def _teacher(codert: DictConfig) -> str:
 
 
 def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> TrainingRecord:
-    """Of a run about to start. cfg: the root config. data: `train` and `validation`."""
-    codert = checked_config(cfg.model, warn=False, alone=lone_branch(cfg)).codert
+    """Return the record of a run about to start. cfg: the root config. data: `train` and `validation`."""
+    codert = checked_config(cfg.model, alone=lone_branch(cfg)).codert
     started = {"student": OmegaConf.select(cfg, "model.student.init_from")}
     if cfg.train == "pair" and OmegaConf.select(cfg, "model.student.init_from_teacher"):
         started["student"] = f"evenly spaced layers of {_name(codert.teacher_checkpoint)}"
@@ -90,18 +92,20 @@ def training_record(cfg: DictConfig, data: dict[str, list[DataRecord]]) -> Train
 
 
 def strategy_name(train: str, codert: DictConfig) -> str:
-    """What `strategy=` of conf/strategy sets these keys, whoever set them; the two that it does not name are added."""
+    """Return the name of the strategy that these keys amount to, with additions for keys that no strategy sets."""
     if train != "pair":
         return train
-    distils = codert.distillation.weight > 0
+    terms = [name for name, term in distillation_terms(codert.distillation).items() if term["weight"] > 0]
     if codert.teacher == "frozen":
         name = "static_shared" if codert.share_decoder else "static"
-        return name if distils else f"{name} without distillation"
-    return ("shared" if codert.share_decoder else "tandem") + ("_kd" if distils else "")
+        name = name if terms else f"{name} without distillation"
+    else:
+        name = ("shared" if codert.share_decoder else "tandem") + ("_kd" if terms else "")
+    return name if terms in ([], [ONE_TERM]) else f"{name} by {', '.join(terms)}"
 
 
 def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[DataRecord]:
-    """Of the manifests called `names`, whose screened forms are `usable`; None where they could not be read."""
+    """Return records of the manifests `names` with their screened forms `usable`, None if these cannot be read."""
     if usable is None:
         return [DataRecord(Path(name).name) for name in names]
     records = []
@@ -112,7 +116,7 @@ def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[Dat
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of this package and of those that it computes with."""
+    """Return the installed versions of this package and of the packages that compute with it."""
     versions = {"nemo_codert": __version__}
     for name in PACKAGES:
         try:
@@ -123,7 +127,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _name(source: str | None) -> str:
-    """A checkpoint as a card may call it: a pretrained name, or a file's name without its folder."""
+    """Return a checkpoint's name for a card: a pretrained name, or a file's name without its folder."""
     if not source:
         return "unknown"
     return Path(source).name if source.endswith(".nemo") or Path(source).is_absolute() else source

@@ -1,8 +1,8 @@
-"""Lightning checkpoints as data: they are read, and made readable, without anything in them being executed.
+"""Lightning checkpoints as data: reading them, and making them readable, without executing anything in them.
 
 A `.ckpt` is a pickle. PyTorch's weights-only reader builds tensors, numbers, strings and containers of them and
-refuses whatever else a pickle may name. NeMo's own checkpoints also hold OmegaConf objects: of these, empty stand-ins
-are built, from which the values are taken, so that no code of OmegaConf's sees what a stranger wrote.
+refuses whatever else a pickle may name. NeMo's own checkpoints also hold OmegaConf objects: empty stand-ins are built
+in their place, and the values are taken out of these, so that OmegaConf's code does not run on untrusted data.
 May import torch, numpy and omegaconf only.
 """
 
@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 NODES = "AnyNode BooleanNode BytesNode FloatNode IntegerNode InterpolationResultNode PathNode StringNode UnionNode"
-# What a checkpoint may name besides PyTorch's own list: OmegaConf's containers, and what these name in turn.
+# Names allowed in a checkpoint besides PyTorch's own list: OmegaConf's containers, and the names in their state.
 STAND_INS = (
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.base.UnionNode"),
     *(f"omegaconf.nodes.{name}" for name in NODES.split()),
@@ -25,18 +25,18 @@ STAND_INS = (
     *("typing.Any", "typing.Dict", "typing.List", "typing.Union", "collections.defaultdict"),
     *(f"builtins.{name}" for name in ("dict", "list", "str", "int", "float", "bool", "bytes", "object")),
 )
-MAX_DEPTH = 200  # of nested containers; what training writes has about 10
+MAX_DEPTH = 200  # levels of nested containers; files that training writes have about 10
 
 
 class RefusedCheckpoint(ValueError):
-    """A file that is no checkpoint, was torn, or names anything but data; nothing of it was executed."""
+    """A file that is not a checkpoint, is torn, or names anything but data; nothing in the file was executed."""
 
 
 class StandIn:
-    """An object of another library as a checkpoint describes it: its state, none of its behaviour."""
+    """An object of another library as described in a checkpoint: the state without the behaviour."""
 
     def __new__(cls, *arguments: object) -> "StandIn":
-        # Overrides object.__new__: whatever a pickle calls the class with is left aside.
+        # Overrides object.__new__: the arguments in the pickle are ignored.
         node = super().__new__(cls)
         node.state = {}
         return node
@@ -45,7 +45,7 @@ class StandIn:
         pass
 
     def __setstate__(self, state: object) -> None:
-        # Overrides object.__setstate__: kept as it is.
+        # Overrides object.__setstate__: the state is kept unchanged.
         self.state = state if isinstance(state, dict) else {}
 
 
@@ -55,10 +55,10 @@ def read_checkpoint(
     *,
     mmap: bool = False,
 ) -> dict[str, Any]:
-    """A checkpoint's contents, OmegaConf objects as dicts and lists.
+    """Read a checkpoint, with OmegaConf objects as dicts and lists.
 
     Args:
-        path: the file. map_location, mmap: as `torch.load` takes them.
+        path: the file. map_location, mmap: as in `torch.load`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -69,41 +69,42 @@ def read_checkpoint(
     name = path if isinstance(path, str | Path) else "the checkpoint"
     try:
         with torch.serialization.safe_globals([(StandIn, full_name) for full_name in STAND_INS]):
-            # Said here, weights_only cannot be undone by TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
+            # An explicit weights_only is not undone by TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
             content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         content = plain(content)
     except Exception as error:
         raise RefusedCheckpoint(f"{name} {_reason(error)}") from error
     if not isinstance(content, dict):
-        raise RefusedCheckpoint(f"{name} is no Lightning checkpoint: it holds a {type(content).__name__}, no dict")
+        raise RefusedCheckpoint(f"{name} is not a Lightning checkpoint: got a {type(content).__name__}, want a dict")
     return content
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a checkpoint that could not be read, and what to do."""
+    """Return the fault of a checkpoint that could not be read, and the remedy."""
     text = " ".join(str(error).split())
     if found := re.search(r"GLOBAL (\S+)", text) or re.search(
         r"allowlisted via `add_safe_globals`,? but got (.+)", text
     ):
         name = next(filter(None, found.groups()))
         return (
-            f"names {name}, which is no data: it was refused and nothing of the file was executed. Take a "
+            f"names {name}, which is not data: it was refused and nothing of the file was executed. Take a "
             "checkpoint that training with nemo_codert left, or let its owner save it again with plain values"
         )
     if isinstance(error, PermissionError | IsADirectoryError):
         return f"cannot be read: {error.strerror or text}. Give a file that can be read"
-    return f"is no Lightning checkpoint, or was torn while it was written ({text[:160]}). Give the one before it"
+    return f"is not a Lightning checkpoint, or was torn while it was written ({text[:160]}). Give the one before it"
 
 
 def plain(value: Any, *, configs: bool = True, depth: int = 0) -> Any:
-    """The same value, with OmegaConf objects as dicts and lists, paths as text and NumPy's scalars as Python's.
+    """Convert OmegaConf objects to dicts and lists, paths to text and NumPy's scalars to Python's.
 
-    A dict, list or tuple in which nothing changes is the same object; others are made anew.
+    A dict, list or tuple in which nothing changes is returned as it is; others are copied.
 
-    configs: False leaves OmegaConf objects as they are: NeMo's own `load_from_checkpoint` takes no others.
+    Args:
+        configs: False leaves OmegaConf objects as they are: NeMo's own `load_from_checkpoint` needs them.
 
     Raises:
-        ValueError: nested more than MAX_DEPTH deep, as a container is that holds itself.
+        ValueError: nested more than MAX_DEPTH deep, such as a container that holds itself.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"containers are nested more than {MAX_DEPTH} deep")
@@ -113,7 +114,7 @@ def plain(value: Any, *, configs: bool = True, depth: int = 0) -> Any:
 
     if isinstance(value, StandIn):
         return inner(value.state.get("_content", value.state.get("_val")))
-    if value is StandIn:  # Lightning also keeps the class that a config had
+    if value is StandIn:  # Lightning also keeps a config's class
         return None
     if configs and OmegaConf.is_config(value):
         return OmegaConf.to_container(value, resolve=False)
@@ -121,7 +122,7 @@ def plain(value: Any, *, configs: bool = True, depth: int = 0) -> Any:
         return str(value)
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, dict) and not isinstance(value, OrderedDict):  # that one PyTorch reads; it has metadata
+    if isinstance(value, dict) and not isinstance(value, OrderedDict):  # a state dict stays one
         made = {inner(key): inner(item) for key, item in value.items()}
         is_same = type(value) is dict and all(a is b for a, b in zip(made.values(), value.values(), strict=True))
         return value if is_same and all(a is b for a, b in zip(made, value, strict=True)) else made
@@ -132,5 +133,5 @@ def plain(value: Any, *, configs: bool = True, depth: int = 0) -> Any:
 
 
 def unreadable_names(path: str | Path) -> list[str]:
-    """What a checkpoint names that `read_checkpoint` would refuse; only the pickle is read, not the tensors."""
+    """List the names in a checkpoint that `read_checkpoint` would refuse; reads the pickle only, not the tensors."""
     return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(STAND_INS))

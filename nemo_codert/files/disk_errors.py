@@ -1,4 +1,4 @@
-"""One error for whatever keeps a file from being written: which file, why, and what to do."""
+"""One error for all faults of writing a file: it names the file, the cause and the remedy."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, 
 
 @contextmanager
 def named_when_full(path: str | Path) -> Iterator[None]:
-    """A full disk in this block, whoever writes, is an OSError that names `path`; other errors pass as they are."""
+    """Raise an OSError that names `path` for a full disk in this block; other errors pass unchanged."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -21,9 +21,9 @@ def named_when_full(path: str | Path) -> Iterator[None]:
 
 
 def write_error(error: Exception, path: str | Path, remedy: str = "") -> OSError:
-    """The error to raise for a file that could not be written.
+    """Return the error to raise for a file that could not be written.
 
-    remedy: what to do besides making room or giving another folder.
+    remedy: advice besides making room or giving another folder.
     """
     cause = _cause(error)
     code = cause.errno if cause is not None and cause.errno else errno.EIO
@@ -35,7 +35,7 @@ def write_error(error: Exception, path: str | Path, remedy: str = "") -> OSError
 
 
 def _cause(error: BaseException | None) -> OSError | None:
-    """PyTorch's writer raises a RuntimeError over what the file raised."""
+    """Find the OSError behind an error: PyTorch's writer raises a RuntimeError from it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -43,5 +43,5 @@ def _cause(error: BaseException | None) -> OSError | None:
 
 def _is_full(error: Exception) -> bool:
     cause = _cause(error)
-    # Where it writes by a name of its own, PyTorch's writer does not say why it could not.
+    # A writer of PyTorch that opens the file itself gives no reason.
     return cause.errno in FULL if cause is not None else "PytorchStreamWriter" in str(error)

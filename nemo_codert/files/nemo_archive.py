@@ -1,8 +1,8 @@
-"""What is in a `.nemo` archive, asked before NeMo opens it: `check_archive`, and the connector `CheckedArchive`.
+"""Checks of a `.nemo` archive before NeMo opens it: `check_archive`, and the connector `CheckedArchive`.
 
-An archive is a tar file of a config, weights and tokenizer files. NeMo's restoring builds what the config names and
-opens the files that it names; unsafe members it leaves out with a log line. Here each is refused by name. Nothing is
-unpacked or built to find out. Configs that come with a checkpoint are checked alike: `check_config`.
+An archive is a tar file of a config, weights and tokenizer files. NeMo's restoring builds the classes and opens the
+files that the config names, and skips unsafe members with a log line. Here each of these is refused by name; nothing
+is unpacked or built for the check. Configs that come with a checkpoint are checked alike: `check_config`.
 May import NeMo.
 """
 
@@ -30,18 +30,18 @@ MAX_RATIO, FREE_BYTES = 20, 64 * 2**20  # weights hardly compress (1.1 to 2 time
 
 # Blocks that are built, or whose files are opened, when a model is restored.
 BUILT = "preprocessor spec_augment encoder decoder joint decoding loss aux_ctc interctc student adapters".split()
-WORD_PIECES = ("labels", "vocabulary")  # lists of these names hold word pieces, which may look like anything
+WORD_PIECES = ("labels", "vocabulary")  # lists of these names hold word pieces, which may be any text
 TOKENIZER_FILES = {"model_path": ".model", "vocab_path": ".txt", "spe_tokenizer_vocab": ".vocab"}
 TARGET_KEYS = ("_target_", "target", "cls")
-# Where what a config names may come from. NeMo's list allows more: functions too, some of which write files.
+# Packages of the classes that a config may name. NeMo's list also allows functions, some of which write files.
 MODELS = ("nemo.collections.asr.models.", "nemo_codert.models.")
 PARTS = ("nemo.collections.asr.modules.", "nemo.collections.asr.losses.", "nemo_codert.modules.")
 OPTIMISERS = ("torch.optim.", "nemo.core.optim.")
-REMEDY = "Take the file from somebody you trust, or have it saved again with NeMo"
+REMEDY = "Take the file from a trusted source, or have it saved again with NeMo"
 
 
 class CheckedArchive(SaveRestoreConnector):
-    """NeMo's connector, which checks an archive first and reads its weights as data, whatever the environment says."""
+    """NeMo's connector with a check of the archive first; weights are read as data, whatever the environment sets."""
 
     def load_config_and_state_dict(
         self,
@@ -62,14 +62,14 @@ class CheckedArchive(SaveRestoreConnector):
 
     @staticmethod
     def _load_state_dict_from_disk(model_weights: str, map_location: Any = "cpu") -> dict[str, torch.Tensor]:
-        # Overrides SaveRestoreConnector._load_state_dict_from_disk: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
+        # Overrides SaveRestoreConnector._load_state_dict_from_disk: ignores TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
         return torch.load(model_weights, map_location=map_location, weights_only=True)
 
 
 def check_archive(path: str | Path, *, weights: bool = True) -> None:
     """Refuse a `.nemo` file that holds anything but a model.
 
-    weights: False where only the config will be read, so that there need not be any.
+    weights: False where only the config will be read: weights may be missing.
 
     Raises:
         ValueError: one error that lists what is wrong: members outside the folder, links, devices, sparse or double
@@ -83,14 +83,14 @@ def check_archive(path: str | Path, *, weights: bool = True) -> None:
             problems = list(_member_problems(members, path, (CONFIG, WEIGHTS) if weights else (CONFIG,)))
             if not problems:
                 config = read_config(_content(archive, members[CONFIG]))
-                config = config.get("model", config)  # as NeMo does
+                config = config.get("model", config)  # NeMo's rule, too
                 problems = list(config_problems(config, members=set(members)))
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, MemoryError, OverflowError, _TooLarge) as error:
-        problems = [str(error) or "it is no tar file"]
+        problems = [str(error) or "it is not a tar file"]
     except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers and text that Python refuses
-        problems = [f"{CONFIG} is no plain YAML: {' '.join(str(error).split())[:200]}"]
+        problems = [f"{CONFIG} is not plain YAML: {' '.join(str(error).split())[:200]}"]
     if problems:
-        raise ValueError(f"{path} is no archive that can be opened safely:\n  - " + "\n  - ".join(problems))
+        raise ValueError(f"{path} is not an archive that can be opened safely:\n  - " + "\n  - ".join(problems))
 
 
 def check_config(config: Mapping[str, Any], what: str) -> None:
@@ -111,7 +111,7 @@ class _TooLarge(ValueError):
 
 
 class _Bounded(io.RawIOBase):
-    """A decompressed stream that ends with an error where it is longer than its file can explain."""
+    """A decompressed stream that raises when it gets longer than `limit`."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         self.stream, self.limit = stream, limit
@@ -143,7 +143,7 @@ def _limit(path: Path) -> int:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """The archive as NeMo opens it: a plain tar file, or one compressed by gzip, which older versions wrote."""
+    """Open the archive as NeMo does: a plain tar file, or one compressed by gzip, which older versions wrote."""
     with path.open("rb") as file:
         if file.read(2) == b"\x1f\x8b":
             file.seek(0)
@@ -158,7 +158,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
-    """Members by the name they would have in the folder; the names of those that come twice, under (name, count)."""
+    """Return the members by their names in the folder; raises for too many members and for two files of one name."""
     found: dict[str, tarfile.TarInfo] = {}
     for number, member in enumerate(archive):
         if number >= MAX_MEMBERS:
@@ -212,10 +212,10 @@ def _megabytes(size: int) -> str:
 
 
 class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML; the loader in C, where PyYAML has it, because a config can list a hundred thousand word pieces."""
+    """Loader of safe YAML; in C, where PyYAML has it, because a config can list a hundred thousand word pieces."""
 
 
-for _kind in ("Path", "PosixPath", "WindowsPath"):  # what OmegaConf, too, takes for a path
+for _kind in ("Path", "PosixPath", "WindowsPath"):  # OmegaConf reads these as paths, too
     _PlainLoader.add_constructor(
         f"tag:yaml.org,2002:python/object/apply:pathlib.{_kind}",
         lambda loader, node: "/".join(map(str, loader.construct_sequence(node))),
@@ -223,14 +223,14 @@ for _kind in ("Path", "PosixPath", "WindowsPath"):  # what OmegaConf, too, takes
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """A config as plain dicts and lists.
+    """Read a config as plain dicts and lists.
 
     Raises:
-        yaml.YAMLError: no YAML, a tag that would build an object, an alias, blocks too deep, or no mapping.
+        yaml.YAMLError: invalid YAML, a tag that would build an object, an alias, blocks too deep, or not a mapping.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_PlainLoader):
-        if isinstance(event, yaml.AliasEvent):  # a few of them can stand for billions of nodes
+        if isinstance(event, yaml.AliasEvent):  # a few aliases can stand for billions of nodes
             raise yaml.YAMLError(f"it has an alias (*{event.anchor}), which NeMo does not write")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_NESTING:
@@ -242,9 +242,9 @@ def read_config(text: str) -> dict[str, Any]:
 
 
 def config_problems(config: Any, *, members: set[str] | None = None) -> Iterator[str]:
-    """What a model's config names that restoring it must not touch.
+    """Yield the entries of a model's config that name code or files which restoring it must not touch.
 
-    members: of the archive that it came in, None where it came with a checkpoint, whose tokenizer is a folder here.
+    members: names in the config's archive; None for the config of a checkpoint, whose tokenizer is a folder here.
     """
     if not isinstance(config, Mapping):
         yield f"the config holds a {type(config).__name__}, wanted a mapping"
@@ -268,7 +268,7 @@ def config_problems(config: Any, *, members: set[str] | None = None) -> Iterator
 
 
 def _leaves(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Key path and value of everything in a config that is no block or list; keys, too, as values of their block."""
+    """Yield key path and value of each leaf of a config; keys with an interpolation, too, as values of their block."""
     if depth > MAX_NESTING:
         raise ValueError(f"blocks are nested more than {MAX_NESTING} deep")
     if isinstance(node, Mapping):
@@ -287,7 +287,7 @@ def _leaves(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, An
 
 
 def _is_target(path: str, value: str) -> bool:
-    """`target` and `cls` may also be words of another meaning."""
+    """Return whether a value is a class to be built; keys named `target` and `cls` may also have another meaning."""
     key = path.rsplit(".", 1)[-1]
     return key == "_target_" or (key in TARGET_KEYS and ("." in value or path == key))
 
@@ -301,9 +301,9 @@ def _short(value: str) -> str:
 
 
 def target_problem(target: str, *, is_model: bool = False) -> str | None:
-    """Why a config must not name this target, None where it may: a network, a loss or an optimiser of known origin.
+    """Return the fault of a target, None for a network, a loss or an optimiser of the allowed packages.
 
-    is_model: the target of the whole config, which is a model.
+    is_model: the target is that of the whole config, which is a model.
     """
     wanted: dict[tuple[str, ...], Callable[[type], bool]] = {PARTS: _is_network, OPTIMISERS: _is_optimiser}
     if is_model:
@@ -311,14 +311,14 @@ def target_problem(target: str, *, is_model: bool = False) -> str | None:
     for prefixes, is_kind in wanted.items():
         if target.startswith(prefixes):
             found = _located(target)
-            # Its own module counts too: a name can lead through one module into another.
+            # The class's own module must match too: a name can lead through one module into another.
             known = isinstance(found, type) and found.__module__.startswith(prefixes) and is_kind(found)
             return None if known else f"no {'model' if is_model else 'network, loss or optimiser'} of that name"
     return f"wanted a class of {', '.join(prefix.rstrip('.') for prefixes in wanted for prefix in prefixes)}"
 
 
 def _located(target: str) -> Any:
-    """The object at a dotted path of plain names, None where there is none."""
+    """Return the object at a dotted path of plain names, None if there is none."""
     if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
         return None
     module, name = target.rsplit(".", 1)
@@ -346,7 +346,7 @@ def _is_model(found: type) -> bool:
 
 
 def _tokenizer_problems(block: Mapping[str, Any], path: str, members: set[str] | None) -> Iterator[str]:
-    """Tokenizer files must be members of the archive; those of a checkpoint must look like tokenizer files."""
+    """Yield tokenizer files that are not members of the archive, or for a checkpoint, lack a tokenizer's suffix."""
     for key, suffix in TOKENIZER_FILES.items():
         value = block.get(key)
         if value is None or value == "":

@@ -6,6 +6,7 @@ B batch, S samples, F mel bins, T_in feature frames, T encoder frames, U target 
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,21 @@ from nemo.utils.model_utils import convert_model_config_to_dict_config
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
-from nemo_codert.config.checked import checked_config, distillation_weight, rate_problem
-from nemo_codert.losses import EncoderDistillationLoss, group_frames, paired_frames
+from nemo_codert.config.checked import CheckedConfig, checked_config
+from nemo_codert.config.criteria import criteria_specs
+from nemo_codert.config.derived import rate_problem
+from nemo_codert.criteria import Criteria, PairParts
 from nemo_codert.models.safe_restoring import CheckedRestoring
 from nemo_codert.models.stock_config import stock_branch_config, student_block
 from nemo_codert.models.stock_models import stock_model
 from nemo_codert.models.teacher_weights import load_pair_checkpoints
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
-from nemo_codert.modules.ctc_head import build_ctc_head, ctc_loss, mixed_loss
+from nemo_codert.modules.ctc_head import build_ctc_head
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
-from nemo_codert.modules.encoder_logits import projected_logits
 from nemo_codert.modules.shared_modules import refer, student_generator
-from nemo_codert.modules.transducer import (
-    Encoded,
-    Projected,
-    Transducer,
-    TransducerLoss,
-    encode,
-    encoder_logits_of,
-    keep_losses,
-    predict,
-    project,
-    project_prediction,
-    refuse_unready,
-)
+from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
 from nemo_codert.nemo_compat import is_being_restored, refuse_scaled_clipping, switch_cuda_graphs
+from nemo_codert.teachers import Teacher, build_teacher
 
 PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
 
@@ -57,7 +48,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     reachable under the student's names and registered once.
 
     Args:
-        cfg: a stock RNN-T model config plus the blocks `student` and `codert` (`nemo_codert.config.checked`).
+        cfg: a stock RNN-T model config plus the blocks `student` and `codert`, or one that is checked already
+            (`nemo_codert.config.checked`).
         trainer: Lightning trainer, optional.
 
     Raises:
@@ -67,8 +59,10 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     has_finite_guard = False  # set by the trainer's FiniteGuard, which then decides on losses that are not finite
 
-    def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
-        cfg = checked_config(cfg if isinstance(cfg, DictConfig) else convert_model_config_to_dict_config(cfg))
+    def __init__(self, cfg: DictConfig | CheckedConfig, trainer: Trainer | None = None) -> None:
+        if not isinstance(cfg, CheckedConfig):
+            cfg = checked_config(cfg if isinstance(cfg, DictConfig) else convert_model_config_to_dict_config(cfg))
+        cfg = cfg.model
         with open_dict(cfg):
             cfg.target = PUBLIC_TARGET
         super().__init__(cfg=cfg, trainer=trainer)
@@ -145,9 +139,16 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             loss_kwargs=kwargs,
             reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
         )
-        self.transducer_loss = TransducerLoss(self.cfg.codert.rnnt_loss, self.loss)
-        distillation = self.cfg.codert.distillation
-        self.distillation_loss = EncoderDistillationLoss(distillation.temperature, distillation.reduction)
+        parts = PairParts(
+            self.cfg,
+            self.student_transducer,
+            self.teacher_transducer,
+            self.student_ctc_decoder,
+            self.teacher_frames_per_student_frame,
+            self.loss,
+        )
+        with student_generator():  # parameters of the terms change no other initial weights
+            self.criteria = Criteria(criteria_specs(self.cfg), parts)
 
     def _setup_student_decoding(self) -> None:
         self.student_decoding = RNNTBPEDecoding(
@@ -205,103 +206,109 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self._teacher_has_weights = True
         return result
 
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def _setup_dataloader_from_config(self, config: DictConfig) -> Any:
+        # Overrides EncDecRNNTBPEModel._setup_dataloader_from_config: with `return_sample_id` the batches of lhotse's
+        # loader hold the cuts.
+        loader = super()._setup_dataloader_from_config(config)
+        if loader is not None and config.get("use_lhotse") and config.get("return_sample_id"):
+            getattr(loader.dataset, "dataset", loader.dataset).return_cuts = True
+        return loader
+
     # ---- training --------------------------------------------------------------------------------------------------
+
+    @property
+    def teacher(self) -> Teacher:
+        """Source of the teacher's output in training, as `codert.teacher` names it."""
+        return build_teacher(self.teacher_transducer, self.cfg.codert)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps made so far; 0 without a trainer."""
+        return self._trainer.global_step if self._trainer is not None else 0
 
     def on_fit_start(self) -> None:
         # Overrides ModelPT.on_fit_start: what cannot be trained is refused before the first step.
-        refuse_unready(self)
+        self._refuse_unready()
         super().on_fit_start()
 
-    def training_step(self, batch: tuple[torch.Tensor, ...], batch_nb: int) -> dict[str, torch.Tensor]:
-        # Overrides EncDecRNNTModel.training_step: two branches, one set of features.
-        signal, signal_len, transcript, transcript_len = batch
-        features, features_len = self.extract_features(signal, signal_len)  # augmented once for both
-        step = self._trainer.global_step if self._trainer is not None else 0
-        student = encode(self.student_transducer, features, features_len)
-        teacher = self._encode_teacher(features, features_len, step)
-        losses = self.codert_losses(student, teacher, transcript, transcript_len, step)
-        keep_losses(self, losses, step)
+    def training_step(self, batch: Sequence[Any], batch_nb: int) -> dict[str, torch.Tensor]:
+        # Overrides EncDecRNNTModel.training_step: two branches, one set of features, named terms of the loss.
+        batch, step = Batch.of(batch), self.optimizer_steps
+        features = self.extract_features(batch.signal, batch.signal_len)  # augmented once for both
+        student = self.student_transducer.run(*features, batch.transcript, batch.transcript_len)
+        needs_teacher = any(term.spec.needs_teacher for term in self.criteria.active(step))
+        teacher = self.teacher.output(*features, batch, student) if needs_teacher else None
+        losses = self.codert_losses(student, teacher, batch, step)
+        self._keep_losses(losses, step)
         if self._trainer is not None:
             self._log_training(losses, step)
         return {"loss": losses["train_loss"]}
 
     def extract_features(self, signal: torch.Tensor, signal_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Signal [B, S] -> features [B, F, T_in] and their lengths [B]; SpecAugment in training mode."""
+        """Return features [B, F, T_in] and their lengths [B] of a signal [B, S]; SpecAugment in training mode."""
         features, features_len = self.preprocessor(input_signal=signal, length=signal_len)
         if self.spec_augmentation is not None and self.training:
             features = self.spec_augmentation(input_spec=features, length=features_len)
         return features, features_len
 
-    def _encode_teacher(self, features: torch.Tensor, features_len: torch.Tensor, step: int) -> Encoded | None:
-        """Teacher frames, without a graph where the teacher is frozen; None where nothing needs them."""
-        if not self.teacher_is_frozen:
-            return encode(self.teacher_transducer, features, features_len)
-        if distillation_weight(self.cfg.codert.distillation, step) == 0:
-            return None
-        with torch.no_grad():
-            return encode(self.teacher_transducer, features, features_len)
-
     def codert_losses(
-        self,
-        student: Encoded,
-        teacher: Encoded | None,
-        transcript: torch.Tensor,
-        transcript_len: torch.Tensor,
-        step: int,
+        self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch, step: int
     ) -> dict[str, torch.Tensor]:
-        """All parts of the training loss under the names they are logged by; `train_loss` is their weighted sum.
+        """Return the parts of the training loss under their log names; `train_loss` is their weighted sum.
 
         Args:
-            student, teacher: encoder frames of both branches; teacher None leaves its parts out.
-            transcript: [B, U] token ids. transcript_len: [B].
-            step: optimizer step, for the distillation schedule.
+            student, teacher: outputs of both branches; teacher None leaves out the terms that need it.
+            batch: the batch that they were computed from.
+            step: optimizer step, for the schedules of the terms.
         """
-        codert, weight = self.cfg.codert, distillation_weight(self.cfg.codert.distillation, step)
-        rnnt = (transcript, transcript_len)
-        prediction = project_prediction(self.student_joint, predict(self.student_transducer, *rnnt))
-        student_projected = project(self.student_joint, student, prediction)
-        losses = {"train_rnnt_loss_student": self.transducer_loss(self.student_joint, student_projected, *rnnt)}
-        total = losses["train_rnnt_loss_student"]
-        if block := self.cfg.student.aux_ctc:
-            losses["train_ctc_loss_student"] = ctc_loss(self.student_ctc_decoder, block, student, *rnnt)
-            total = mixed_loss(block, total, losses["train_ctc_loss_student"])
-        total = codert.student_loss_weight * total
-        if teacher is not None:
-            if not codert.share_decoder and not self.teacher_is_frozen:
-                prediction = project_prediction(self.joint, predict(self.teacher_transducer, *rnnt))
-            teacher_projected = project(self.joint, teacher, prediction)  # where shared, the same prediction
-        if not self.teacher_is_frozen:
-            losses["train_rnnt_loss_teacher"] = self.transducer_loss(self.joint, teacher_projected, *rnnt)
-            total = total + codert.teacher_loss_weight * losses["train_rnnt_loss_teacher"]
-        if weight > 0:
-            losses["train_distillation_loss"] = self._distill(student_projected, teacher, teacher_projected)
-            total = total + weight * losses["train_distillation_loss"]
-        losses["train_loss"] = total
+        active = [term for term in self.criteria.active(step) if teacher is not None or not term.spec.needs_teacher]
+        losses = {term.spec.log_name: term(student, teacher, batch) for term in active}
+        losses["train_loss"] = sum(term.spec.weight_at(step) * losses[term.spec.log_name] for term in active)
         return losses
 
-    def _distill(self, student: Projected, teacher: Encoded, projected: Projected) -> torch.Tensor:
-        """KL(teacher || student) of the encoder logits over common valid frames; the teacher gets no gradient."""
-        student_logits = projected_logits(self.student_joint, student.encoder)  # [B, T', V+1]
-        with torch.no_grad():
-            teacher_logits = encoder_logits_of(self.teacher_transducer, teacher, projected).detach()  # [B, T, V+1]
-            teacher_logits, teacher_len = group_frames(
-                teacher_logits, teacher.encoded_len, self.teacher_frames_per_student_frame
-            )
-        student_logits, teacher_logits, lengths = paired_frames(
-            student_logits,
-            student.encoded_len,
-            teacher_logits,
-            teacher_len,
-            shift=self.cfg.codert.distillation.frame_shift,
+    def _keep_losses(self, losses: dict[str, torch.Tensor], step: int) -> None:
+        """Keep the parts of a training loss as `step_losses`; refuse one that is not finite where nothing else would.
+
+        Raises:
+            FloatingPointError: names every part of a `train_loss` that is not finite, where the trainer has no
+                `FiniteGuard` (nemo_codert.training) and NeMo's skip_nan_grad is off.
+        """
+        self.step_losses = {name: value.detach() for name, value in losses.items()}
+        if self.has_finite_guard or self._skip_nan_grad or torch.isfinite(losses["train_loss"]):
+            return
+        parts = {name: float(value) for name, value in losses.items()}
+        raise FloatingPointError(
+            f"step {step}: the training loss is not finite ({parts}). Lower the learning rate, look for broken audio, "
+            "or skip such steps: give the trainer the callback nemo_codert.training.finite_guard.FiniteGuard('skip')"
         )
-        return self.distillation_loss(student_logits=student_logits, teacher_logits=teacher_logits, lengths=lengths)
+
+    def _refuse_unready(self) -> None:
+        """Refuse to train a pair that lacks something.
+
+        Raises:
+            ValueError: a frozen teacher without weights; steps that are to be skipped under a trainer without the
+                callback that does it.
+        """
+        if self.teacher_is_frozen and not self._teacher_has_weights:
+            raise ValueError(
+                "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: nothing to learn from. "
+                "Give the .nemo or pretrained name of a trained RNN-T"
+            )
+        if self.cfg.codert.non_finite.action == "skip" and not self.has_finite_guard:
+            raise ValueError(
+                "model.codert.non_finite.action is skip but the trainer has no FiniteGuard: give it the callback "
+                "nemo_codert.training.finite_guard.FiniteGuard('skip'), as nemo_codert.training.run does, or set "
+                "action to stop"
+            )
 
     def _log_training(self, losses: dict[str, torch.Tensor], step: int) -> None:
         self.log("train_loss", losses["train_loss"], prog_bar=True)
         self.log_dict(
             {
                 **{name: value for name, value in losses.items() if name != "train_loss"},
-                "train_distillation_weight": float(distillation_weight(self.cfg.codert.distillation, step)),
+                **self.criteria.weights(step),
                 "learning_rate": self._optimizer.param_groups[0]["lr"],
                 "global_step": torch.tensor(step, dtype=torch.float32),
             }
@@ -325,28 +332,28 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         taken = {id(parameter) for parameter in teacher}
         student = [p for p in self.student_transducer.parameters() if id(p) not in taken]
         student += self.student_ctc_decoder.parameters() if self.student_ctc_decoder else []
+        teacher += self.criteria.parameters_of("teacher")
+        student += self.criteria.parameters_of("student")
         for branch in (teacher, student):
             nn.utils.clip_grad_norm_(branch, gradient_clip_val)
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
-    def validation_pass(self, batch: tuple[torch.Tensor, ...], batch_idx: int, dataloader_idx: int = 0) -> dict:
+    def validation_pass(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict:
         # Overrides EncDecRNNTModel.validation_pass: loss and WER of the student, WER of the teacher beside it.
-        signal, signal_len, transcript, transcript_len = batch
-        features, features_len = self.extract_features(signal, signal_len)
-        student = encode(self.student_transducer, features, features_len)
-        teacher = encode(self.teacher_transducer, features, features_len)
+        batch = Batch.of(batch)
+        features = self.extract_features(batch.signal, batch.signal_len)
+        student = self.student_transducer.run(*features, batch.transcript, batch.transcript_len)
+        teacher = self.teacher_transducer.run(*features)
         logs = {}
         if self.compute_eval_loss:
-            prediction = predict(self.student_transducer, transcript, transcript_len)
-            projected = project(self.student_joint, student, project_prediction(self.student_joint, prediction))
-            logs["val_loss"] = self.transducer_loss(self.student_joint, projected, transcript, transcript_len)
+            logs["val_loss"] = self.criteria["rnnt_student"](student, None, batch)
         for suffix, metric, branch in (("", self.student_wer, student), ("_teacher", self.wer, teacher)):
             metric.update(
                 predictions=branch.encoded,
                 predictions_lengths=branch.encoded_len,
-                targets=transcript,
-                targets_lengths=transcript_len,
+                targets=batch.transcript,
+                targets_lengths=batch.transcript_len,
             )
             wer, errors, words = metric.compute()
             metric.reset()
@@ -397,7 +404,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def predict_step(self, batch: tuple[Any, ...], batch_idx: int, dataloader_idx: int = 0) -> list[tuple[Any, Any]]:
         # Overrides EncDecRNNTModel.predict_step: the student's text.
         signal, signal_len, _, _, sample_id = batch
-        student = encode(self.student_transducer, *self.extract_features(signal, signal_len))
+        student = self.student_transducer.run(*self.extract_features(signal, signal_len))
         hypotheses = self.student_decoding.rnnt_decoder_predictions_tensor(
             encoder_output=student.encoded, encoded_lengths=student.encoded_len, return_hypotheses=True
         )
@@ -438,6 +445,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         if self.student_ctc_decoder:
             self.student_ctc_decoder.to(self.joint.enc.weight)
         self._setup_losses()
+        self.criteria.to(self.joint.enc.weight)
         self._setup_student_decoding()
 
 

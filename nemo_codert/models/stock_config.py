@@ -9,8 +9,8 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_codert.config.checked import ADDITIVE_JOINT, checked_config
-from nemo_codert.config.stock_checks import TDT_LOSSES, is_tdt
+from nemo_codert.config.checked import CheckedConfig, checked_config
+from nemo_codert.config.stock_checks import ADDITIVE_JOINT, TDT_LOSSES, is_tdt
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 
 # NeMo evaluates the word errors of a fused step in sub-batches of this many utterances; the exact loss has none.
@@ -25,7 +25,7 @@ DURATION_KEYS = {
 }
 
 
-def student_config(cfg: DictConfig) -> DictConfig:
+def student_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
     """Stock config of the student alone, from the `model` section of a pair's config.
 
     NeMo's own class trained from it is the `student` baseline. With an additive joint the loss follows
@@ -34,18 +34,22 @@ def student_config(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(cfg, alone="student")
+    cfg = _checked(cfg, "student")
     return stock_branch_config(cfg, "student", _built_width(cfg.student.encoder, cfg))
 
 
-def teacher_config(cfg: DictConfig) -> DictConfig:
+def teacher_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
     """Stock config of the teacher alone, from the `model` section of a pair's config.
 
     Raises:
         ValueError: the pair's config has faults (all are listed).
     """
-    cfg = checked_config(cfg, alone="teacher")
+    cfg = _checked(cfg, "teacher")
     return stock_branch_config(cfg, "teacher", _built_width(cfg.encoder, cfg))
+
+
+def _checked(cfg: DictConfig | CheckedConfig, alone: str) -> DictConfig:
+    return (cfg if isinstance(cfg, CheckedConfig) else checked_config(cfg, alone=alone)).model
 
 
 def _built_width(encoder: DictConfig, cfg: DictConfig) -> int:

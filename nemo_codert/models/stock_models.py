@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from nemo_codert import __version__
-from nemo_codert.config.checked import STOCK_JOINT, encoder_stride
+from nemo_codert.config.derived import encoder_stride
+from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.data.tokenizer import without_paths
 from nemo_codert.modules import AdditiveRNNTJoint, to_stock_joint
 from nemo_codert.modules.output_range import output_range

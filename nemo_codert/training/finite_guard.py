@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nemo_codert.config.checked import NON_FINITE_ACTIONS
+from nemo_codert.config.pair_checks import NON_FINITE_ACTIONS
 from nemo_codert.training.non_finite import Fault, SeenBatch, find_fault
 
 logger = logging.getLogger(__name__)

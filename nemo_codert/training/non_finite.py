@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from nemo_codert.modules.transducer import Encoded, encode
+from nemo_codert.modules.transducer import Batch
 
 NAMED_PARAMETERS = 3
 NAMED_UTTERANCES = 20
@@ -146,7 +146,7 @@ def _looking_again(model: LightningModule) -> Iterator[None]:
 
 def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: int) -> dict[int, str]:
     """Row of the batch -> the first thing on its way to the loss that is not finite."""
-    signal, signal_len, transcript, transcript_len = batch[:4]
+    batch = Batch.of(batch)
     rows: dict[int, str] = {}
 
     def note(values: torch.Tensor, lengths: torch.Tensor, what: str) -> None:
@@ -155,38 +155,32 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
         for row in (~finite & within).any(dim=1).nonzero().flatten().tolist():
             rows.setdefault(row, f"its {what} is not finite")
 
-    note(signal, signal_len, "signal")
-    features, features_len = model.preprocessor(input_signal=signal, length=signal_len)
+    note(batch.signal, batch.signal_len, "signal")
+    features, features_len = model.preprocessor(input_signal=batch.signal, length=batch.signal_len)
     note(features, features_len, "spectrogram")
     if not hasattr(model, "codert_losses"):
         note(*model.encoder(audio_signal=features, length=features_len)[:2], "encoder output")
         return rows
-    student, teacher = (encode(each, features, features_len) for each in _transducers(model))
+    student, teacher = (
+        networks.run(features, features_len, batch.transcript, batch.transcript_len)
+        for networks in (model.student_transducer, model.teacher_transducer)
+    )
     note(student.encoded, student.encoded_len, "student encoder output")
     note(teacher.encoded, teacher.encoded_len, "teacher encoder output")
-    for row in range(len(signal)):
-        alone = [_row_of(branch, row) for branch in (student, teacher)]
-        tokens = transcript[row : row + 1, : transcript_len[row]], transcript_len[row : row + 1]
-        for name, value in model.codert_losses(*alone, *tokens, step).items():
+    for row in range(len(batch.signal)):
+        alone = student.row(row), teacher.row(row), batch.row(row)
+        for name, value in model.codert_losses(*alone, step).items():
             if not _is_finite(value):
                 rows.setdefault(row, f"its {name} is not finite")
     return rows
-
-
-def _transducers(model: LightningModule) -> tuple[Any, Any]:
-    return model.student_transducer, model.teacher_transducer
-
-
-def _row_of(branch: Encoded, row: int) -> Encoded:
-    lengths = branch.encoded_len[row : row + 1]
-    return Encoded(branch.encoded[row : row + 1, :, : int(lengths)], lengths)
 
 
 def _branch(name: str, model: nn.Module) -> str:
     """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
     if not hasattr(model, "student_encoder") or name == "train_loss":
         return ""
-    if name.startswith("student_") or name.endswith("_student") or name == "train_distillation_loss":
+    trains = {term.spec.log_name: term.spec.trains for term in model.criteria.values()}
+    if name.startswith("student_") or trains.get(name) == "student":
         return " (student)"
     shared = name == "decoder" and model.cfg.codert.share_decoder
     return " (teacher and student)" if shared else " (teacher)"

@@ -15,7 +15,9 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.config.checked import STOCK_JOINT, checked_config, lone_branch
+from nemo_codert.config.checked import checked_config
+from nemo_codert.config.derived import lone_branch
+from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
 from nemo_codert.data.manifest import parse_manifest, read_manifest
 from nemo_codert.evaluation.transcribe import usable_entries
@@ -66,7 +68,7 @@ def _config_problems(cfg: DictConfig) -> Iterator[str]:
         yield "model is missing: a config needs the model section of a stock RNN-T plus student and codert"
         return
     try:
-        checked_config(cfg.model, warn=False, alone=lone_branch(cfg))
+        checked_config(cfg.model, alone=lone_branch(cfg))
     except ValueError as error:
         yield from str(error).split("\n  - ")[1:] or [str(error)]
 

@@ -9,7 +9,6 @@ import torch
 from nemo_codert.analysis import alignment as module
 from nemo_codert.analysis.alignment import Alignment, align, most_likely_alignment, node_logits, passed_logits
 from nemo_codert.modules.encoder_logits import joint_logits
-from nemo_codert.modules.transducer import encode, predict, project, project_prediction
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
@@ -73,19 +72,18 @@ def test_a_joint_is_aligned_in_parts_as_on_its_whole_lattice(make_model, batch, 
     pair = make_model("tandem_kd", joint).eval()
     signal, signal_len, tokens, tokens_len = batch
     with torch.no_grad():
-        encoded = encode(pair.teacher_transducer, *pair.extract_features(signal, signal_len))
-        decoded = predict(pair.teacher_transducer, tokens, tokens_len)
-        projected = project(pair.joint, encoded, project_prediction(pair.joint, decoded))
-        nodes = joint_logits(pair.joint, encoded.encoded, decoded)  # [B, T, U+1, V+1]
-        found = align(pair.joint, projected, tokens, tokens_len)
+        output = pair.teacher_transducer.run(*pair.extract_features(signal, signal_len), tokens, tokens_len)
+        decoded, _, _ = pair.decoder(targets=tokens, target_length=tokens_len)
+        nodes = joint_logits(pair.joint, output.encoded, decoded)  # [B, T, U+1, V+1]
+        found = align(output)
         monkeypatch.setattr(module, "LATTICE_VALUES", 3 * nodes[:, 0].numel())
-        in_parts = align(pair.joint, projected, tokens, tokens_len)
+        in_parts = align(output)
         assert torch.equal(found.states, in_parts.states) and torch.equal(found.frames, in_parts.frames)
-        passed = passed_logits(pair.joint, projected, found)
+        passed = passed_logits(output, found)
         states = torch.arange(tokens.shape[1]).expand_as(tokens)
-        emitting = node_logits(pair.joint, projected, found.frames, states)
+        emitting = node_logits(output, found.frames, states)
     assert found.states.max() <= tokens_len.max() and found.states.max() > 0
-    for b, (frames, count) in enumerate(zip(encoded.encoded_len.tolist(), tokens_len.tolist(), strict=True)):
+    for b, (frames, count) in enumerate(zip(output.encoded_len.tolist(), tokens_len.tolist(), strict=True)):
         assert found.states[b, frames - 1] == count  # the last blank comes after the last token
         for t in range(frames):
             # one-row and many-row products of float32 sums over 24 channels

@@ -14,8 +14,8 @@ from nemo_codert.analysis.branches import branches_of
 from nemo_codert.analysis.readings import SOURCES, VIEWS, analyze, chosen, transcript_faults, utterances
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.models import student_config, teacher_config
-from nemo_codert.modules.transducer import encode
 from tests.conftest import SAMPLE_RATE, conformer, tone
+from tests.models.training_runs import branch_losses
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
@@ -128,11 +128,9 @@ def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found,
     with torch.no_grad():
         for utterance in found:
             signal = torch.from_numpy(utterance.signal(SAMPLE_RATE))[None]
-            features = pair.extract_features(signal, torch.tensor([signal.shape[1]]))
             tokens = torch.tensor([pair.tokenizer.text_to_ids(utterance.text)])
-            sides = (encode(networks, *features) for networks in (pair.student_transducer, pair.teacher_transducer))
-            losses = pair.codert_losses(*sides, tokens, torch.tensor([tokens.shape[1]]), step=0)
-            total += float(losses["train_distillation_loss"])
+            batch = signal, torch.tensor([signal.shape[1]]), tokens, torch.tensor([tokens.shape[1]])
+            total += float(branch_losses(pair, batch)["train_distillation_loss"])
     assert measured.frames * measured.divergence == pytest.approx(total, rel=1e-4)
     assert total > 0
 

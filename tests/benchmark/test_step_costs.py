@@ -100,7 +100,8 @@ def test_only_the_stock_steps_are_slow_and_only_on_the_cpu():
 
 
 def test_the_config_is_that_of_a_pair():
-    from nemo_codert.config.checked import ADDITIVE_JOINT, checked_config
+    from nemo_codert.config.checked import checked_config
+    from nemo_codert.config.stock_checks import ADDITIVE_JOINT
 
     cfg = checked_config(pair_config(TINY, ADDITIVE_JOINT, rnnt_loss="auto"))
     assert cfg.encoder.subsampling_factor == cfg.student.encoder.subsampling_factor == 8

@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert import __version__
-from nemo_codert.config import checked as config
-from nemo_codert.config.checked import (
-    CoDERTConfig,
-    DistillationConfig,
-    StudentConfig,
-    checked_config,
-    distillation_weight,
-)
+from nemo_codert.config import derived
+from nemo_codert.config.checked import checked_config
+from nemo_codert.config.criteria import criteria_specs
+from nemo_codert.config.schema import CoDERTConfig, DistillationConfig, StudentConfig
+from nemo_codert.config.stock_checks import ADDITIVE_JOINT
 
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
 CONFORMER = {
@@ -58,7 +55,7 @@ def model_config(**overrides) -> DictConfig:
         "preprocessor": {"features": 32},
         "encoder": CONFORMER,
         "decoder": DECODER,
-        "joint": {"_target_": config.ADDITIVE_JOINT, "jointnet": {"joint_hidden": 20, "activation": "relu"}},
+        "joint": {"_target_": ADDITIVE_JOINT, "jointnet": {"joint_hidden": 20, "activation": "relu"}},
         "decoding": {"strategy": "greedy_batch"},
         "student": {"encoder": CONFORMER},
         "codert": {},
@@ -85,12 +82,12 @@ def set_to(key: str, value: object) -> DictConfig:
 def test_defaults_are_filled_in_from_the_dataclasses_and_the_given_config_is_left_alone():
     cfg = model_config()
     before = OmegaConf.to_container(cfg)
-    checked = checked_config(cfg)
+    checked = checked_config(cfg).model
     assert OmegaConf.to_container(cfg) == before
     assert OmegaConf.to_container(checked.codert) == dataclasses.asdict(CoDERTConfig())
     assert checked.student.decoder is None and checked.student.init_from is None
     assert checked.nemo_codert_version == __version__
-    assert checked_config(checked) == checked  # a restored model's config passes again
+    assert checked_config(checked).model == checked  # a restored model's config passes again
 
 
 def test_the_defaults_are_those_that_the_design_fixes():
@@ -126,7 +123,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
 
 def test_interpolations_are_resolved_and_broken_ones_named():
     root = OmegaConf.create({"size": 32, "model": model_config(preprocessor={"features": "${size}"})})
-    assert checked_config(root.model).preprocessor.features == 32
+    assert checked_config(root.model).model.preprocessor.features == 32
     root.model.codert.rnnt_loss = "${model.no_such_key}"
     with pytest.raises(ValueError, match="interpolation that cannot be resolved.*no_such_key"):
         checked_config(root.model)
@@ -230,7 +227,7 @@ REFUSED = [
     ("codert.teacher_logits", "decoder", "'decoder', wanted one of joint, ctc"),
     ("codert", {"teacher": "frozen", "teacher_logits": "ctc"}, "aux_ctc.decoder._target_ is None: take the hybrid"),
     ("codert.teacher_logits", "ctc", "teacher is co_trained: a pair has no CTC loss for the teacher's CTC head"),
-    ("student", {"encoder": CONFORMER, "init_from_teacher": True}, "teacher_checkpoint is null: an untrained teacher"),
+    ("student", {"encoder": CONFORMER, "init_from_teacher": True}, "teacher_checkpoint is null: there are no trained"),
     (
         "student",
         {"encoder": CONFORMER, "init_from_teacher": True, "init_from": "small.nemo"},
@@ -325,7 +322,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(key, value, message):
     ids=str,
 )
 def test_a_value_that_can_be_used_is_accepted(key, value):
-    assert checked_config(set_to(key, value)).nemo_codert_version  # written last, when no fault was found
+    assert checked_config(set_to(key, value)).model.nemo_codert_version  # written last, when no fault was found
 
 
 @pytest.mark.parametrize(
@@ -361,8 +358,8 @@ TDT = {
 
 
 def test_a_tdt_teacher_is_taken_where_nothing_trains_it():
-    assert checked_config(model_config(**TDT, codert={"teacher": "frozen"})).joint.num_extra_outputs == 2
-    assert checked_config(model_config(**TDT), alone="student").joint.num_extra_outputs == 2
+    assert checked_config(model_config(**TDT, codert={"teacher": "frozen"})).model.joint.num_extra_outputs == 2
+    assert checked_config(model_config(**TDT), alone="student").model.joint.num_extra_outputs == 2
     frozen = "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"
     assert len(lines := faults(model_config(**TDT))) == 4 and all(frozen in line for line in lines)
     with pytest.raises(ValueError, match=frozen):
@@ -374,7 +371,7 @@ def test_a_tdt_teacher_is_taken_where_nothing_trains_it():
     [
         ("joint.num_extra_outputs", 3, "num_extra_outputs is 3 but model.decoding.durations has 2 durations"),
         ("joint.num_extra_outputs", None, "num_extra_outputs is None but model.decoding.durations has 2"),
-        ("joint._target_", config.ADDITIVE_JOINT, "model.joint._target_ is an additive joint: a TDT teacher"),
+        ("joint._target_", ADDITIVE_JOINT, "model.joint._target_ is an additive joint: a TDT teacher"),
         ("joint.masking_prob", 0.5, "HAINAN"),
         ("decoding.durations", [0, 2], r"tdt_kwargs.durations is \[0, 1\] but model.decoding.durations is \[0, 2\]"),
         ("decoding.durations", None, "model.decoding.durations is None, wanted the list of durations"),
@@ -411,8 +408,10 @@ def test_a_student_decoder_that_is_no_prediction_network_is_refused(value):
     step=st.integers(0, 150),
 )
 def test_the_distillation_weight_starts_late_never_falls_and_ends_at_its_value(weight, start, ramp, step):
-    schedule = DistillationConfig(weight=weight, start_step=start, ramp_steps=ramp)
-    now, later = distillation_weight(schedule, step), distillation_weight(schedule, step + 1)
+    block = OmegaConf.create({"weight": weight, "start_step": start, "ramp_steps": ramp})
+    codert = {"teacher": "frozen", "student_loss_weight": 1.0, "distillation": block}
+    (_, schedule) = criteria_specs(OmegaConf.create({"student": {"aux_ctc": None}, "codert": codert}))
+    now, later = schedule.weight_at(step), schedule.weight_at(step + 1)
     assert 0 <= now <= later <= weight
     if step < start:
         assert now == 0
@@ -437,13 +436,13 @@ def test_the_distillation_weight_starts_late_never_falls_and_ends_at_its_value(w
     ],
 )
 def test_the_stride_of_an_encoder_is_what_its_config_says(encoder, stride):
-    assert config.encoder_stride(OmegaConf.create(encoder)) == stride
+    assert derived.encoder_stride(OmegaConf.create(encoder)) == stride
 
 
 @given(teacher=st.integers(1, 16), student=st.integers(1, 16))
 def test_frame_rates_fit_where_the_student_makes_a_whole_number_of_teacher_frames_into_one(teacher, student):
     fits = any(teacher * k == student for k in range(1, 17))
-    assert (config.rate_problem(teacher, student) is None) == fits
+    assert (derived.rate_problem(teacher, student) is None) == fits
 
 
 SCALARS = st.one_of(
@@ -481,7 +480,7 @@ def blocks(schema: type, nested: dict | None = None):
 def test_any_block_ends_in_a_valid_config_or_a_value_error(student, codert):
     cfg = model_config(student=student, codert=codert)
     try:
-        checked = checked_config(cfg)
+        checked = checked_config(cfg).model
     except ValueError as error:
         assert "\n  - model." in str(error)
         return

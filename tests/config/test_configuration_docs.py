@@ -1,4 +1,4 @@
-"""docs/configuration.md says what nemo_codert/config/checked.py does."""
+"""docs/configuration.md says what nemo_codert/config does."""
 
 import dataclasses
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_codert.config import checked as config
+from nemo_codert.config.pair_checks import CHOICES
+from nemo_codert.config.schema import CoDERTConfig, StudentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -31,14 +32,14 @@ def flat_defaults(schema: type, prefix: str = "") -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "heading, schema", [("## `model.student`", config.StudentConfig), ("## `model.codert`", config.CoDERTConfig)]
+    "heading, schema", [("## `model.student`", StudentConfig), ("## `model.codert`", CoDERTConfig)]
 )
 def test_the_documented_keys_and_defaults_are_those_of_the_dataclass(heading, schema):
     documented = {key.strip("`"): default for key, _, _, default in rows(heading)}
     expected = flat_defaults(schema)
     assert list(documented) == list(expected)
     required = {key for key, default in documented.items() if default == "required"}
-    assert required == ({"encoder"} if schema is config.StudentConfig else set())
+    assert required == ({"encoder"} if schema is StudentConfig else set())
     for key in documented.keys() - required:
         value = yaml.safe_load(documented[key].strip("`"))
         assert value == expected[key] and type(value) is type(expected[key]), key
@@ -46,13 +47,13 @@ def test_the_documented_keys_and_defaults_are_those_of_the_dataclass(heading, sc
 
 def test_the_base_config_states_the_same_defaults():
     model = yaml.safe_load((ROOT / "conf" / "base.yaml").read_text())["model"]
-    assert model["codert"] == dataclasses.asdict(config.CoDERTConfig())
-    assert model["student"] == {**dataclasses.asdict(config.StudentConfig()), "encoder": "???"}
+    assert model["codert"] == dataclasses.asdict(CoDERTConfig())
+    assert model["student"] == {**dataclasses.asdict(StudentConfig()), "encoder": "???"}
 
 
 def test_the_choices_are_documented():
     values = {key.strip("`"): text for key, _, text, _ in rows("## `model.codert`")}
-    for key, allowed in {**config.CHOICES, "distillation.reduction": ("per_utterance", "per_frame")}.items():
+    for key, allowed in {**CHOICES, "distillation.reduction": ("per_utterance", "per_frame")}.items():
         assert set(allowed) <= set(re.findall(r"`(\w+)`", values[key])), key
 
 
@@ -71,7 +72,7 @@ def test_the_strategy_table_is_what_the_files_set():
 
 
 def test_every_stock_key_that_the_code_names_is_in_the_document():
-    source = "".join((ROOT / "nemo_codert" / name).read_text() for name in ("config.py", "stock_options.py"))
+    source = "".join(path.read_text() for path in sorted((ROOT / "nemo_codert" / "config").glob("*.py")))
     named = set(
         re.findall(
             r'[f"]model\.((?:joint|loss|decoding|tokenizer|preprocessor|variational_noise|freeze_updates)\.\w+)',

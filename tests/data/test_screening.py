@@ -156,7 +156,7 @@ def test_transcripts_that_cannot_be_spelled_are_kept_counted_and_listed(tmp_path
         found = screen_dataset(path, policy=policy, tokenize=spell, unk_id=0, **where)
         assert found == path and [file.name for file in (tmp_path / "out").iterdir()] == ["train_ds_unspelled.json"]
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
-        assert "2 of 4 transcripts hold characters that the tokenizer does not know" in caplog.text
+        assert "2 of 4 transcripts hold characters that the tokenizer lacks" in caplog.text
         assert "such as 'TURN' in 'TURN off'" in caplog.text
     lines = [json.loads(line) for line in (tmp_path / "out" / "train_ds_unspelled.json").read_text().splitlines()]
     assert [(line["text"], line["unknown"]) for line in lines] == [("TURN off", "TURN"), ("play 2", "2")]
@@ -171,6 +171,6 @@ def test_a_manifest_that_the_tokenizer_cannot_spell_at_all_is_refused(tmp_path, 
             path, policy=policy, output_dir=tmp_path / "out", name="train", tokenize=spell, unk_id=0, progress=False
         )
     message = str(caught.value)
-    assert message.startswith(f"{path}: 2 of 2 transcripts hold characters that the tokenizer does not know")
+    assert message.startswith(f"{path}: 2 of 2 transcripts hold characters that the tokenizer lacks")
     assert "such as 'TURNO' in 'TURN ON'" in message and "upper or lower case" in message
     assert not (tmp_path / "out").exists()

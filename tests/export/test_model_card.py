@@ -165,7 +165,7 @@ def test_results_that_are_none_or_of_another_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="plain.json has no pred_text"):
         read_results(tmp_path / "plain.json", branch="student", parameters=5)
     (tmp_path / "odd_summary.json").write_text("[]")
-    with pytest.raises(ValueError, match="odd_summary.json is no summary"):
+    with pytest.raises(ValueError, match="odd_summary.json is not a summary"):
         read_results(tmp_path / "odd_summary.json", branch="student", parameters=5)
 
 

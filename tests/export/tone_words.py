@@ -56,7 +56,7 @@ def batch_of(model, pairs: list[tuple[str, np.ndarray]]) -> tuple[torch.Tensor, 
 def trained_student(make_config, folder: Path, encoder: dict, **overrides):
     """A stock student that knows the language well enough; the pair's teacher is left out of the training."""
     from nemo_codert.models import EncDecCoDERTBPEModel
-    from nemo_codert.modules.transducer import encode
+    from nemo_codert.modules.transducer import Batch
 
     torch.manual_seed(0)
     overrides = {
@@ -76,12 +76,12 @@ def trained_student(make_config, folder: Path, encoder: dict, **overrides):
     batches = []
     for seed in range(BATCHES):
         signal, signal_len, *transcript = batch_of(pair, utterances(BATCH, seed=seed))
-        batches.append((pair.extract_features(signal, signal_len), transcript))
+        batches.append((pair.extract_features(signal, signal_len), Batch(signal, signal_len, *transcript)))
     for step in range(STEPS):
-        features, transcript = batches[step % BATCHES]
+        features, batch = batches[step % BATCHES]
         optimizer.zero_grad()
-        student = encode(pair.student_transducer, *features)
-        pair.codert_losses(student, None, *transcript, step)["train_loss"].backward()
+        student = pair.student_transducer.run(*features, batch.transcript, batch.transcript_len)
+        pair.codert_losses(student, None, batch, step)["train_loss"].backward()
         torch.nn.utils.clip_grad_norm_(networks, 5.0)
         optimizer.step()
         schedule.step()

@@ -171,8 +171,8 @@ TEXTS = {
     "deep blocks": (b"[" * 100_000, "nest"),
     "no mapping": (b"- 1", "it holds a list, wanted a mapping"),
     "an empty file": (b"", "it holds a NoneType, wanted a mapping"),
-    "no text": (b"\xff\xfe\x00", "is no plain YAML"),
-    "a number without end": (b"a: " + b"9" * 10_000, "is no plain YAML"),
+    "no text": (b"\xff\xfe\x00", "is not plain YAML"),
+    "a number without end": (b"a: " + b"9" * 10_000, "is not plain YAML"),
     "a large one": (b"# " + b"x" * (16 * 2**20), "model_config.yaml has 16.0 MiB, at most 16.0 MiB are read"),
 }
 
@@ -226,7 +226,7 @@ def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(tmp_path):
     member = tarfile.TarInfo("x")
     member.type, member.size = tarfile.XHDTYPE, 2**60
     (tmp_path / "bad.nemo").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    assert "is no archive that can be opened safely" in refusal(tmp_path / "bad.nemo")
+    assert "is not an archive that can be opened safely" in refusal(tmp_path / "bad.nemo")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -235,13 +235,13 @@ def test_a_torn_archive_is_refused(pair_file, tmp_path, share, mode):
     whole = rewrite(pair_file, tmp_path / "whole.nemo", mode=mode)
     data = whole.read_bytes()
     (tmp_path / "torn.nemo").write_bytes(data[: int(len(data) * share)])
-    assert "is no archive that can be opened safely" in refusal(tmp_path / "torn.nemo")
+    assert "is not an archive that can be opened safely" in refusal(tmp_path / "torn.nemo")
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"\x1f\x8bno gzip", struct.pack("<256I", *range(256)) * 4])
 def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
     (tmp_path / "text.nemo").write_bytes(content)
-    assert "is no archive that can be opened safely" in refusal(tmp_path / "text.nemo")
+    assert "is not an archive that can be opened safely" in refusal(tmp_path / "text.nemo")
 
 
 FEW = [("open", True)]

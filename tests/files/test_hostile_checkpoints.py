@@ -20,7 +20,7 @@ from tests.files.traps import Trap, bare_pickle, save_trapped, traps
 from tests.models.training_runs import equal_states
 
 KINDS = ["os.system", "eval", "open", "getattr", "hydra", "pathlib"]
-NO_DATA = "which is no data: it was refused and nothing of the file was executed"
+NO_DATA = "which is not data: it was refused and nothing of the file was executed"
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_trap_is_refused_by_name_and_nothing_of_it_is_executed(tmp_path, mark,
         CheckpointFiles().load_checkpoint(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     (tmp_path / "bare.ckpt").write_bytes(bare_pickle(traps(mark)[kind]))
-    with pytest.raises(ValueError, match=r"bare\.ckpt is no Lightning checkpoint|bare\.ckpt names"):
+    with pytest.raises(ValueError, match=r"bare\.ckpt is not a Lightning checkpoint|bare\.ckpt names"):
         read_checkpoint(tmp_path / "bare.ckpt")
     assert not mark.exists()
 
@@ -211,7 +211,7 @@ def test_a_checkpoints_config_names_neither_code_nor_the_environment(checkpoint,
 def test_a_torn_checkpoint_is_named_as_one(checkpoint, tmp_path, share):
     data = checkpoint.read_bytes()
     (tmp_path / "torn.ckpt").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=r"torn\.ckpt is no Lightning checkpoint, or was torn"):
+    with pytest.raises(ValueError, match=r"torn\.ckpt is not a Lightning checkpoint, or was torn"):
         CheckpointFiles().load_checkpoint(tmp_path / "torn.ckpt")
 
 

@@ -18,7 +18,8 @@ LOAD = """
 import importlib.util, sys
 import numpy as np
 for name in ("compile_cache", "lattice_kernels"):
-    spec = importlib.util.spec_from_file_location(f"nemo_codert.losses.cpu.{name}", f"nemo_codert/losses/cpu/{name}.py")
+    module, path = f"nemo_codert.losses.cpu.{name}", f"nemo_codert/losses/cpu/{name}.py"
+    spec = importlib.util.spec_from_file_location(module, path)
     kernels = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
 """

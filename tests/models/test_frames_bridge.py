@@ -83,6 +83,6 @@ def test_a_coarser_teacher_is_refused(make_model, teacher_stride, student_stride
 
 def test_a_coarser_teacher_is_refused_where_only_the_built_encoder_shows_it(make_model, monkeypatch):
     # The config of an encoder need not name its factor: the built one is measured.
-    monkeypatch.setattr("nemo_codert.config.checked.encoder_stride", lambda encoder: None)
+    monkeypatch.setattr("nemo_codert.config.pair_checks.encoder_stride", lambda encoder: None)
     with pytest.raises(ValueError, match="one frame of 8 feature frames.*one of 4"):
         make_model(teacher=conformer(layers=1, channels=24, subsampling=8), student=conformer())

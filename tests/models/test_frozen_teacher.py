@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
 from nemo_codert.models.teacher_weights import KINDS, refuse_other_models
+from nemo_codert.modules.transducer import Batch
 from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
 from tests.models.training_runs import equal_states, train
 
@@ -114,7 +115,8 @@ def test_a_frozen_teachers_frames_do_not_depend_on_the_mode_of_the_pair(make_mod
     path, _ = teacher_file(teacher=BATCH_NORM)
     model = make_model(strategy="static", teacher=BATCH_NORM, codert={"teacher_checkpoint": path})
     features = model.extract_features(*batch[:2])
-    frames = [model.train(mode)._encode_teacher(*features, step=0).encoded for mode in (True, False)]
+    outputs = [model.train(mode).teacher.output(*features, Batch.of(batch), None) for mode in (True, False)]
+    frames = [output.encoded for output in outputs]
     assert torch.equal(*frames) and not frames[0].requires_grad
 
 

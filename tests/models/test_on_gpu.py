@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import ADDITIVE, STOCK
+from tests.models.training_runs import branch_losses
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,15 +16,8 @@ def losses_on(device: str, model, batch) -> dict[str, float]:  # noqa: ANN001
     """All parts of the loss of one batch, without augmentation or dropout."""
     model = model.to(device).eval()
     with torch.no_grad():
-        signal, signal_len, transcript, transcript_len = (tensor.to(device) for tensor in batch)
-        features, features_len = model.extract_features(signal, signal_len)
-        from nemo_codert.modules.transducer import encode
-
-        branches = [
-            encode(transducer, features, features_len)
-            for transducer in (model.student_transducer, model.teacher_transducer)
-        ]
-        return {name: float(x) for name, x in model.codert_losses(*branches, transcript, transcript_len, 0).items()}
+        losses = branch_losses(model, tuple(tensor.to(device) for tensor in batch))
+        return {name: float(x) for name, x in losses.items()}
 
 
 @pytest.mark.parametrize(

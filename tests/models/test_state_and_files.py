@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import nemo_codert
 from nemo_codert.models import EncDecCoDERTBPEModel, teacher_config
 from nemo_codert.modules.encoder_logits import joint_logits
-from nemo_codert.modules.transducer import Transducer, predict
+from nemo_codert.modules.transducer import Transducer
 from tests.conftest import ADDITIVE, STOCK, STRATEGIES
 from tests.models.training_runs import equal_states, train
 
@@ -126,9 +126,9 @@ def assert_same_logits(pair, branch: Transducer, stock: EncDecRNNTBPEModel, batc
     features, features_len = pair.extract_features(signal, signal_len)
     ours, ours_len = branch.encoder(audio_signal=features, length=features_len)
     assert torch.equal(encoded, ours) and torch.equal(encoded_len, ours_len)
-    copied = Transducer(stock.encoder, stock.decoder, stock.joint)
-    logits = joint_logits(stock.joint, encoded, predict(copied, transcript, transcript_len))
-    expected = joint_logits(branch.joint, ours, predict(branch, transcript, transcript_len))
+    decoded, _, _ = stock.decoder(targets=transcript, target_length=transcript_len)
+    expected, _, _ = branch.decoder(targets=transcript, target_length=transcript_len)
+    logits, expected = joint_logits(stock.joint, encoded, decoded), joint_logits(branch.joint, ours, expected)
     torch.testing.assert_close(logits, expected, rtol=0, atol=atol)
 
 

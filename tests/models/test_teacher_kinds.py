@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
-from nemo_codert.modules.transducer import encode
 from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
 from tests.models.teacher_files import KINDS, pair_config, save_teacher
 from tests.models.training_runs import branch_losses, equal_states, train
@@ -72,9 +71,10 @@ def test_a_teacher_is_loaded_whole_and_distilled_by_what_the_original_says(loade
     features = model.extract_features(*batch[:2])
     with torch.no_grad():
         teacher = logits_by_hand(original, logits, features).log_softmax(-1)
-        student = model.student_joint.enc(encode(model.student_transducer, *features).encoded.transpose(1, 2))
+        encoded = model.student_transducer.run(*features)
+        student = model.student_joint.enc(encoded.encoded.transpose(1, 2))
         student = model.student_joint.joint_net[-1](torch.relu(student)).log_softmax(-1)
-        lengths = encode(model.student_transducer, *features).encoded_len
+        lengths = encoded.encoded_len
         valid = torch.arange(teacher.shape[1]) < lengths[:, None]
         by_hand = ((teacher.exp() * (teacher - student)).sum(-1) * valid).sum() / len(lengths)
     loss = branch_losses(model, batch)["train_distillation_loss"]

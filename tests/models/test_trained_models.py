@@ -66,7 +66,7 @@ def test_folders_without_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         checkpoint_files(tmp_path / "absent")
     (tmp_path / "x.ckpt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match=r"x\.ckpt is no Lightning checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.ckpt is not a Lightning checkpoint"):
         checkpoint_files(tmp_path)
 
 

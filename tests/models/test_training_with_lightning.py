@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from nemo_codert.config.stock_checks import RNNT_REDUCTIONS
 from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.modules.transducer import Encoded, predict, project, project_prediction
+from nemo_codert.modules.transducer import Batch, BranchOutput
 from tests.conftest import ADDITIVE, STOCK
 from tests.models.teacher_files import pair_config
 from tests.models.training_runs import branch_losses, shortest
@@ -262,15 +262,12 @@ def test_the_reduction_of_the_config_is_that_of_the_loss(make_model, batch, join
     with torch.no_grad():
         features, features_len = model.extract_features(signal, signal_len)
         encoded, encoded_len = model.encoder(audio_signal=features, length=features_len)
-        decoded = predict(model.teacher_transducer, transcript, transcript_len)
-        frames = Encoded(encoded, encoded_len)
 
         def loss(reduction, rows=slice(None)):
             model.loss.reduction = reduction
-            part = Encoded(frames.encoded[rows], frames.encoded_len[rows])
             targets = transcript[rows], transcript_len[rows]
-            projected = project(model.joint, part, project_prediction(model.joint, decoded[rows]))
-            return model.transducer_loss(model.joint, projected, *targets)
+            part = BranchOutput(model.teacher_transducer, encoded[rows], encoded_len[rows], *targets)
+            return model.criteria["rnnt_teacher"](None, part, Batch(signal[rows], signal_len[rows], *targets))
 
         each = torch.stack([loss("sum", slice(i, i + 1)) for i in range(4)])
         expected = {

@@ -64,7 +64,7 @@ def test_a_new_vocabulary_keeps_sharing_and_loss_settings_and_trains(
         assert part.num_classes_with_blank == TOKENS + 1 and len(part.vocabulary) == TOKENS
     assert model.student_decoder.vocab_size == model.decoder.vocab_size == TOKENS
     assert model.loss.reduction == "mean_volume" and model.loss._blank == TOKENS
-    assert model.transducer_loss.nemo_loss is model.loss
+    assert all(term.parts.nemo_loss is model.loss for term in model.criteria.values() if term.spec.kind == "rnnt")
     assert model.loss._loss.fastemit_lambda == 0.01
     assert model.student_decoding.blank_id == TOKENS
     assert torch.equal(model.encoder.pre_encode.out.weight, encoders[0])

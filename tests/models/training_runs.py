@@ -26,12 +26,13 @@ def touched_groups(model: torch.nn.Module) -> set[str]:
 
 def branch_losses(model, batch, step: int = 0) -> dict[str, torch.Tensor]:
     """All parts of a pair's training loss, before any of them is backpropagated."""
-    from nemo_codert.modules.transducer import encode
+    from nemo_codert.modules.transducer import Batch
 
-    signal, signal_len, transcript, transcript_len = batch
-    features = model.extract_features(signal, signal_len)
-    student, teacher = (encode(t, *features) for t in (model.student_transducer, model.teacher_transducer))
-    return model.codert_losses(student, teacher, transcript, transcript_len, step)
+    batch = Batch.of(batch)
+    features = model.extract_features(batch.signal, batch.signal_len)
+    student = model.student_transducer.run(*features, batch.transcript, batch.transcript_len)
+    teacher = model.teacher.output(*features, batch, student)
+    return model.codert_losses(student, teacher, batch, step)
 
 
 def shortest(batch, count: int = 2) -> tuple[torch.Tensor, ...]:

@@ -38,7 +38,7 @@ def test_hostile_archives(pair_file, tmp_path, campaign):
             {"extra": extra, "mode": m} for extra, _ in MEMBERS.values() for m in ("w:", "w:gz")
         ],
         "archive whose config names code, files, environment": [{"config": change} for change, _ in CONFIGS.values()],
-        "archive whose config is no plain YAML": [{"members": replace_config(text)} for text, _ in TEXTS.values()],
+        "archive whose config is not plain YAML": [{"members": replace_config(text)} for text, _ in TEXTS.values()],
     }
     for fault, cases in classes.items():
         results = [refused(rewrite(pair_file, tmp_path / "bad.nemo", **case)) for case in cases]

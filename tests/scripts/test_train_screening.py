@@ -60,7 +60,7 @@ def test_transcripts_in_another_case_than_the_tokenizers_are_told(
     cfg = run_config(f"model.train_ds.manifest_filepath={some}")
     script.screen_data(cfg, tmp_path / "run")
     assert cfg.model.train_ds.manifest_filepath == str(some)
-    assert "3 of 8 transcripts hold characters that the tokenizer does not know" in caplog.text
+    assert "3 of 8 transcripts hold characters that the tokenizer lacks" in caplog.text
     assert [line["text"] for line in read(tmp_path / "run" / "train_ds_unspelled.json")] == [
         line["text"] for line in upper[:3]
     ]

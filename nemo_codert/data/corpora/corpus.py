@@ -1,4 +1,4 @@
-"""One corpus folder as all recipes leave it: `audio/<set>/*.wav`, `<set>.json`, `tokenizer/`.
+"""The corpus folder that all recipes write: `audio/<set>/*.wav`, `<set>.json`, `tokenizer/`.
 
 Imports soundfile, soxr and tqdm only, neither torch nor NeMo.
 """
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from nemo_codert.data.manifest import whole_or_not, write_manifest
 
-SAMPLE_RATE = 16_000  # Hz, what NeMo's stock preprocessors expect
+SAMPLE_RATE = 16_000  # Hz, expected by NeMo's stock preprocessors
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Utterance:
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int = SAMPLE_RATE) -> np.ndarray:
-    """[S] at `rate` Hz -> [S'] float32 at `wanted` Hz."""
+    """Resample [S] at `rate` Hz to [S'] float32 at `wanted` Hz."""
     return soxr.resample(samples.astype(np.float32), rate, wanted) if rate != wanted else samples
 
 
 def write_set(output_dir: Path, name: str, utterances: Iterable[Utterance], *, total: int) -> Path:
-    """Writes `audio/<name>/*.wav` (16 kHz, 16 bit), then `<name>.json` (paths relative to it), whose path it returns.
+    """Write `audio/<name>/*.wav` (16 kHz, 16 bit), then `<name>.json` (paths relative to it); return the manifest.
 
-    Everything is replaced file by file; wav files that an earlier run left and the new manifest lacks go last.
+    Everything is replaced file by file; wav files of an earlier run that the new manifest lacks are removed last.
     """
     folder = Path(output_dir) / "audio" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def write_set(output_dir: Path, name: str, utterances: Iterable[Utterance], *, t
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
-    """[S] float in -1..1 -> 16-bit wav at SAMPLE_RATE; nothing half-written is left under the final name."""
+    """Write [S] float in -1..1 as 16-bit wav at SAMPLE_RATE; nothing half-written is left under the final name."""
     with whole_or_not(path) as temporary:
         soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
 

@@ -48,7 +48,7 @@ def make_digit_corpus(
     vocab_size: int = 40,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Writes `train`, `dev`, `test_seen` and `test_unseen` sets and `tokenizer/`; returns the manifests by set name.
+    """Write `train`, `dev`, `test_seen` and `test_unseen` sets and `tokenizer/`; return the manifests by set name.
 
     train: the other speakers, takes from 10, recordings recombined until there are `train_utterances`. dev: takes 5-9
     and test_seen: takes 0-4 of the same speakers; test_unseen: all takes of `unseen_speaker`; in these three no
@@ -56,7 +56,7 @@ def make_digit_corpus(
 
     With `snr`, lowest and highest ratio in dB of an utterance's mean power to the noise's, every second utterance of
     train and dev gets pink noise, and `test_seen_noisy` and `test_unseen_noisy` are the test sets with noise on every
-    utterance. What has no noise is as without `snr`.
+    utterance. Utterances without noise are the same with and without `snr`.
 
     Raises:
         ValueError: a wrong folder, a missing or unknown speaker, or a number out of range.
@@ -67,7 +67,7 @@ def make_digit_corpus(
         raise ValueError(f"snr is {snr}: want the lowest and the highest in dB, between -100 and 100, as in 0 15.")
     groups = choose_groups(find_recordings(fsdd_dir), train_utterances, seed, unseen_speaker)
     texts = [transcript(group) for group in groups["train"]]
-    # First, because it is quick and can refuse.
+    # The tokenizer comes first: its training is quick and can fail.
     train_tokenizer(texts, Path(output_dir) / "tokenizer", vocab_size)
     manifests = {}
     for number, (name, chosen) in enumerate(groups.items()):
@@ -82,7 +82,7 @@ def make_digit_corpus(
 def choose_groups(
     recordings: list[Recording], train_utterances: int, seed: int, unseen_speaker: str = UNSEEN_SPEAKER
 ) -> dict[str, list[list[Recording]]]:
-    """Which recordings make up each utterance of each set. Raises ValueError for a missing or unknown speaker."""
+    """Choose the recordings of each utterance of each set. Raises ValueError for a missing or unknown speaker."""
     if unseen_speaker not in SPEAKERS:
         raise ValueError(f"unseen_speaker is {unseen_speaker!r}: want one of {', '.join(SPEAKERS)}.")
     seen = tuple(speaker for speaker in SPEAKERS if speaker != unseen_speaker)
@@ -96,7 +96,7 @@ def choose_groups(
 
 
 def _versions(name: str, snr: tuple[float, float] | None) -> list[tuple[str, int]]:
-    """Sets to be written from one choice of recordings: (name, of how many utterances one gets noise, 0 for none)."""
+    """Return the sets written from one choice of recordings: (name, n), noise on every nth utterance, 0 for none."""
     if not name.startswith("test"):
         return [(name, 2)]
     return [(name, 0)] if snr is None else [(name, 0), (f"{name}_noisy", 1)]
@@ -118,12 +118,12 @@ def _with_noise(
 
 
 def transcript(recordings: list[Recording]) -> str:
-    """The digits as words."""
+    """Return the digits as words."""
     return " ".join(DIGIT_WORDS[recording.digit] for recording in recordings)
 
 
 def find_recordings(fsdd_dir: str | Path) -> list[Recording]:
-    """All recordings below `<fsdd_dir>/recordings` (or `fsdd_dir` itself), sorted. Raises ValueError for none."""
+    """Find all recordings below `<fsdd_dir>/recordings` (or `fsdd_dir` itself), sorted. Raises ValueError for none."""
     folder = Path(fsdd_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the root of a checkout of free-spoken-digit-dataset.")
@@ -143,7 +143,7 @@ def find_recordings(fsdd_dir: str | Path) -> list[Recording]:
 
 
 def join_recordings(recordings: list[Recording], generator: np.random.Generator) -> Utterance:
-    """One utterance: the recordings in order, at 16 kHz, a pause before, between and after them."""
+    """Return one utterance: the recordings in order, at 16 kHz, with a pause before, between and after them."""
     digits = [_load(recording) for recording in recordings]
     noise = float(np.clip(min(_quietest(digit) for digit in digits), *PAUSE_NOISE))
     pieces = [_pause(noise, generator)]
@@ -166,7 +166,7 @@ def _select(recordings: list[Recording], speakers: tuple[str, ...], takes: range
 
 
 def _once(by_speaker: dict[str, list[Recording]], generator: np.random.Generator) -> Iterator[list[Recording]]:
-    """Groups of 3-7 recordings of one speaker that use every recording exactly once."""
+    """Yield groups of 3-7 recordings of one speaker that use every recording exactly once."""
     for recordings in by_speaker.values():
         shuffled = [recordings[i] for i in generator.permutation(len(recordings))]
         while shuffled:
@@ -176,7 +176,7 @@ def _once(by_speaker: dict[str, list[Recording]], generator: np.random.Generator
 
 
 def _endless(by_speaker: dict[str, list[Recording]], generator: np.random.Generator) -> Iterator[list[Recording]]:
-    """The same without end, one speaker after the other; every recording serves once before any serves again."""
+    """Yield groups without end, one speaker after the other; every recording serves once before any serves again."""
     passes: dict[str, Iterator[list[Recording]]] = {name: iter(()) for name in by_speaker}
     while True:
         for name, recordings in by_speaker.items():
@@ -188,24 +188,24 @@ def _endless(by_speaker: dict[str, list[Recording]], generator: np.random.Genera
 
 
 def _group_size(left: int, generator: np.random.Generator) -> int:
-    """Random size of the next group out of `left` >= 3 recordings, such that the rest is no shorter than a group."""
+    """Draw the size of the next group out of `left` >= 3 recordings, such that the rest is 0 or a group or more."""
     fits = [size for size in range(SHORTEST, LONGEST + 1) if left - size == 0 or left - size >= SHORTEST]
     return int(generator.choice(fits))
 
 
 def _load(recording: Recording) -> np.ndarray:
-    """[S] float32 at SAMPLE_RATE."""
+    """Load a recording as [S] float32 at SAMPLE_RATE."""
     try:
         samples, rate = soundfile.read(recording.path, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{recording.path} cannot be read ({error}). Fetch the dataset anew.") from error
+        raise ValueError(f"{recording.path} cannot be read ({error}). Fetch the dataset again.") from error
     if len(samples) == 0:
-        raise ValueError(f"{recording.path} is empty. Fetch the dataset anew.")
+        raise ValueError(f"{recording.path} is empty. Fetch the dataset again.")
     return resample(samples[:, 0], rate)
 
 
 def _quietest(samples: np.ndarray) -> float:
-    """RMS of the quietest 10 ms: the level of the room the digit was recorded in."""
+    """Return the RMS of the quietest 10 ms: the noise level of the recording room."""
     frame = SAMPLE_RATE // 100
     frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
     return float(np.sqrt((frames**2).mean(axis=1)).min()) if len(frames) else 0.0

@@ -34,7 +34,7 @@ class Espeak:
         self._library = ctypes.CDLL(shutil.copy(source, Path(self._folder.name) / source.name))
         self._data = Path(espeakng_loader.get_data_path())
         self._received: list[np.ndarray] = []
-        self._callback = _Callback(self._receive)  # kept: ctypes does not, and espeak calls it later
+        self._callback = _Callback(self._receive)  # a reference, which ctypes does not hold: espeak calls it later
         self._declare()
         self.sample_rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, str(self._short_data_path()).encode(), 0)
         if self.sample_rate <= 0:
@@ -44,15 +44,15 @@ class Espeak:
         self._library.espeak_SetParameter(VOLUME_PARAMETER, VOLUME, 0)
 
     def check_voice(self, voice: str) -> None:
-        """Raises ValueError unless accent and variant of `voice`, e.g. "en-US+f2", are both installed."""
+        """Raise ValueError unless accent and variant of `voice`, e.g. "en-US+f2", are both installed."""
         accent, _, variant = voice.partition("+")
-        # espeak-ng takes an unknown variant for the accent's own voice without a word.
+        # espeak-ng silently replaces an unknown variant by the accent's own voice.
         for path in (self._data / "lang" / "gmw" / accent, self._data / "voices" / "!v" / variant):
             if not path.is_file():
                 raise ValueError(f"voice {voice}: espeak-ng has no {path.name!r}. Use espeakng-loader 0.2.4.")
 
     def say(self, text: str, *, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
-        """[S] float32 in -1..1 at `sample_rate`, with espeak's closing silence. pitch: 0-99, 50 the voice's own."""
+        """Synthesise [S] float32 in -1..1 at `sample_rate`, with closing silence. pitch: 0-99, 50 the voice's own."""
         if self._library.espeak_SetVoiceByName(f"gmw/{voice}".encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice}. Use espeakng-loader 0.2.4.")
         self._library.espeak_SetParameter(RATE_PARAMETER, words_per_minute, 0)
@@ -60,11 +60,11 @@ class Espeak:
         self._received.clear()
         encoded = text.encode("utf-8")
         if self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, UTF8_TEXT, None, None) != 0:
-            raise RuntimeError(f"espeak-ng could not say {text!r} with voice {voice}.")
+            raise RuntimeError(f"espeak-ng could not synthesise {text!r} with voice {voice}.")
         return np.concatenate([np.zeros(0, np.int16), *self._received]).astype(np.float32) / 32768.0
 
     def close(self) -> None:
-        """Frees the synthesiser and its copy of the library."""
+        """Free the synthesiser and its copy of the library."""
         self._library.espeak_Terminate()
         self._folder.cleanup()
 

@@ -1,6 +1,6 @@
 """LibriSpeech, and every corpus in its layout, through lhotse's recipe: NeMo manifests and a tokenizer.
 
-lhotse is imported inside the functions. Audio stays where it is: the manifests hold absolute paths.
+lhotse is imported inside the functions. Audio files stay in place: the manifests hold absolute paths.
 """
 
 import logging
@@ -38,13 +38,19 @@ def make_librispeech_corpus(
     vocab_size: int = 1024,
     num_jobs: int = 1,
 ) -> dict[str, Path]:
-    """Writes a manifest for each set and `tokenizer/` (BPE, of the training text); returns the manifests by set name.
+    """Write a manifest for each set and `tokenizer/` (BPE, of the training text); return the manifests by set name.
 
     train: all `train-*` parts together, dev: all `dev-*` parts together, `test_clean`, ...: each `test-*` part
-    apart. Transcripts are lower-cased. corpus_dir holds the parts, or a folder LibriSpeech that does.
-    parts: names of folders; those absent are skipped with a warning. None means every part found, or with download
-    all seven. download: fetches missing parts into corpus_dir first (OpenSLR; the seven are 60 GB).
-    Raises ValueError when no part is there, a part's name has no known prefix, or its transcripts or audio are broken.
+    apart. Transcripts are lower-cased.
+
+    Args:
+        corpus_dir: folder with the parts, or with a folder LibriSpeech that has them.
+        parts: names of folders; absent ones are skipped with a warning. None: every part found, or with download all
+            seven.
+        download: fetches missing parts into corpus_dir first (OpenSLR; the seven are 60 GB).
+
+    Raises:
+        ValueError: no part found, a part's name without a known prefix, or broken transcripts or audio.
     """
     _check_names(parts or ())
     if download:
@@ -55,7 +61,7 @@ def make_librispeech_corpus(
     sets: dict[str, list[dict[str, Any]]] = {}
     for part in present:
         sets.setdefault(set_name(part), []).extend(entries[part])
-    # First, because it can refuse: then nothing has been written.
+    # The tokenizer comes first: if its training fails, nothing has been written.
     if "train" in sets:
         train_tokenizer([entry["text"] for entry in sets["train"]], Path(output_dir) / "tokenizer", vocab_size)
     else:
@@ -64,13 +70,13 @@ def make_librispeech_corpus(
 
 
 def set_name(part: str) -> str:
-    """Set that a part belongs to: train-clean-100 -> train, dev-other -> dev, test-clean -> test_clean."""
+    """Return the set of a part: train-clean-100 -> train, dev-other -> dev, test-clean -> test_clean."""
     prefix = part.partition("-")[0]
     return part.replace("-", "_") if prefix == "test" else prefix
 
 
 def available_parts(corpus_dir: Path, parts: Sequence[str] | None) -> list[str]:
-    """Parts to prepare, sorted: those asked for, or all, that have transcripts. Raises ValueError if none has."""
+    """Return the parts with transcripts, sorted, of those given or of all. Raises ValueError if there is none."""
     wanted = parts or [path.name for path in corpus_dir.iterdir() if path.name.partition("-")[0] in PREFIXES]
     present = [part for part in sorted(set(wanted)) if next((corpus_dir / part).rglob("*.trans.txt"), None)]
     for part in sorted(set(wanted) - set(present)):
@@ -78,7 +84,7 @@ def available_parts(corpus_dir: Path, parts: Sequence[str] | None) -> list[str]:
     if not present:
         raise ValueError(
             f"{corpus_dir} has none of the parts {', '.join(parts or ALL_PARTS)} (folders such as "
-            "train-clean-100/19/198/19-198.trans.txt). Give the folder that holds them, or ask for the download."
+            "train-clean-100/19/198/19-198.trans.txt). Give the folder that holds them, or set download."
         )
     return present
 
@@ -91,7 +97,7 @@ def _check_names(parts: Sequence[str]) -> None:
 
 def _corpus_root(corpus_dir: Path) -> Path:
     if not corpus_dir.is_dir():
-        raise ValueError(f"{corpus_dir} is not a folder: give the LibriSpeech folder, or ask for the download.")
+        raise ValueError(f"{corpus_dir} is not a folder: give the LibriSpeech folder, or set download.")
     inner = corpus_dir / "LibriSpeech"
     return (inner if inner.is_dir() else corpus_dir).resolve()
 
@@ -115,17 +121,17 @@ def _read_parts(corpus_dir: Path, parts: list[str], num_jobs: int) -> dict[str, 
         try:
             prepared = prepare_librispeech(corpus_dir, dataset_parts=part, normalize_text="lower", num_jobs=num_jobs)
         except (AssertionError, AudioLoadingError, ValueError) as error:
-            # lhotse asserts when no audio is found, and unpacks each transcript line into an id and a text.
+            # lhotse raises AssertionError without audio, and unpacks each transcript line into an id and a text.
             raise ValueError(
                 f"{corpus_dir / part} cannot be prepared ({error}). Every line of its *.trans.txt needs an id, a "
-                "text, and <id>.flac beside it: fetch the part anew."
+                "text, and <id>.flac beside it: fetch the part again."
             ) from error
         entries[part] = _entries(prepared[part]["recordings"], prepared[part]["supervisions"])
     return entries
 
 
 def _entries(recordings: "RecordingSet", supervisions: "SupervisionSet") -> list[dict[str, Any]]:
-    """Manifest entries in order of utterance id: the recipe lists files in the order the disk gives them."""
+    """Return the manifest entries in order of utterance id: the recipe lists files in the order of the disk."""
     audio = {recording.id: recording for recording in recordings}
     return [
         {

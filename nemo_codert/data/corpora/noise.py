@@ -1,4 +1,4 @@
-"""Noise that recordings get when a corpus is made. Imports numpy only."""
+"""Noise that is added to recordings when a corpus is made. Imports numpy only."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from nemo_codert.data.corpora.corpus import SAMPLE_RATE
 
 
 def pink_noise(length: int, generator: np.random.Generator) -> np.ndarray:
-    """[length] float32 with RMS 1 and a power that falls as 1/frequency below 4 kHz and is flat above."""
+    """Return [length] float32 with RMS 1 and a power that falls as 1/frequency below 4 kHz and is flat above."""
     spectrum = np.fft.rfft(generator.standard_normal(length))
     frequency = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
     noise = np.fft.irfft(spectrum / np.sqrt(np.clip(frequency, 50.0, 4000.0)), length)
@@ -14,5 +14,5 @@ def pink_noise(length: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def noise_level(speech: np.ndarray, signal_to_noise: float) -> float:
-    """RMS of a noise that lies `signal_to_noise` dB below the RMS of the speech [S]."""
+    """Return the RMS of a noise that lies `signal_to_noise` dB below the RMS of the speech [S]."""
     return float(np.sqrt(np.mean(speech**2)) * 10 ** (-signal_to_noise / 20))

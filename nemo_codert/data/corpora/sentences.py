@@ -52,23 +52,23 @@ TEMPLATES: tuple[str, ...] = (
     "is <name> in the <room>",
 )
 
-MOST_DRAWS = 2000  # for one new sentence, before one that is already there is taken
+MOST_DRAWS = 2000  # draws for one new sentence, before a repeated one is accepted
 
 
 def random_sentence(generator: random.Random) -> str:
-    """One sentence of the grammar."""
+    """Draw one sentence of the grammar."""
     words = generator.choice(TEMPLATES).split()
     return " ".join(generator.choice(SLOTS[word]) if word in SLOTS else word for word in words)
 
 
 def all_words() -> set[str]:
-    """Every word a sentence can hold."""
+    """Return every word that a sentence can hold."""
     fixed = {word for template in TEMPLATES for word in template.split() if word not in SLOTS}
     return fixed.union(*SLOTS.values())
 
 
 def training_sentences(count: int, generator: random.Random) -> list[str]:
-    """`count` sentences; the first ones each bring a word not heard before, until all words are there."""
+    """Draw `count` sentences; each of the first ones contains a new word, until every word occurs."""
     missing, sentences = all_words(), []
     while len(sentences) < count:
         sentence = random_sentence(generator)
@@ -80,7 +80,7 @@ def training_sentences(count: int, generator: random.Random) -> list[str]:
 
 
 def unseen_sentences(count: int, training: Collection[str], generator: random.Random) -> list[str]:
-    """`count` sentences of words heard in `training`, as far as possible none of them from it and none twice."""
+    """Draw `count` sentences of words that occur in `training`, as far as possible new ones and none twice."""
     known = {word for sentence in training for word in sentence.split()}
     taken, sentences = set(training), []
     while len(sentences) < count:

@@ -29,8 +29,8 @@ VOICES: dict[str, tuple[str, ...]] = {
 WORDS_PER_MINUTE = (115, 170)
 PITCH = (35, 65)  # espeak's scale, 50 is the voice's own
 PEAK = (0.2, 0.8)  # full scale 1
-SIGNAL_TO_NOISE = (15.0, 35.0)  # dB, over the speech between its silences
-EDGE_SECONDS = (0.05, 0.25)  # silence (with the noise on it) before and after
+SIGNAL_TO_NOISE = (15.0, 35.0)  # dB, measured over the speech between its silences
+EDGE_SECONDS = (0.05, 0.25)  # silence (with noise) before and after the speech
 SHORTEST_SECONDS = 1.2
 SPEECH_THRESHOLD = 1e-3  # espeak's silences are exact zeros but for the tail of an echo
 
@@ -44,9 +44,9 @@ def make_synthetic_corpus(
     vocab_size: int = 96,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Writes sets `train`, `dev`, `test` (16 kHz, 16 bit) and `tokenizer/`; returns the manifests by set name.
+    """Write sets `train`, `dev`, `test` (16 kHz, 16 bit) and `tokenizer/`; return the manifests by set name.
 
-    Dev and test sentences have only words heard in training but are themselves new. Equal arguments give equal files.
+    Dev and test sentences are new but have only words of the training set. Equal arguments give equal files.
     Raises ValueError for counts below 1 and for a vocab_size that the training sentences cannot support.
     """
     counts = {"train": train_utterances, "dev": dev_utterances, "test": test_utterances}
@@ -54,7 +54,7 @@ def make_synthetic_corpus(
         if count < 1:
             raise ValueError(f"{name}_utterances is {count}: want 1 or more.")
     sentences = choose_sentences(counts, seed)
-    # First, because it is quick and the one step that can refuse.
+    # The tokenizer comes first: its training is quick and the one step that can fail.
     train_tokenizer(sentences["train"], Path(output_dir) / "tokenizer", vocab_size)
     return {
         name: write_set(Path(output_dir), name, speak(name, texts, seed), total=len(texts))
@@ -63,14 +63,14 @@ def make_synthetic_corpus(
 
 
 def choose_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """Sentences of each set; those of dev and test are new, of words heard in training, and differ from each other."""
+    """Choose the sentences of each set; dev and test have new sentences of training words, none of them in both."""
     train = training_sentences(counts["train"], random.Random(f"train {seed}"))
     new = unseen_sentences(counts["dev"] + counts["test"], train, random.Random(f"unseen {seed}"))
     return {"train": train, "dev": new[: counts["dev"]], "test": new[counts["dev"] :]}
 
 
 def speak(set_name: str, texts: list[str], seed: int) -> Iterator[Utterance]:
-    """Utterances of `texts` in turn, by the voices of that set."""
+    """Yield the utterances of `texts` in turn, by the voices of that set."""
     generator = np.random.default_rng([seed, list(VOICES).index(set_name)])
     synthesiser = Espeak(seed)
     try:
@@ -84,7 +84,7 @@ def speak(set_name: str, texts: list[str], seed: int) -> Iterator[Utterance]:
 
 
 def _record(synthesiser: Espeak, text: str, voice: str, generator: np.random.Generator) -> np.ndarray:
-    """[S] float32 at SAMPLE_RATE: speech between two silences, noise over all of it."""
+    """Record [S] float32 at SAMPLE_RATE: speech between two silences, noise over all of it."""
     raw = synthesiser.say(
         text,
         voice=voice,
@@ -101,7 +101,7 @@ def _record(synthesiser: Espeak, text: str, voice: str, generator: np.random.Gen
 
 
 def _trim(samples: np.ndarray) -> np.ndarray:
-    """Without the silence that espeak puts before and after."""
+    """Remove espeak's silence before and after the speech."""
     loud = np.flatnonzero(np.abs(samples) > SPEECH_THRESHOLD)
     assert len(loud), "espeak gave only silence"
     return samples[loud[0] : loud[-1] + 1]

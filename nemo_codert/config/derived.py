@@ -1,0 +1,47 @@
+"""Facts that follow from a config: frame rates, widths, and the branch that a run trains. Imports omegaconf only."""
+
+from omegaconf import DictConfig
+
+from nemo_codert.config.values import is_count, sub_block
+
+
+def lone_branch(cfg: DictConfig) -> str | None:
+    """Return the branch that a run of this root config trains alone (`alone` of `checked_config`), None of a pair."""
+    return cfg.get("train") if cfg.get("train") in ("student", "teacher") else None
+
+
+def encoder_stride(encoder: DictConfig) -> int | None:
+    """Return feature frames per encoder frame as the config of an encoder states them, None where it does not."""
+    factor = encoder.get("subsampling_factor")
+    if not is_count(factor):
+        return None
+    if "subsampling" in encoder and not encoder.get("subsampling"):
+        factor = 1  # NeMo's encoders then leave the convolutions out, whatever the factor
+    reduction = encoder.get("reduction_factor", 1) if encoder.get("reduction") else 1
+    return factor * reduction if is_count(reduction) else None
+
+
+def rate_problem(teacher_stride: int, student_stride: int) -> str | None:
+    """Return why teacher frames cannot be grouped into student frames, None where they can."""
+    if student_stride % teacher_stride == 0:
+        return None
+    return (
+        f"model.encoder makes one frame of {teacher_stride} feature frames, model.student.encoder one of "
+        f"{student_stride}: teacher frames cannot be grouped into student frames. Make the student's subsampling "
+        f"factor the teacher's or a whole multiple of it"
+    )
+
+
+def encoders(cfg: DictConfig, student: DictConfig) -> dict[str, DictConfig | dict]:
+    """Return config path -> block of both encoders, the teacher's first, each empty where there is none."""
+    return {"model.encoder": sub_block(cfg, "encoder"), "model.student.encoder": sub_block(student, "encoder")}
+
+
+def encoder_width(encoder: DictConfig | dict) -> int | None:
+    """Return output channels as the config of a Conformer or RNNEncoder states them, None where it does not."""
+    kind = str(encoder.get("_target_")).rsplit(".", 1)[-1]
+    if kind == "RNNEncoder":
+        return encoder.get("proj_size")
+    if kind != "ConformerEncoder":
+        return None
+    return encoder.get("feat_out") if is_count(encoder.get("feat_out")) else encoder.get("d_model")

@@ -1,0 +1,171 @@
+"""Checks of the blocks `model.student` and `model.codert`. Imports omegaconf only."""
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert.config.criteria import at_least_zero, distillation_problems, distils, is_named
+from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
+from nemo_codert.config.schema import DistillationConfig, NonFiniteConfig
+from nemo_codert.config.stock_checks import decoder_problems, is_tdt, missing_values
+from nemo_codert.config.teachers import TEACHERS
+from nemo_codert.config.values import is_number, sub_block
+
+CTC_REDUCTIONS = ("mean_batch", "mean_volume", "mean", "sum")
+CHOICES = {
+    "teacher": TEACHERS,
+    "teacher_logits": ("joint", "ctc"),
+    "rnnt_loss": ("auto", "exact", "nemo"),
+    "bad_utterances": ("drop", "refuse"),
+    "audio_check": ("auto", "headers", "samples"),
+}
+NON_FINITE_ACTIONS = ("stop", "skip")
+
+
+def student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str]:
+    """Yield the faults of the block `model.student`."""
+    if student.encoder is None:
+        yield "model.student.encoder is missing: give it any NeMo encoder block (with its _target_)"
+    elif "_target_" not in sub_block(student, "encoder"):
+        yield "model.student.encoder has no _target_: name the encoder class, as in model.encoder"
+    else:
+        yield from missing_values("model.student.encoder", student.encoder)
+    yield from _student_ctc_problems(student)
+    if student.decoder is None:
+        return
+    yield from decoder_problems("model.student.decoder", student.decoder)
+    if shares_decoder:
+        yield (
+            "model.student.decoder is set but model.codert.share_decoder is true: the student would never use its "
+            "own prediction network. Set model.student.decoder to null or share_decoder to false"
+        )
+
+
+def _student_ctc_problems(student: DictConfig) -> Iterator[str]:
+    path, block = "model.student.aux_ctc", student.aux_ctc
+    if block is None:
+        return
+    if not OmegaConf.is_dict(block):
+        yield f"{path} is {block!r}, wanted a block of keys or null"
+        return
+    weight, head = block.get("ctc_loss_weight"), sub_block(block, "decoder").get("_target_")
+    if not (is_number(weight) and 0 < weight < 1):
+        yield f"{path}.ctc_loss_weight is {weight!r}, wanted the CTC loss's share, a number between 0 and 1"
+    if not str(head).endswith(".ConvASRDecoder"):
+        yield f"{path}.decoder._target_ is {head!r}, wanted nemo.collections.asr.modules.ConvASRDecoder"
+    if block.get("ctc_reduction", "mean_batch") not in CTC_REDUCTIONS:
+        yield f"{path}.ctc_reduction is {block.get('ctc_reduction')!r}, wanted one of {', '.join(CTC_REDUCTIONS)}"
+
+
+def codert_problems(codert: DictConfig) -> Iterator[str]:
+    """Yield the faults of the block `model.codert` that its keys show by themselves."""
+    for key, allowed in CHOICES.items():
+        if codert[key] not in allowed:
+            yield f"model.codert.{key} is {codert[key]!r}, wanted one of {', '.join(allowed)}"
+    yield from distillation_problems(codert.distillation)
+    yield from at_least_zero(
+        "model.codert", {key: codert[key] for key in ("teacher_loss_weight", "student_loss_weight")}
+    )
+    if codert.non_finite.action not in NON_FINITE_ACTIONS:
+        wanted = ", ".join(NON_FINITE_ACTIONS)
+        yield f"model.codert.non_finite.action is {codert.non_finite.action!r}, wanted one of {wanted}"
+    if codert.non_finite.max_skips < 1:
+        yield f"model.codert.non_finite.max_skips is {codert.non_finite.max_skips}, wanted 1 step or more"
+    if codert.teacher == "co_trained" and codert.teacher_loss_weight == 0:
+        yield (
+            "model.codert.teacher_loss_weight is 0 but model.codert.teacher is co_trained: the teacher would never "
+            "learn. Set the weight above 0, or teacher to frozen with a teacher_checkpoint"
+        )
+    if codert.student_loss_weight == 0 and not (distils(codert) and codert.share_decoder):
+        yield (
+            "model.codert.student_loss_weight is 0: nothing would train the student's prediction network. "
+            "Set it above 0 (0 is for a shared decoder with distillation.weight above 0)"
+        )
+
+
+def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig) -> Iterator[str]:
+    """Yield settings that take something from a pre-trained teacher and cannot."""
+    head = sub_block(sub_block(cfg, "aux_ctc"), "decoder")
+    if codert.teacher_logits == "ctc" and not str(head.get("_target_")).endswith(".ConvASRDecoder"):
+        yield (
+            f"model.codert.teacher_logits is ctc but model.aux_ctc.decoder._target_ is {head.get('_target_')!r}: take "
+            "the hybrid teacher's block aux_ctc, whose decoder is a ConvASRDecoder, or set teacher_logits to joint"
+        )
+    if codert.teacher_logits == "ctc" and codert.teacher == "co_trained":
+        yield (
+            "model.codert.teacher_logits is ctc but model.codert.teacher is co_trained: a pair has no CTC loss "
+            "for the teacher's CTC head. Set teacher to frozen or teacher_logits to joint"
+        )
+    if not student.init_from_teacher:
+        return
+    for name, encoder in encoders(cfg, student).items():
+        if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
+            yield (
+                f"model.student.init_from_teacher is true but {name}._target_ is {encoder.get('_target_')!r}: only "
+                "the layers of a ConformerEncoder can be copied. Set init_from_teacher to false"
+            )
+    if student.init_from is not None:
+        yield "model.student.init_from and init_from_teacher are both set: the student starts from one of them"
+    if codert.teacher_checkpoint is None:
+        yield (
+            "model.student.init_from_teacher is true but model.codert.teacher_checkpoint is null: there are no "
+            "trained layers to copy. Name a checkpoint or set init_from_teacher to false"
+        )
+
+
+def checkpointing_problems(name: str, encoder: DictConfig | dict, codert: DictConfig) -> Iterator[str]:
+    """Yield a fault where the layers of a trained encoder, at the config path `name`, cannot be computed again."""
+    is_trained = name == "model.student.encoder" or codert.teacher != "frozen"
+    if not (codert.activation_checkpointing and is_trained and "_target_" in encoder):
+        return
+    if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
+        yield (
+            f"model.codert.activation_checkpointing is true but {name}._target_ is {encoder.get('_target_')!r}: only "
+            "the layers of a ConformerEncoder can be computed again. Set activation_checkpointing to false"
+        )
+
+
+def frame_rate_problems(cfg: DictConfig, student: DictConfig) -> Iterator[str]:
+    """Yield a fault where the strides that both encoders state cannot be bridged."""
+    teacher_stride, student_stride = map(encoder_stride, encoders(cfg, student).values())
+    if teacher_stride and student_stride and (problem := rate_problem(teacher_stride, student_stride)):
+        yield problem
+
+
+def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) -> Iterator[str]:
+    """Yield one sentence for each key that does nothing in this config; `alone`: see `checked_config`."""
+    if alone and sub_block(cfg, "student").get("init_from_teacher"):
+        yield f"model.student.init_from_teacher has no effect: the {alone} is trained alone."
+    if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
+        yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
+    if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
+        yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
+    yield from _terms_without_effect(codert.distillation)
+    if codert.teacher == "frozen" and not distils(codert) and not codert.share_decoder:
+        yield (
+            "model.codert.teacher has no effect on the student: it is frozen, distillation.weight is 0 and "
+            "share_decoder is false. Set the weight above 0, share_decoder to true, or take strategy=student."
+        )
+    if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
+        yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
+    if codert.teacher_logits == "ctc" and not distils(codert):
+        yield "model.codert.teacher_logits has no effect: distillation.weight is 0."
+    if cfg.joint.get("preserve_memory"):
+        yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
+    if cfg.joint.get("log_softmax") is not None:
+        yield "model.joint.log_softmax has no effect in training: the losses take raw logits."
+    for key in sub_block(cfg, "loss"):
+        if key not in ("loss_name", "warprnnt_numba_kwargs") and not (is_tdt(cfg) and key == "tdt_kwargs"):
+            yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."
+
+
+def _terms_without_effect(distillation: DictConfig) -> Iterator[str]:
+    path = "model.codert.distillation"
+    if is_named(distillation):
+        yield from (
+            f"{path}.{name} has no effect: its weight is 0." for name, term in distillation.items() if term.weight == 0
+        )
+        return
+    for key, default in vars(DistillationConfig()).items() if distillation.weight == 0 else ():
+        if key != "weight" and distillation[key] != default:
+            yield f"{path}.{key} has no effect: distillation.weight is 0."

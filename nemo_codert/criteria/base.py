@@ -1,0 +1,65 @@
+"""The base of every term of the training loss, and what a term is built from. Imports torch and NeMo's loss."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from nemo.collections.asr.losses.rnnt import RNNTLoss
+from omegaconf import DictConfig
+from torch import nn
+
+from nemo_codert.config.criteria import CriterionSpec
+from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
+
+
+@dataclass(frozen=True)
+class PairParts:
+    """What a criterion may be built from. Holds references: the modules belong to the pair.
+
+    Args:
+        cfg: the pair's checked model config.
+        student, teacher: the networks of both branches.
+        student_ctc_head: of a hybrid student, else None.
+        teacher_frames_per_student_frame: 1 or more, see `nemo_codert.losses.group_frames`.
+        nemo_loss: NeMo's RNN-T loss of the model: its kernel, blank, FastEmit and reduction.
+    """
+
+    cfg: DictConfig
+    student: Transducer
+    teacher: Transducer
+    student_ctc_head: nn.Module | None
+    teacher_frames_per_student_frame: int
+    nemo_loss: RNNTLoss
+
+
+class Criterion(nn.Module, ABC):
+    """One weighted term of the training loss.
+
+    Parameters that a criterion owns are trained with the branch that `spec.trains` names and belong to neither branch:
+    they are in the pair's files and in no exported one.
+
+    Args:
+        spec: the term's name, schedule and options, from the config.
+        parts: what the term may be built from.
+
+    Example:
+        A criterion that draws the student's encoder logits to 0, as `tests/criteria/test_toy_criterion.py` trains it:
+
+        >>> class Smallness(Criterion):
+        ...     def forward(self, student, teacher, batch):
+        ...         return student.encoder_logits.pow(2).mean()
+    """
+
+    def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
+        """Return the unweighted term, a scalar.
+
+        Args:
+            student: output of the student.
+            teacher: output of the teacher; None where no active term needs it.
+            batch: the batch that both were computed from.
+        """

@@ -1,0 +1,46 @@
+"""The terms of a pair's training loss together: which are active in a step, and what they train."""
+
+import importlib
+from collections.abc import Iterable
+
+from torch import nn
+
+from nemo_codert.config.criteria import CRITERIA, CriterionSpec
+from nemo_codert.criteria.base import Criterion, PairParts
+
+
+class Criteria(nn.ModuleDict):
+    """Name -> `Criterion`, in the order in which the terms are computed and summed.
+
+    Args:
+        specs: the terms, see `nemo_codert.config.criteria.criteria_specs`.
+        parts: what the terms are built from.
+
+    Example:
+        >>> Criteria([], parts=None).active(step=0)
+        []
+    """
+
+    def __init__(self, specs: Iterable[CriterionSpec], parts: PairParts) -> None:
+        super().__init__({spec.name: _class_of(spec)(spec, parts) for spec in specs})
+
+    def active(self, step: int) -> list[Criterion]:
+        """Return the terms that are computed at an optimizer step."""
+        return [term for term in self.values() if term.spec.is_active(step)]
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the weights of the scheduled terms at an optimizer step, under their log names."""
+        specs = [term.spec for term in self.values() if term.spec.is_distillation]
+        return {spec.weight_log_name: float(spec.weight_at(step)) for spec in specs}
+
+    def parameters_of(self, branch: str) -> list[nn.Parameter]:
+        """Return the parameters of the terms that train a branch, `student` or `teacher`."""
+        return [p for term in self.values() if term.spec.trains == branch for p in term.parameters()]
+
+
+def _class_of(spec: CriterionSpec) -> type[Criterion]:
+    target = CRITERIA[spec.kind].target
+    if isinstance(target, type):
+        return target
+    module, name = target.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
