@@ -58,12 +58,16 @@ class ConfigSearch:
         Hydra itself would look into `--config-dir` last, and a copy of a shipped config there would never be read.
         The arguments that are returned name the user's folder as the primary one, and the others in its search path.
         """
-        folder, *others = self.places
-        arguments = ["--config-path", str(folder), "--config-name", self.name, *self.options, *self.overrides]
-        if others and not any(_key(override) == "hydra.searchpath" for override in self.overrides):
-            places = ",".join(_quoted(f"{FILE_PLACE}{place}") for place in others)
-            arguments.append(f"hydra.searchpath=[{places}]")
-        return arguments
+        options = ["--config-path", str(self.places[0]), "--config-name", self.name, *self.options]
+        return [*options, *self.hydra_overrides()]
+
+    def hydra_overrides(self) -> list[str]:
+        """Return the overrides with one that adds all but the first folder to Hydra's search path."""
+        others = self.places[1:]
+        if not others or any(_key(override) == "hydra.searchpath" for override in self.overrides):
+            return [*self.overrides]
+        places = ",".join(_quoted(f"{FILE_PLACE}{place}") for place in others)
+        return [*self.overrides, f"hydra.searchpath=[{places}]"]
 
 
 def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> ConfigSearch:

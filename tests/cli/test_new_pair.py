@@ -9,13 +9,13 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
 
+from nemo_codert.cli.check import composed
 from nemo_codert.cli.new import main
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models import new_pair as module
 from nemo_codert.models.encoder_sizes import scaled_encoder
 from nemo_codert.models.new_pair import new_pair
-from tests.config.hydra_runs import composed
 from tests.conftest import conformer, lstm
 from tests.models.teacher_files import KINDS, save_teacher
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from nemo_codert.cli.check import composed
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder, shipped_configs
-from tests.config.hydra_runs import composed
 
 PAIR = "defaults:\n  - fsdd\n  - _self_\nname: mine\nmodel:\n  student:\n    encoder: {d_model: 32}\n"
 
