@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import DictConfig, open_dict
 
-from nemo_codert.config.criteria import criteria_specs
 from nemo_codert.data.data_report import FILE
 from nemo_codert.export.training_record import strategy_name
 from nemo_codert.models import EncDecCoDERTBPEModel
@@ -94,11 +93,10 @@ def check_training(cfg: DictConfig) -> Readiness:
             raise raised from (None if raised is error else error)
         check_optimiser(model)
     is_pair = isinstance(model, EncDecCoDERTBPEModel)
-    specs = criteria_specs(checked) if is_pair else ()
     return Readiness(
         strategy=strategy_name(cfg.train, checked.codert),
         parameters=_branch_parameters(model, cfg.train),
-        terms={spec.name: spec.weight for spec in specs} or {f"rnnt_{cfg.train}": 1.0},
+        terms={spec.name: spec.weight for spec in checked.criteria} or {f"rnnt_{cfg.train}": 1.0},
         manifests=manifests,
         loaded={branch: loaded["source"] for branch, loaded in model.loaded.items() if "source" in loaded}
         if is_pair
