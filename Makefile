@@ -3,15 +3,16 @@
 # `make test-deploy` adds programs that serve an exported student, and runs the tests of these, of NeMo's pipelines and of
 # the tutorial (3 minutes).
 # `make test-reliability` injects faults for up to 40 minutes and prints one table of what came of them.
+# `make docs` builds the documentation into site/, with the API pages, in an environment of its own without NeMo.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # pip compiles nothing here (two minutes, mostly for modules that are never imported): what is imported is compiled once
-# and kept, also where the environment says otherwise. Without that every process compiles NeMo anew, for half a minute.
+# and kept, also where the environment says otherwise. Without that every process compiles NeMo again, for half a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-package test-deploy test-reliability lint install clean
+.PHONY: quickstart test test-package test-deploy test-reliability lint docs install clean
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py --output-dir quickstart_run
@@ -37,6 +38,9 @@ test-reliability: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt requirements.lock pyproject.toml setup.py
@@ -54,5 +58,10 @@ $(VENV)/.installed-deploy: $(VENV)/.installed requirements-deploy.txt
 	$(PIP) --no-deps -r requirements-deploy.txt
 	@touch $@
 
+$(VENV)-docs/.installed: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 clean:
-	rm -rf quickstart_run reliability_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf quickstart_run reliability_run site .pytest_cache .ruff_cache .hypothesis

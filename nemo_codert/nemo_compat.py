@@ -1,13 +1,17 @@
 """The only place that touches NeMo internals: target registration, version check, loss and augmentation details.
 
-Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's public classes.
+Checked against nemo_toolkit 3.0.0. Everything else in the package uses NeMo's public classes. The one change to torch,
+to `nn.LSTM` on processors without bfloat16, is here too.
 """
 
+import functools
+import logging
 import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nemo
 import torch
@@ -20,6 +24,10 @@ from nemo.utils.app_state import AppState
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.exp_manager import get_log_dir
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+logger = logging.getLogger(__name__)
 
 TARGET_PREFIX = "nemo_codert."
 TESTED_NEMO = "3.0"
@@ -191,3 +199,35 @@ def answer_validation_after_resume(trainer: Trainer, *, due: bool) -> None:
 def is_accumulating(trainer: Trainer) -> bool:
     """At the end of a batch: whether its gradient waits for more batches before the optimizer steps."""
     return trainer.fit_loop._should_accumulate()
+
+
+def cpu_computes_bfloat16_lstms() -> bool:
+    """Return whether oneDNN has bfloat16 kernels for this processor."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or bool(supported())
+
+
+def let_lstms_run_under_bfloat16() -> None:
+    """Replace `torch.nn.LSTM.forward` on processors without bfloat16 LSTMs: under CPU autocast it runs in float32.
+
+    PyTorch passes a bfloat16 LSTM on the CPU to oneDNN, which refuses it where the processor lacks AVX-512 ("could not
+    create a primitive descriptor"): training and decoding with `trainer.precision=bf16-mixed` would stop there, NeMo's
+    own calls included. On other processors, and in a second call, nothing is changed.
+    """
+    if cpu_computes_bfloat16_lstms() or hasattr(nn.LSTM.forward, "__wrapped__"):
+        return
+    original = nn.LSTM.forward
+
+    @functools.wraps(original)
+    def forward(self: nn.LSTM, input: Any, hx: tuple | None = None) -> Any:  # torch's own names
+        device = (input.data if isinstance(input, PackedSequence) else input).device.type
+        if device != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return original(self, input, hx)
+        with torch.autocast("cpu", enabled=False):
+            return original(self, input.float(), hx and tuple(state.float() for state in hx))
+
+    nn.LSTM.forward = forward
+    logger.info(
+        "torch.nn.LSTM.forward is replaced: under autocast on the CPU, LSTMs run in float32, because oneDNN has no "
+        "bfloat16 LSTM for this processor (no AVX-512)"
+    )

@@ -50,7 +50,7 @@ from nemo_codert.config.checked import checked_config  # noqa: E402
 from nemo_codert.config.derived import encoder_stride, lone_branch  # noqa: E402
 from nemo_codert.data import DataReport, Loader, screen_dataset  # noqa: E402
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions  # noqa: E402
-from nemo_codert.export.model_card import model_card, read_results  # noqa: E402
+from nemo_codert.export.model_card import model_card, read_error_rates  # noqa: E402
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of  # noqa: E402
 from nemo_codert.export.training_record import RECORD_KEY, DataRecord, data_records, recorded_training, training_record  # noqa: E402
 from nemo_codert.files.checkpoints import RefusedCheckpoint, read_checkpoint  # noqa: E402
@@ -301,7 +301,7 @@ def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:
     parameters = sum(parameter.numel() for parameter in stock.parameters())
     about = {"branch": "student", "parameters": parameters}
     predictions = sorted((folder / "predictions" / "student").glob("*_summary.json"))
-    results = [result for path in predictions for result in read_results(path, **about)]
+    results = [result for path in predictions for result in read_error_rates(path, **about)]
     record = recorded_training(model.cfg)
     card = model_card(stock.cfg, name="student", record=record, results=results, **about)
     save_with_card(stock, folder / "student.nemo", card)

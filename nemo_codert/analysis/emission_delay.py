@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from nemo_codert.analysis.alignment import align
 from nemo_codert.analysis.branches import Branch
-from nemo_codert.analysis.readings import Utterance, encoded_utterances
+from nemo_codert.analysis.readings import ManifestUtterance, encoded_utterances
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def summarise(delays: np.ndarray) -> DelaySummary:
 
 
 @torch.no_grad()
-def emission_frames(branch: Branch, batch: Sequence[Utterance]) -> list[np.ndarray]:
+def emission_frames(branch: Branch, batch: Sequence[ManifestUtterance]) -> list[np.ndarray]:
     """Return for each utterance the frames [U] in which a branch most likely emits the tokens of the transcript.
 
     Raises:
@@ -73,7 +73,12 @@ def emission_frames(branch: Branch, batch: Sequence[Utterance]) -> list[np.ndarr
 
 
 def emission_delays(
-    student: Branch, teacher: Branch, found: Sequence[Utterance], *, batch_size: int = 8, title: str = "Aligning"
+    student: Branch,
+    teacher: Branch,
+    found: Sequence[ManifestUtterance],
+    *,
+    batch_size: int = 8,
+    title: str = "Aligning",
 ) -> np.ndarray:
     """Measure the delays of all reference tokens in milliseconds, [N], in eval mode.
 

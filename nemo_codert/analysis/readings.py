@@ -46,7 +46,7 @@ UNKNOWN_TEXT = "characters unknown to the tokenizer"
 
 
 @dataclass(frozen=True)
-class Utterance:
+class ManifestUtterance:
     """One line of a manifest. id: name of the audio file without folder and suffix, `@offset` added where given."""
 
     id: str
@@ -73,10 +73,10 @@ class Utterance:
         return np.asarray(signal, dtype=np.float32)
 
 
-def utterances(entries: Sequence[dict[str, Any]]) -> list[Utterance]:
+def utterances(entries: Sequence[dict[str, Any]]) -> list[ManifestUtterance]:
     """Return the utterances of a manifest's entries, whose audio paths are resolved."""
     return [
-        Utterance(
+        ManifestUtterance(
             id=Path(entry["audio_filepath"]).stem + (f"@{entry['offset']:g}" if entry.get("offset") else ""),
             path=entry["audio_filepath"],
             text=entry["text"],
@@ -87,7 +87,7 @@ def utterances(entries: Sequence[dict[str, Any]]) -> list[Utterance]:
     ]
 
 
-def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
+def chosen(found: Sequence[ManifestUtterance], wanted: Sequence[str]) -> list[int]:
     """Return the places of the wanted utterances: one whole number n means the first n, else ids or file names.
 
     Raises:
@@ -107,7 +107,7 @@ def chosen(found: Sequence[Utterance], wanted: Sequence[str]) -> list[int]:
     return sorted({place for name in wanted for place in places[name]})
 
 
-def transcript_faults(branches: Sequence[Branch], found: Sequence[Utterance]) -> dict[str, int]:
+def transcript_faults(branches: Sequence[Branch], found: Sequence[ManifestUtterance]) -> dict[str, int]:
     """Count the transcripts whose alignments mean little, by reason, the most frequent first.
 
     Reasons: empty, more tokens than frames of the coarsest encoder, characters that the tokenizer lacks.
@@ -115,7 +115,7 @@ def transcript_faults(branches: Sequence[Branch], found: Sequence[Utterance]) ->
     branch = max(branches, key=lambda branch: branch.seconds_per_frame)  # the tokenizers are equal
     tokenizer = branch.model.tokenizer
 
-    def fault(utterance: Utterance) -> str | None:
+    def fault(utterance: ManifestUtterance) -> str | None:
         reason = text_fault(utterance.text, utterance.duration, tokenizer.text_to_ids, branch.seconds_per_frame)
         return reason or (UNKNOWN_TEXT if tokenizer.unk_id in tokenizer.text_to_ids(utterance.text) else None)
 
@@ -171,7 +171,7 @@ class Analysis:
 @torch.no_grad()
 def analyze(
     branches: Sequence[Branch],
-    found: Sequence[Utterance],
+    found: Sequence[ManifestUtterance],
     *,
     batch_size: int = 8,
     top_k: int = 5,
@@ -239,7 +239,7 @@ class BranchLogits:
         return self.encoder[rows, self.alignment.frames]
 
 
-def encoded_utterances(branch: Branch, batch: Sequence[Utterance]) -> BranchOutput:
+def encoded_utterances(branch: Branch, batch: Sequence[ManifestUtterance]) -> BranchOutput:
     """Run a branch on some utterances and their transcripts.
 
     Raises:
@@ -283,7 +283,7 @@ class _Collector:
         }
         self._result = BranchReadings(branch.pieces, branch.seconds_per_frame)
 
-    def add(self, batch: Sequence[Utterance], start: int, shown: Sequence[int]) -> BranchLogits:
+    def add(self, batch: Sequence[ManifestUtterance], start: int, shown: Sequence[int]) -> BranchLogits:
         """Measure the utterances from place `start` on and return their logits."""
         logits = branch_logits(encoded_utterances(self._branch, batch))
         kept = {}
@@ -301,7 +301,7 @@ class _Collector:
                 self._result.shown[place] = self._frames(logits, i, own)
         return logits
 
-    def _refuse_non_finite(self, batch: Sequence[Utterance], of_batch: list[Readings]) -> None:
+    def _refuse_non_finite(self, batch: Sequence[ManifestUtterance], of_batch: list[Readings]) -> None:
         for utterance, values in zip(batch, of_batch, strict=True):
             if not torch.isfinite(values.entropy).all():
                 raise ValueError(

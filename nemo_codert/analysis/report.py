@@ -150,7 +150,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def write_report(folder: str | Path, report: LogitReport) -> Path:
+def write_logit_report(folder: str | Path, report: LogitReport) -> Path:
     """Write tables, pictures and `report.html` into an empty folder and return the page's path."""
     folder = Path(folder)
     _write_measures(folder / "measures.csv", report.models)

@@ -87,7 +87,7 @@ class LossBatch:
         return self.encoder_logits[:, :, None] + self.prediction_logits[:, None]
 
 
-def make_batch(shape: LossShape, device: str) -> LossBatch:
+def make_loss_batch(shape: LossShape, device: str) -> LossBatch:
     """Draw normal logits of standard deviation 1, equal for every implementation."""
     generator = torch.Generator().manual_seed(0)
 
@@ -245,7 +245,7 @@ class LossCase:
 
     def prepare(self) -> Callable[[], torch.Tensor | None]:
         """Make the batch and return the call to time; it returns the loss (the floor has none)."""
-        batch = make_batch(self.shape, self.device)
+        batch = make_loss_batch(self.shape, self.device)
         return floor(batch) if self.name == FLOOR else loss_and_gradient(_implementation(self.name), batch)
 
 

@@ -198,7 +198,7 @@ def _growth_text(fit: Growth, sign: str) -> str:
     return f"{power};  {fit.constant:.3g} {sign} + {fit.slope:.3g} {sign} x size (R2 {fit.linear_r2:.4f})"
 
 
-def plot_curves(found: Sequence[Curve], unit: str, path: Path) -> Path:
+def plot_costs(found: Sequence[Curve], unit: str, path: Path) -> Path:
     """Plot seconds, and peak memory where measured, against `unit` on log axes, as a PNG."""
     import matplotlib
 

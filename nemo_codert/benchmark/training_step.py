@@ -71,7 +71,7 @@ class StepCase:
     def prepare(self) -> Callable[[], Any]:
         """Build the model and return one training step, or the part of a step that the row measures."""
         torch.manual_seed(0)
-        batch = make_batch(self.settings, self.device)
+        batch = make_step_batch(self.settings, self.device)
         if self.name in (STOCK_TEACHER, STOCK_STUDENT):
             return _stock_step(_stock_model(self.settings, self.name).to(self.device).train(), batch)
         pair = _pair(self.settings).to(self.device).train()
@@ -123,7 +123,7 @@ def step_rows(settings: StepSettings, device: str, measuring: MeasureSettings) -
 # ---- what is run ---------------------------------------------------------------------------------------------------
 
 
-def make_batch(settings: StepSettings, device: str) -> tuple[torch.Tensor, ...]:
+def make_step_batch(settings: StepSettings, device: str) -> tuple[torch.Tensor, ...]:
     """Draw noise: signal [B, S], signal_len [B] in samples, transcript [B, U], transcript_len [B], full lengths."""
     generator = torch.Generator().manual_seed(0)
     samples = int(settings.seconds * SAMPLE_RATE)

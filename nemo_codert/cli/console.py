@@ -1,18 +1,18 @@
-"""What the scripts share at their command line: values for Hydra's, what is printed, exit status.
+"""Parts that all commands share: parser, quiet libraries, errors and exit status, values for Hydra's command line.
 
 Imports NeMo when called.
 """
 
+import argparse
 import ctypes
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST_BLOCK = 2**25  # bytes, the most that older versions of glibc take
@@ -51,43 +51,49 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Do a script's work: 0, or 2 with one `error:` line where the user's options or files are at fault."""
+def command_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """Return a parser whose help begins with `description` and ends with examples, both as they are written.
+
+    Its `prog` is argparse's: the name in `sys.argv[0]`, a script's or `codert NAME`.
+    """
+    return argparse.ArgumentParser(
+        description=description.strip(),
+        epilog=f"examples:\n{examples.strip()}".replace("\n", "\n  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def exit_status(work: Callable[[], None], options: argparse.Namespace | None = None) -> int:
+    """Do the work of a command.
+
+    Args:
+        work: called once.
+        options: of the command line; a name among them that stands in backquotes in an error is printed as an option.
+
+    Returns:
+        0, or 2 with one `error:` line where the user's options or files are at fault.
+    """
     try:
         work()
     except (ValueError, OSError) as error:
-        print(f"error: {fault(error)}", file=sys.stderr)
+        print(f"error: {with_option_names(fault(error), vars(options or argparse.Namespace()))}", file=sys.stderr)
         return 2
     return 0
 
 
-@contextmanager
-def folder_to_fill(folder: Path, option: str) -> Iterator[None]:
-    """A folder to write into, made where it is missing; what was made goes again if nothing came into it.
+def with_option_names(message: str, names: Container[str]) -> str:
+    """Return a message of the library with arguments written as options.
 
-    option: that names the folder, for the message.
-
-    Raises:
-        ValueError: it cannot be made or written to.
+    Example:
+        >>> with_option_names("`top_k` is 21, wanted 20 or fewer", {"top_k"})
+        '--top-k is 21, wanted 20 or fewer'
     """
-    made: list[Path] = []
-    try:
-        try:
-            made += [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
-        except OSError as error:
-            reason = f"cannot write there ({error.strerror}). Give another folder"
-            raise ValueError(f"{option} is {folder}: {reason}") from error
-        yield
-    finally:
-        with suppress(OSError):  # up to the first that holds something
-            for path in made:
-                path.rmdir()
+    option = "--{}".format
+    return re.sub(r"`(\w+)`", lambda m: option(m[1].replace("_", "-")) if m[1] in names else m[0], message)
 
 
 def fault(error: Exception) -> str:
-    """What a user is told of an error: of one of the operating system the path first, and what to do."""
+    """Return the message of an error; of one of the operating system the path first, and the remedy."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}. Give a path that can be read or written"
     return str(error)

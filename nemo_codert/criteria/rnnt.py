@@ -6,7 +6,7 @@ from nemo.collections.asr.modules import RNNTJoint
 from nemo_codert.config.criteria import CriterionSpec
 from nemo_codert.criteria.base import Criterion, PairParts
 from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss
-from nemo_codert.losses.lattice import reduce_losses
+from nemo_codert.losses.batch_checks import reduce_losses
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.transducer import Batch, BranchOutput
 from nemo_codert.nemo_compat import fastemit_lambda, utterance_losses

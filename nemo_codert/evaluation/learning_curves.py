@@ -1,6 +1,7 @@
 """Curves of a run, read from the TensorBoard events in its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -79,6 +80,46 @@ def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[in
     apart = [abs(values[step] - wanted[step]) for step in steps]
     relative = [d / abs(wanted[step]) if d else 0.0 for d, step in zip(apart, steps, strict=True)]
     return len(steps), max(apart), max(relative)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One curve of a run beside the first run's.
+
+    steps: how many both have. absolute, relative: the largest difference there, and it as a share of the first
+    run's value.
+    """
+
+    curve: str
+    run: str
+    steps: int
+    absolute: float
+    relative: float
+
+
+def compare_runs(folders: Mapping[str, str | Path], names: Sequence[str], path: str | Path) -> list[Difference]:
+    """Compare the curves of several runs with those of the first, and draw them over each other.
+
+    Args:
+        folders: folders of runs, with event files, by the name of the run.
+        names: curves, as they are logged.
+        path: of the PNG.
+
+    Returns:
+        One difference for every further run and curve.
+
+    Raises:
+        ValueError: a folder without event files, or runs without a step in common.
+    """
+    runs = {name: read_curves(folder) for name, folder in folders.items()}
+    (_, reference), *others = runs.items()
+    differences = [
+        Difference(curve, name, *largest_difference(reference, curves, curve))
+        for name, curves in others
+        for curve in names
+    ]
+    plot_runs(runs, names, path)
+    return differences
 
 
 def plot_runs(runs: dict[str, Curves], names: Sequence[str], path: str | Path) -> Path:

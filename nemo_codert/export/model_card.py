@@ -57,7 +57,7 @@ class CardOptions:
 NOTHING_STATED = CardOptions()
 
 
-def read_results(path: str | Path, *, branch: str, parameters: int) -> list[Result]:
+def read_error_rates(path: str | Path, *, branch: str, parameters: int) -> list[Result]:
     """Read word error rates per set from predictions or a summary; with an interval if the predictions are there.
 
     Args:

@@ -1,4 +1,7 @@
-"""The training criteria of CoDERT (arXiv:2106.07734). Pure torch and Numba: nothing in this package imports NeMo."""
+"""Losses of transducers and their distillation (arXiv:2106.07734), in torch and Numba, without NeMo.
+
+Importing this package imports torch only; compiled kernels are imported by the first loss that needs them.
+"""
 
 from nemo_codert.losses.additive_rnnt import additive_rnnt_loss
 from nemo_codert.losses.encoder_kl import EncoderDistillationLoss, encoder_distillation_loss

@@ -1,4 +1,4 @@
-"""Where float32 would get an additive loss wrong, and an utterance computed in float64 instead. Imports torch."""
+"""Limits of float32 in an additive loss, and one utterance computed in float64 beyond them. Imports torch."""
 
 # T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, N lattice cells
 
@@ -8,29 +8,31 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import pad
 
-UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated as they are: taking it off would round
+UNSHIFTED = 20.0  # rows whose maximum lies within +-20 are exponentiated unshifted: subtracting it would round
 CELL_CHUNK_ELEMENTS = 2**22  # cells times V+1 of one true log-sum-exp: 32 MB of float64
 
 
 def compute_dtype(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> torch.dtype:
-    """float32, or float64 where one of them is."""
+    """Return float32, or float64 where one of the logits is."""
     return torch.promote_types(torch.promote_types(encoder_logits.dtype, prediction_logits.dtype), torch.float32)
 
 
 @lru_cache
 def smallest_sum(num_classes: int, dtype: torch.dtype) -> float:
-    """The least Z, a sum over classes, that exponentials which underflowed cannot matter in: terms below the smallest
-    normal number, times e^20 at most where a row was not shifted."""
+    """Return the smallest Z, a sum over classes, that is safe from exponentials which underflowed.
+
+    These are terms below the smallest normal number, times e^20 at most where a row was not shifted.
+    """
     limits = torch.finfo(dtype)
     return num_classes * limits.tiny / limits.eps * math.exp(UNSHIFTED)
 
 
 def trusted_share(dtype: torch.dtype) -> float:
-    """The least share of what Z could have been, by the largest exponentials of both sides, to be trusted.
+    """Return the smallest trusted ratio of Z to its bound, the product of the largest exponentials of both sides.
 
-    Terms far from the largest are rounded: a shifted row's by the shift, and where no row was shifted the many small
-    ones by the sum, which has them beside a few large ones. They must not be what is left of Z. The tokens' terms are
-    not among those of the sum, and often the largest of all.
+    Terms far below the largest are rounded: those of a shifted row by the shift, and where no row was shifted the many
+    small terms by the sum that holds a few large ones. Such terms must not dominate Z. The tokens' terms are not in
+    this sum, and are often the largest of all.
     """
     return 1e-6 if dtype == torch.float32 else 0.0
 
@@ -49,23 +51,23 @@ class Utterance:
         self.cells = [part.unbind(1) for part in cells.split(max(CELL_CHUNK_ELEMENTS // num_classes, 1))]
 
     def log_z(self) -> torch.Tensor:
-        """[T, M]; by a true log-sum-exp in the cells where even float64 underflows."""
+        """Return log Z [T, M]; by a true log-sum-exp in the cells where even float64 underflows."""
         log_z = self.z.log() + self.shift
         for t, u in self.cells:
             log_z[t, u] = (self.logits[0][t] + self.logits[1][u]).logsumexp(-1)
         return log_z
 
     def log_probs(self, targets: torch.Tensor, blank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of labels [T, U] and blanks [T, M], given targets [U]."""
+        """Return the log-probabilities of labels [T, U] and blanks [T, M], given targets [U]."""
         (encoder, prediction), log_z = self.logits, self.log_z()
-        next_label = prediction[:-1].gather(1, targets[:, None]).T  # [1, U]: state u asks for target u + 1
+        next_label = prediction[:-1].gather(1, targets[:, None]).T  # [1, U]: state u emits target u + 1
         label = encoder[:, targets] + next_label - log_z[:, :-1]
         return label, encoder[:, blank, None] + prediction[:, blank] - log_z
 
     def gradients(
         self, targets: torch.Tensor, blank: int, label_upstream: torch.Tensor, blank_upstream: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """With respect to both logits, given those of the log-probabilities of labels [T, U] and blanks [T, M]."""
+        """Return the gradients of both logits, given those of the results of `log_probs`, [T, U] and [T, M]."""
         gamma = -blank_upstream - pad(label_upstream, (0, 1))  # [T, M]
         weight = (gamma / self.z).masked_fill_(gamma == 0, 0.0)
         for t, u in self.cells:

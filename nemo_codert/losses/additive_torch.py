@@ -1,7 +1,7 @@
-"""The additive RNN-T loss on a GPU, or for a recursion that is handed in: log-probabilities by torch's functions.
+"""The additive RNN-T loss in plain torch functions: on a GPU, and on a CPU without compiled kernels.
 
-What is computed how precisely is told in `additive_rnnt`. Imports torch, `additive_float64`, `lattice`,
-`full_precision`.
+The module docstring of `additive_rnnt` has what is computed in which precision. Imports torch, `additive_float64`,
+`batch_checks`, `float32_products`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -15,18 +15,18 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import hardshrink, pad
 
 from nemo_codert.losses.additive_float64 import UNSHIFTED, Utterance, compute_dtype, smallest_sum, trusted_share
+from nemo_codert.losses.batch_checks import TransducerBatch
 from nemo_codert.losses.float32_products import full_precision
-from nemo_codert.losses.lattice import TransducerBatch
 
-CLASSES_AT_ONCE = 1024  # or nearly: longer float32 sums are carried on in float64
+CLASSES_AT_ONCE = 1024  # of one float32 product, or nearly; the products are added up in float64
 
 
 class _Exponentials(NamedTuple):
-    """Of one side's logits, [B, T, V+1] or [B, M, V+1], shifted."""
+    """Exponentials of one side's logits, [B, T, V+1] or [B, M, V+1], shifted."""
 
     exp: torch.Tensor  # [B, T, V+1] float32 (float64 for float64 logits)
     maxima: torch.Tensor  # [B, T, 1], the largest logit of each row
-    shifts: torch.Tensor  # [B, T, 1], what was taken off each row
+    shifts: torch.Tensor  # [B, T, 1], subtracted from each row before
 
 
 class _Side(NamedTuple):
@@ -45,7 +45,7 @@ def _exponentials(logits: torch.Tensor) -> _Exponentials:
 
 
 def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | None) -> _Side:
-    """Of logits [B, T, V+1]; classes: [B, K] of the token columns, padding: [B, T, 1] bool or None for none."""
+    """Exponentiate logits [B, T, V+1] of a side; classes: [B, K] of token columns, padding: [B, T, 1] bool or None."""
     exponentials = _exponentials(logits)
     columns = logits.gather(2, classes[:, None, :].expand(-1, logits.shape[1], -1)).double() - exponentials.shifts
     exp_columns = columns.exp()
@@ -56,14 +56,16 @@ def _side(logits: torch.Tensor, classes: torch.Tensor, padding: torch.Tensor | N
 
 
 def _count_tokens_once(prediction: _Side, classes: torch.Tensor) -> torch.Tensor:
-    """Let one column stand for each class [B, K], in products of both sides: the first, which is returned, [B, K].
+    """Leave one column of each class [B, K] in products of both sides, and return the first column of each, [B, K].
 
-    The prediction's side, as the shorter one, gets zeros: in `exp` for all of them, in `exp_columns` for the others.
+    The prediction side, which is the shorter one, gets zeros: in `exp` for all tokens, in `exp_columns` for the
+    repeated ones.
     """
     first = (classes[:, :, None] == classes[:, None, :]).byte().argmax(2)
     again = first != torch.arange(first.shape[1], device=first.device)
     prediction.exp_columns.masked_fill_(again[:, None, :], 0.0)
-    zeros = prediction.all.exp.new_zeros(()).expand(prediction.columns.shape)  # up to five times faster than 0.0
+    # A tensor of zeros: scattering the number 0.0 takes up to five times longer.
+    zeros = prediction.all.exp.new_zeros(()).expand(prediction.columns.shape)
     prediction.all.exp.scatter_(2, classes[:, None, :].expand(zeros.shape), zeros)
     return first
 
@@ -71,8 +73,11 @@ def _count_tokens_once(prediction: _Side, classes: torch.Tensor) -> torch.Tensor
 def _sides(
     logits: Sequence[torch.Tensor], batch: TransducerBatch, blank: int, padding: torch.Tensor | None
 ) -> tuple[_Side, _Side, torch.Tensor, torch.Tensor]:
-    """Of encoder and prediction, [B, T, V+1] and [B, M, V+1]; with the classes of the token columns and the first
-    column of each class, both [B, K] int64. padding: [B, T, M] bool or None."""
+    """Exponentiate the logits of encoder and prediction, [B, T, V+1] and [B, M, V+1].
+
+    padding: [B, T, M] bool or None. Returns both sides, the classes of the token columns and the first column of each
+    class, both [B, K] int64.
+    """
     frames, states = (None, None) if padding is None else (padding[:, :, :1], padding[:, :1].transpose(1, 2))
     classes = pad(batch.targets, (0, 1), value=blank)  # [B, K]
     encoder, prediction = _side(logits[0], classes, frames), _side(logits[1], classes, states)
@@ -80,7 +85,7 @@ def _sides(
 
 
 def _normaliser(encoder: _Side, prediction: _Side) -> torch.Tensor:
-    """Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns."""
+    """Return Z [B, T, M] float64, without the shifts: the tokens' part from their float64 columns."""
     z = torch.bmm(encoder.exp_columns, prediction.exp_columns.transpose(1, 2))
     sides = encoder.all.exp, prediction.all.exp
     products = max(round(sides[0].shape[2] / CLASSES_AT_ONCE), 1)
@@ -90,7 +95,7 @@ def _normaliser(encoder: _Side, prediction: _Side) -> torch.Tensor:
 
 
 def _distrusted(z: torch.Tensor, encoder: _Exponentials, prediction: _Exponentials) -> torch.Tensor:
-    """[B, T, M] bool, True where terms that were lost or rounded in the exponentials could matter in z.
+    """Return [B, T, M] bool, True where terms lost or rounded in the exponentials could matter in z.
 
     See `smallest_sum` and `trusted_share`.
     """
@@ -124,11 +129,11 @@ class AdditiveLogProbs(torch.autograd.Function):
         wanted = distrusted.flatten(1).any(1).tolist()  # the one copy to the host
         redo = [b for b, again in enumerate(wanted) if again]
         if padding is not None:
-            z.masked_fill_(padding, 1.0)  # something to divide 0 by, as below
+            z.masked_fill_(padding, 1.0)  # not 0: the backward pass divides 0 by it, here and in the utterances below
         for b in redo:
             z[b] = 1.0
-        log_z = z.log()  # without the shifts, which the columns lack too
-        next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u asks for target u + 1
+        log_z = z.log()  # without the shifts, which the columns are without too
+        next_label = prediction.columns.diagonal(dim1=1, dim2=2)[:, None, :-1]  # state u emits target u + 1
         label = (encoder.columns[:, :, :-1] + next_label).sub_(log_z[:, :, :-1])
         blanks = (encoder.columns[:, :, -1:] + prediction.columns[:, None, :, -1]).sub_(log_z)
         for b in redo:
@@ -156,7 +161,8 @@ class AdditiveLogProbs(torch.autograd.Function):
             gamma[ctx.utterances] = 0.0
         weight = gamma.div_(z)
         weights, exp, columns = (weight, weight.to(sides[0].dtype)), sides[:2], sides[2:]
-        # Where each label's and the blank's occupancies go, in [B, T, K] and, as a state has one label, in [B, M, K].
+        # Columns and values of the labels' and the blank's occupancies, in [B, T, K] and, with one label a state, in
+        # [B, M, K].
         of_encoder = (
             (first[:, None, :-1], label_upstream),
             (first[:, None, -1:], blank_upstream.sum(2, keepdim=True)),
@@ -194,11 +200,11 @@ def _side_gradient(
     occupancies: Iterable[tuple[torch.Tensor, torch.Tensor]],
     classes: torch.Tensor,
 ) -> torch.Tensor:
-    """Gradient of one side's logits [B, T, V+1]; of the other's with everything the other way round.
+    """Return the gradient of one side's logits [B, T, V+1]; for the other side all arguments are transposed.
 
-    weights: gamma / Z [B, T, M] as float64 and as exp's type. exp: of this side and of the other, all classes.
-    columns: exp_columns likewise. occupancies: what the tokens' columns get besides the normaliser's part, float64:
-    indices of columns and values, both up to [B, T, K]. classes: [B, K].
+    weights: gamma / Z [B, T, M] as float64 and as exp's type. exp: exponentials of this side and of the other, all
+    classes. columns: exp_columns of both sides. occupancies: terms of the tokens' columns besides the normaliser's,
+    float64: indices of columns and values, both up to [B, T, K]. classes: [B, K].
     """
     gradient = torch.bmm(weights[1], exp[1]).mul_(exp[0])  # 0 for the tokens
     tokens = weights[0].bmm(columns[1]).mul_(columns[0])  # [B, T, K], 0 in all but the first column of a class

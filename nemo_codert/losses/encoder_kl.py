@@ -1,7 +1,7 @@
 """Distillation of encoder logits from teacher to student: the L_KD of CoDERT (arXiv:2106.07734, section 3).
 
 `KL(softmax(teacher / temperature) || softmax(student / temperature)) * temperature^2` over valid frames, in nats.
-Imports torch and `frames` alone.
+Imports torch and `frames` only.
 """
 
 # B batch, T encoder frames, V vocabulary without blank, N valid frames of the batch
@@ -17,7 +17,7 @@ REDUCTIONS = ("per_utterance", "per_frame")
 
 
 def _divergence(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(p || q) of each row and its gradient q - p with respect to the logits of q, the student.
+    """Return KL(p || q) of each row and its gradient q - p with respect to the logits of q, the student.
 
     Both arguments [N, V+1], finite; returns [N] and [N, V+1]. With x = log p - log q each summand is
     p (x - 1 + e^-x), which is never negative; the bare p x sums to a negative number in half of the near-equal cases
@@ -27,13 +27,13 @@ def _divergence(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
     x = teacher_log_probs - student_log_probs
     shrink = torch.expm1(-x)  # q / p - 1, exact where a subtraction would cancel; it may overflow where q >> p
     student_above = x < -1
-    # The clamp is for an expm1 that errs in its last bit; on CPU it was never needed.
+    # The clamp guards against an expm1 that errs in its last bit; on CPU no such case was seen.
     divergence = torch.where(student_above, p * (x - 1) + q, p * (x + shrink).clamp_(min=0)).sum(-1)
     return divergence, torch.where(student_above, q - p, p * shrink)
 
 
 def _row_log_probs(logits: torch.Tensor, rows: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
-    """[B, T, V+1] -> [N, V+1]: log-probabilities of the valid frames; a class masked with -inf gets a finite floor."""
+    """Return log-probabilities [N, V+1] of the valid frames of [B, T, V+1], finite for a class at -inf too."""
     selected = logits.flatten(0, 1).index_select(0, rows).to(dtype).div_(temperature)
     return selected.log_softmax(-1).clamp_(min=torch.finfo(dtype).min)
 
@@ -62,7 +62,7 @@ class _FrameDivergence(torch.autograd.Function):
 
 
 def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Places [N] of the valid frames in B*T, for one copy to the host, of the lengths.
+    """Return the indices [N] of the valid frames in B*T; the lengths are copied to the host once.
 
     Raises ValueError unless the two sides have one shape [B, T, V+1] and lengths is [B] within [0, T].
     """
@@ -85,7 +85,7 @@ def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, leng
 
 
 def _check_settings(temperature: float, reduction: str) -> None:
-    """Raise ValueError for a temperature that is not positive or a reduction without meaning."""
+    """Raise ValueError for a temperature that is not positive and finite or an unknown reduction."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"distillation temperature must be above 0 and finite, got {temperature}")
     if reduction not in REDUCTIONS:
@@ -100,15 +100,43 @@ def encoder_distillation_loss(
     temperature: float = 1.0,
     reduction: str = "per_utterance",
 ) -> torch.Tensor:
-    """KL(teacher || student) of the encoder logits times temperature^2, in nats, over valid frames.
+    """Return KL(teacher || student) of the encoder logits over valid frames, times temperature^2.
 
-    student_logits, teacher_logits: [B, T, V+1] float. lengths: [B] int64 in frames, 0 <= lengths <= T.
-    reduction: `per_utterance` sums over frames and averages over the batch, as `mean_batch` does for the RNN-T loss;
-    `per_frame` divides by the number of valid frames (by 1 if there is none).
-    No gradient reaches the teacher. Computed in float32 (float64 if an argument is). Returns a scalar: 0 iff the
-    distributions agree on every valid frame, never negative. CoDERT, arXiv:2106.07734, section 3.
-    Raises ValueError for shapes that differ, lengths out of range or no integers, a temperature that is not positive
-    and finite, an unknown reduction.
+    No gradient reaches the teacher. Computed in float32 (float64 if an argument is). CoDERT, arXiv:2106.07734,
+    section 3.
+
+    Args:
+        student_logits: [B, T, V+1] float.
+        teacher_logits: [B, T, V+1] float.
+        lengths: [B] int64 in frames, 0 <= lengths <= T.
+        temperature: divides both logits, above 0.
+        reduction: `per_utterance` sums over frames and averages over the batch, as `mean_batch` does for the RNN-T
+            loss; `per_frame` divides by the number of valid frames (by 1 if there is none).
+
+    Returns:
+        A scalar in nats: 0 iff the distributions agree on every valid frame, never negative.
+
+    Raises:
+        ValueError: shapes that differ, lengths out of range or not integers, a temperature that is not positive and
+            finite, an unknown reduction.
+
+    Example:
+        The second frame is padding:
+
+        >>> import torch
+        >>> from nemo_codert.losses import encoder_distillation_loss
+        >>> teacher_logits = torch.tensor([[[0.8, 0.2], [0.5, 0.5]]]).log()  # B = 1, T = 2, V = 1
+        >>> student_logits = torch.zeros(1, 2, 2, requires_grad=True)
+        >>> lengths = torch.tensor([1])
+        >>> loss = encoder_distillation_loss(
+        ...     student_logits=student_logits, teacher_logits=teacher_logits, lengths=lengths
+        ... )
+        >>> f"{loss.item():.4f} nats"
+        '0.1927 nats'
+        >>> loss.backward()
+        >>> student_logits.grad  # q - p in the valid frame
+        tensor([[[-0.3000,  0.3000],
+                 [ 0.0000,  0.0000]]])
     """
     _check_settings(temperature, reduction)
     rows = _valid_rows(student_logits, teacher_logits, lengths)
@@ -118,7 +146,23 @@ def encoder_distillation_loss(
 
 
 class EncoderDistillationLoss(torch.nn.Module):
-    """`encoder_distillation_loss` with its temperature and reduction fixed."""
+    """Module form of `encoder_distillation_loss`, with a fixed temperature and reduction.
+
+    Args:
+        temperature: divides both logits, above 0.
+        reduction: `per_utterance` or `per_frame`.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, an unknown reduction.
+
+    Example:
+        >>> import torch
+        >>> from nemo_codert.losses import EncoderDistillationLoss
+        >>> loss = EncoderDistillationLoss(temperature=2.0)
+        >>> logits, lengths = torch.tensor([[[1.0, 0.0, -1.0]]]), torch.tensor([1])
+        >>> loss(student_logits=logits, teacher_logits=logits, lengths=lengths).item()
+        0.0
+    """
 
     def __init__(self, temperature: float = 1.0, reduction: str = "per_utterance") -> None:
         super().__init__()
@@ -129,7 +173,7 @@ class EncoderDistillationLoss(torch.nn.Module):
     def forward(
         self, *, student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor
     ) -> torch.Tensor:
-        """Both logits [B, T, V+1], lengths [B] int64 in frames -> scalar. No gradient reaches the teacher."""
+        """Return the scalar loss of both logits [B, T, V+1] and lengths [B] int64 in frames."""
         return encoder_distillation_loss(
             student_logits=student_logits,
             teacher_logits=teacher_logits,

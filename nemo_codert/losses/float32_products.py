@@ -1,4 +1,4 @@
-"""Products that stay float32 whatever the user allowed for the rest of the model. Imports torch alone."""
+"""Products that stay float32 whatever the user allowed for the rest of the model. Imports torch only."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -6,13 +6,14 @@ from threading import Lock
 
 import torch
 
-FULL = {"none", "ieee"}  # "none": nothing was set, which is float32 for products on both devices
+FULL = {"none", "ieee"}  # float32 settings; "none" means that nothing was set: float32 for products on both devices
 
 
 class FullPrecision:
-    """Keeps float32 products float32 whatever autocast, TF32 or bfloat16 products the user allowed elsewhere.
+    """Context that keeps float32 products float32, whatever autocast, TF32 or bfloat16 the user allowed elsewhere.
 
-    torch's switches are the process's: the first thread that comes in sets them, the last one out sets them back.
+    torch's switches hold for the whole process: the first thread that enters sets them, the last one to leave restores
+    them.
     """
 
     def __init__(self) -> None:
@@ -20,8 +21,8 @@ class FullPrecision:
         self.lock, self.inside, self.allowed = Lock(), 0, []
 
     def __call__(self, device_type: str) -> AbstractContextManager[None]:
-        """What to compute products within. Next to nothing where nothing has to be changed."""
-        # Both are asked first, as setting them takes as long as a product of a small batch.
+        """Return the context for products on a device; a null context where nothing has to be changed."""
+        # Both switches are read first: setting them takes as long as a product of a small batch.
         if torch.is_autocast_enabled(device_type) or self.inside or not FULL.issuperset(self._precisions()):
             return self._changed(device_type)
         return nullcontext()
@@ -40,7 +41,7 @@ class FullPrecision:
         return [backend.fp32_precision for backend in self.backends]
 
     def _enter(self) -> bool:
-        """True where `_leave` has to follow: something was set, by this thread or by another that is inside."""
+        """Return whether `_leave` has to follow: something was set, by this thread or by another inside."""
         with self.lock:
             if self.inside == 0:
                 self.allowed = self._precisions()
@@ -62,4 +63,4 @@ class FullPrecision:
 
 
 full_precision = FullPrecision()
-"""The one of the process."""
+"""The instance of the process."""

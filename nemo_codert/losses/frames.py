@@ -1,6 +1,6 @@
-"""Which frames of a padded batch are real, and how a teacher's frames are matched with a student's.
+"""Masks of the real frames of a padded batch, and matching of a teacher's frames with a student's.
 
-Imports torch alone.
+Imports torch only.
 """
 
 # B batch, T encoder frames, V vocabulary without blank
@@ -10,14 +10,29 @@ from torch.nn.functional import pad
 
 
 def valid_frames(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """[B] -> [B, T] bool, True where frame t exists. num_frames is T."""
+    """Return the mask of the frames that exist.
+
+    Args:
+        lengths: [B] int in frames.
+        num_frames: T.
+
+    Returns:
+        [B, T] bool, True where t < lengths.
+
+    Example:
+        >>> import torch
+        >>> from nemo_codert.losses import valid_frames
+        >>> valid_frames(torch.tensor([3, 1]), 3)
+        tensor([[ True,  True,  True],
+                [ True, False, False]])
+    """
     return torch.arange(num_frames, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def valid_cells(
     encoded_lengths: torch.Tensor, target_lengths: torch.Tensor, num_frames: int, num_states: int
 ) -> torch.Tensor:
-    """[B] and [B] -> [B, T, U+1] bool, True where the lattice has the cell. num_frames is T, num_states U+1."""
+    """Return [B, T, U+1] bool, True where the lattice has the cell; lengths: [B], num_frames: T, num_states: U+1."""
     frames, states = valid_frames(encoded_lengths, num_frames), valid_frames(target_lengths + 1, num_states)
     return frames[:, :, None] & states[:, None, :]
 
@@ -28,10 +43,28 @@ def group_frames(logits: torch.Tensor, lengths: torch.Tensor, factor: int) -> tu
     A group's distribution is the arithmetic mean of the softmax distributions of its valid frames: the last group of
     an utterance averages the frames it has. Padding is never read.
 
-    logits: [B, T, V+1] float. lengths: [B] int64 in frames, 0 <= lengths <= T. factor: frames per group, at least 1.
-    Returns the groups as log-probabilities, usable as logits, [B, ceil(T / factor), V+1] (at least float32; zeros in
-    groups without a valid frame) and ceil(lengths / factor). factor 1 returns both arguments unchanged.
-    Raises ValueError for a factor below 1.
+    Args:
+        logits: [B, T, V+1] float.
+        lengths: [B] int64 in frames, 0 <= lengths <= T.
+        factor: frames per group, at least 1.
+
+    Returns:
+        The groups as log-probabilities, usable as logits, [B, ceil(T / factor), V+1] (at least float32; zeros in
+        groups without a valid frame), and ceil(lengths / factor). Both arguments unchanged for factor 1.
+
+    Raises:
+        ValueError: factor below 1.
+
+    Example:
+        >>> import torch
+        >>> from nemo_codert.losses import group_frames
+        >>> logits = torch.tensor([[[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]]).log()  # B = 1, T = 3, V = 1
+        >>> grouped, lengths = group_frames(logits, torch.tensor([3]), 2)
+        >>> grouped.exp()
+        tensor([[[0.7000, 0.3000],
+                 [0.2000, 0.8000]]])
+        >>> lengths
+        tensor([2])
     """
     if factor < 1:
         raise ValueError(f"frames can be grouped by a factor of 1 or more, got {factor}")
@@ -58,11 +91,30 @@ def paired_frames(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pair the student's frame t + shift with the teacher's frame t, for every t that both have.
 
-    The student's first `shift` frames and the teacher's last ones stay without a partner and are left out.
+    The student's first `shift` frames and the teacher's last ones are not paired and left out.
 
-    Both logits [B, T', V+1] and [B, T, V+1], at one frame rate (see `group_frames`); both lengths [B] int64 in frames.
-    Returns views of both, [B, N, V+1] with N = max(min(T' - shift, T), 0), and the number of pairs in each utterance,
-    [B], 0 where it has no frame left. Raises ValueError for a negative shift.
+    Args:
+        student_logits: [B, T', V+1] float.
+        student_lengths: [B] int64 in frames.
+        teacher_logits: [B, T, V+1] float, at the student's frame rate (see `group_frames`).
+        teacher_lengths: [B] int64 in frames.
+        shift: frames the student lags behind, 0 or more.
+
+    Returns:
+        Views of both logits, [B, N, V+1] with N = max(min(T' - shift, T), 0), and the number of pairs in each
+        utterance, [B], 0 where no frame is left.
+
+    Raises:
+        ValueError: negative shift.
+
+    Example:
+        >>> import torch
+        >>> from nemo_codert.losses import paired_frames
+        >>> student, teacher = torch.arange(4.0).view(1, 4, 1), torch.arange(4.0).view(1, 4, 1)
+        >>> lengths = torch.tensor([4])
+        >>> *pairs, count = paired_frames(student, lengths, teacher, lengths, shift=1)
+        >>> [logits.flatten().tolist() for logits in pairs], count
+        ([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]], tensor([3]))
     """
     if shift < 0:
         raise ValueError(f"the student can be shifted by 0 frames or more, got {shift}")

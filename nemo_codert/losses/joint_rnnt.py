@@ -1,8 +1,8 @@
 """The exact RNN-T loss of any joint, with a float64 recursion: of its logits, or of the joint itself in chunks.
 
-Utterances are taken one by one: what lies beyond their lengths is neither computed nor read, and half-precision logits
-are never upcast as a whole. In chunks the logits [B, T, U+1, V+1] never exist at once: some frames of an utterance at
-a time, and again in the backward pass (Chen et al., arXiv:1604.06174). Imports torch and `lattice`.
+Utterances are computed one by one: padding is neither computed nor read, and half-precision logits are never upcast as
+a whole. In chunks the logits [B, T, U+1, V+1] never exist at once: some frames of an utterance are computed at a time,
+and again in the backward pass (Chen et al., arXiv:1604.06174). Imports torch, `batch_checks` and `lattice`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, H joint channels; T_b, U_b those of
@@ -15,16 +15,17 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from nemo_codert.losses.lattice import check_reduction, check_transducer_batch, reduce_losses, rnnt_lattice_loss
+from nemo_codert.losses.batch_checks import check_reduction, check_transducer_batch, reduce_losses
+from nemo_codert.losses.lattice import rnnt_lattice_loss
 
-# Logits of a chunk, of which the backward pass needs some three at a time: 36 MB of float32, above the 32 MiB from
-# which glibc always gives memory back; smaller ones leave the heap in pieces.
+# Logits of a chunk, some three of which exist in the backward pass: 36 MB of float32, above the 32 MiB from which
+# glibc always gives memory back. Smaller chunks fragment the heap.
 CHUNK_ELEMENTS = 9 * 2**20
-KEPT_ELEMENTS = 2**24  # logits of a batch that are kept for the backward pass rather than computed again: 64 MB
+KEPT_ELEMENTS = 2**24  # largest number of logits kept for the backward pass, not computed again: 64 MB of float32
 
 
 def _own_columns(logits: torch.Tensor, targets: torch.Tensor, blank: int) -> torch.Tensor:
-    """[T, U+1, V+1] -> [T, U+1, 2] float64: the next label's (-inf in the last state) and the blank's logits."""
+    """Return next label's (-inf in the last state) and blank's logits of [T, U+1, V+1], as [T, U+1, 2] float64."""
     t, u = len(logits), len(targets)
     label = logits[:, :u].gather(2, targets.expand(t, u)[:, :, None]).squeeze(2).double()
     return torch.stack([pad(label, (0, 1), value=-torch.inf), logits[:, :, blank].double()], 2)
@@ -66,7 +67,7 @@ class _JointLogProbs(torch.autograd.Function):
         joint_logits, targets, label, blank = ctx.saved_tensors
         dtype = torch.promote_types(joint_logits.dtype, torch.float32)
         gamma = -blank_upstream - pad(label_upstream, (0, 1))
-        of_blank = (gamma * blank.exp() + blank_upstream).to(dtype)  # float64 until the occupancies are off
+        of_blank = (gamma * blank.exp() + blank_upstream).to(dtype)  # occupancies are subtracted in float64
         of_label = (gamma[:, :, :-1] * label.exp() + label_upstream).to(dtype)
         gamma = gamma.to(dtype)
         gradient = torch.zeros_like(joint_logits, memory_format=torch.contiguous_format)
@@ -90,13 +91,36 @@ def joint_rnnt_loss(
     reduction: str = "mean_batch",
     fastemit_lambda: float = 0.0,
 ) -> torch.Tensor:
-    """RNN-T loss in nats of joint logits (log-probabilities will do, as a log-softmax leaves them as they are).
+    """Return the RNN-T loss of joint logits, or of log-probabilities, which a log-softmax leaves unchanged.
 
-    joint_logits: [B, T, U+1, V+1] float. targets: [B, U] int, 0..V without blank. encoded_lengths: [B] int in frames,
-    1..T. target_lengths: [B] int in tokens, 0..U. What lies beyond the lengths is never read and gets a zero gradient.
-    blank: any index of V+1. reduction: see `reduce_losses`. fastemit_lambda: at least 0, see `rnnt_lattice_loss`.
-    Computed in float32 (float64 for float64 logits), the recursion in float64. Returns a scalar, or [B] for `none`.
-    Graves, arXiv:1211.3711. Raises ValueError for shapes, lengths, targets, blank or reduction that do not fit.
+    Computed in float32 (float64 for float64 logits), the recursion in float64. Logits beyond the lengths are never
+    read and get a zero gradient. Graves, arXiv:1211.3711.
+
+    Args:
+        joint_logits: [B, T, U+1, V+1] float.
+        targets: [B, U] int, token ids 0..V other than blank.
+        encoded_lengths: [B] int in frames, 1..T.
+        target_lengths: [B] int in tokens, 0..U.
+        blank: class of the blank, 0..V.
+        reduction: `mean_batch`, `mean`, `mean_volume`, `sum` or `none`, as in NeMo.
+        fastemit_lambda: 0 or more; scales the value and the labels' gradient by 1 + lambda (arXiv:2010.11148).
+
+    Returns:
+        The loss in nats: a scalar, or [B] for `none`; float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: shapes, lengths, targets, blank, reduction or lambda that do not fit.
+
+    Example:
+        Two paths emit the one token in two frames, each in three steps of probability 1/3:
+
+        >>> import torch
+        >>> from nemo_codert.losses import joint_rnnt_loss
+        >>> joint_logits = torch.zeros(1, 2, 2, 3)  # B = 1, T = 2, U = 1, V = 2
+        >>> lengths = torch.tensor([2]), torch.tensor([1])
+        >>> loss = joint_rnnt_loss(joint_logits, torch.tensor([[0]]), *lengths, blank=2)
+        >>> f"a probability of {torch.exp(-loss).item():.4f}, which is 2/27 = {2 / 27:.4f}"
+        'a probability of 0.0741, which is 2/27 = 0.0741'
     """
     check_reduction(reduction)
     if joint_logits.dim() != 4:
@@ -135,13 +159,47 @@ def chunked_joint_rnnt_loss(
     reduction: str = "mean_batch",
     fastemit_lambda: float = 0.0,
 ) -> torch.Tensor:
-    """RNN-T loss in nats of `joint(encoder_part, prediction_part)`, whose logits are never all there at once.
+    """Return the RNN-T loss of `joint(encoder_part, prediction_part)`, whose logits never exist all at once.
 
-    joint: takes [T', 1, H] and [1, U'+1, H], returns logits [T', U'+1, V+1]; may have parameters and dropout.
-    encoder_part: [B, T, H]. prediction_part: [B, U+1, H]. num_classes: V+1. The rest as in `joint_rnnt_loss`.
-    At most `CHUNK_ELEMENTS` logits (or H channels, where those are more) at a time, but a whole frame; where a batch
-    has more than `KEPT_ELEMENTS` they are computed again in the backward pass, with the same dropout.
-    Raises ValueError as `joint_rnnt_loss` does, and where the joint gives another number of classes.
+    At most `CHUNK_ELEMENTS` logits (or H channels, where those are more) are computed at a time, but at least a frame.
+    Where a batch has more than `KEPT_ELEMENTS` logits, they are computed again in the backward pass, with the same
+    dropout.
+
+    Args:
+        joint: takes [T', 1, H] and [1, U'+1, H], returns logits [T', U'+1, V+1]; may have parameters and dropout.
+        encoder_part: [B, T, H] float.
+        prediction_part: [B, U+1, H] float.
+        targets: [B, U] int, token ids 0..V other than blank.
+        encoded_lengths: [B] int in frames, 1..T.
+        target_lengths: [B] int in tokens, 0..U.
+        num_classes: V+1.
+        blank: class of the blank, 0..V.
+        reduction: `mean_batch`, `mean`, `mean_volume`, `sum` or `none`, as in NeMo.
+        fastemit_lambda: 0 or more; scales the value and the labels' gradient by 1 + lambda (arXiv:2010.11148).
+
+    Returns:
+        The loss in nats: a scalar, or [B] for `none`; float32, or float64 for float64 encoder_part.
+
+    Raises:
+        ValueError: arguments that do not fit, or a joint that returns another number of classes.
+
+    Example:
+        A joint with a hidden layer, and an utterance of two frames and one token:
+
+        >>> import torch
+        >>> from nemo_codert.losses import chunked_joint_rnnt_loss
+        >>> output = torch.nn.Linear(4, 3)
+        >>> _ = torch.nn.init.zeros_(output.weight), torch.nn.init.zeros_(output.bias)
+        >>> joint = lambda encoder, prediction: output(torch.relu(encoder + prediction))
+        >>> encoder, prediction = torch.ones(1, 2, 4), torch.ones(1, 2, 4)
+        >>> lengths = torch.tensor([2]), torch.tensor([1])
+        >>> batch = encoder, prediction, torch.tensor([[0]]), *lengths
+        >>> loss = chunked_joint_rnnt_loss(joint, *batch, num_classes=3, blank=2)
+        >>> f"a probability of {torch.exp(-loss).item():.4f}, which is 2/27 = {2 / 27:.4f}"
+        'a probability of 0.0741, which is 2/27 = 0.0741'
+        >>> loss.backward()
+        >>> [round(number, 4) + 0.0 for number in output.bias.grad.tolist()]
+        [0.0, 1.0, -1.0]
     """
     check_reduction(reduction)
     parts = tuple(encoder_part.shape), tuple(prediction_part.shape)
@@ -162,10 +220,10 @@ def chunked_joint_rnnt_loss(
             raise ValueError(f"num_classes is {num_classes}, but the joint gives {logits.shape[3]} classes")
         return _JointLogProbs.apply(logits, tokens[None], [(len(frames), len(tokens))], blank)
 
-    width = max(num_classes, parts[0][2])  # of a cell: its logits or its hidden layer
+    width = max(num_classes, parts[0][2])  # elements of a lattice cell: its logits or its hidden layer
     recompute = torch.is_grad_enabled() and sum(t * (u + 1) for t, u in batch.sizes) * width > KEPT_ELEMENTS
     rows = []
-    # unbind: indexing each utterance would make a gradient of the whole batch for each.
+    # unbind, not indexing: the backward pass of each index would allocate a gradient of the whole batch.
     for frames_b, states_b, tokens, (t, u) in zip(
         encoder_part.unbind(), prediction_part.unbind(), batch.targets, batch.sizes, strict=True
     ):

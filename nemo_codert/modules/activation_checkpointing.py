@@ -14,16 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_layers(*encoders: ConformerEncoder) -> None:
-    """From now on compute every layer of them twice, where it is in training mode and gradients are wanted."""
+    """Make every layer of the encoders compute its activations twice, in training mode with gradients enabled."""
     for encoder in encoders:
         for layer in encoder.layers:
             layer.forward = RecomputedForward(layer)
 
 
 class RecomputedForward:
-    """`forward` of one layer, as an attribute of that layer: the layer keeps its class, which NeMo compares.
+    """Replacement of `forward` of one layer, set as an attribute: the layer keeps its class, which NeMo compares.
 
-    An object and neither a closure nor a bound method: it goes with its layer through `copy.deepcopy` and `pickle`.
+    An object, not a closure or a bound method: `copy.deepcopy` and `pickle` copy it together with its layer.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -33,7 +33,7 @@ class RecomputedForward:
         forward = type(self.layer).forward
         if not (self.layer.training and torch.is_grad_enabled()):
             return forward(self.layer, x, **inputs)
-        # x [B, T, D] by position: `checkpoint` takes the device, whose generator dropout draws from, from there only.
+        # x [B, T, D] by position: `checkpoint` restores dropout's generator for devices of positional arguments only.
         return checkpoint(forward, self.layer, x, use_reentrant=False, context_fn=self._contexts, **inputs)
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -41,10 +41,10 @@ class RecomputedForward:
 
 
 class _CopiedBuffers:
-    """While entered, a layer has copies of its buffers, so batch-norm statistics do not move a second time.
+    """Context in which a layer has copies of its buffers, so that batch-norm statistics do not move a second time.
 
-    Batch norm cannot be told to track none: it would save fewer tensors than in the first pass, which `checkpoint`
-    refuses. May be entered again, as a second backward pass over one graph does.
+    Batch norm without tracked statistics is no alternative: it saves fewer tensors than in the first pass, which
+    `checkpoint` refuses. The context may be entered again, as in a second backward pass over one graph.
     """
 
     def __init__(self, layer: nn.Module) -> None:

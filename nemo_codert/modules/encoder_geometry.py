@@ -1,4 +1,4 @@
-"""What an encoder's output looks like, read from the built module: any NeMo encoder will do.
+"""Width and stride of an encoder's output, read from the built module, which may be any NeMo encoder.
 
 B batch, F mel bins, T_in feature frames, T encoder frames, D channels.
 """
@@ -14,7 +14,7 @@ PROBE_FRAMES = 960
 
 @dataclass(frozen=True)
 class EncoderGeometry:
-    """`width`: output channels D. `stride`: feature frames T_in per encoder frame T."""
+    """Shape of an encoder's output. `width`: channels D. `stride`: feature frames T_in per encoder frame T."""
 
     width: int
     stride: int
@@ -27,6 +27,9 @@ def encoder_geometry(encoder: nn.Module, features: int) -> EncoderGeometry:
     Args:
         encoder: module called as `encoder(audio_signal=[B, F, T_in], length=[B])`.
         features: F.
+
+    Returns:
+        Width and stride.
     """
     parameter = next(encoder.parameters())
     signal = torch.zeros(1, features, PROBE_FRAMES, device=parameter.device, dtype=parameter.dtype)

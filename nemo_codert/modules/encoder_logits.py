@@ -1,7 +1,7 @@
-"""The encoder-logit head: what each half of a joint says on its own, as logits over the V+1 classes.
+"""Logits over the V+1 classes of each side of a joint alone: encoder logits and prediction logits.
 
 For the additive joint these are its two projections. For a stock joint they are its output with the other
-projection zeroed, bias included. Dropout is left out, so the head draws no random numbers. A TDT joint's outputs for
+projection zeroed, bias included. Dropout is left out, so no random numbers are drawn. A TDT joint's outputs for
 durations, which come last, are left out too.
 B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank.
 """
@@ -14,19 +14,60 @@ from nemo_codert.modules.additive_joint import AdditiveRNNTJoint
 
 
 def encoder_logits(joint: RNNTJoint, encoded: torch.Tensor) -> torch.Tensor:
-    """Raw logits of the encoder alone: `encoded` [B, D, T] -> [B, T, V+1] (E in arXiv:2106.07734, section 2.1)."""
+    """Return the logits of the encoder side alone (E in arXiv:2106.07734, section 2.1).
+
+    Args:
+        joint: additive or stock joint.
+        encoded: [B, D, T] float, output of the encoder.
+
+    Returns:
+        [B, T, V+1], not normalised.
+
+    Example:
+        The encoder logits of a stock joint are its output where the prediction side is zero:
+
+        >>> import torch
+        >>> from nemo.collections.asr.modules import RNNTJoint
+        >>> from nemo_codert.modules import encoder_logits
+        >>> jointnet = {"encoder_hidden": 4, "pred_hidden": 3, "joint_hidden": 6, "activation": "relu"}
+        >>> joint = RNNTJoint(jointnet, num_classes=2, vocabulary=["a", "b"], log_softmax=False)
+        >>> encoded, decoded = torch.randn(1, 4, 5), torch.zeros(1, 3, 1)
+        >>> joint.pred.bias.data.zero_()
+        tensor([0., 0., 0., 0., 0., 0.])
+        >>> whole = joint(encoder_outputs=encoded, decoder_outputs=decoded)  # [B, T, 1, V+1]
+        >>> torch.allclose(encoder_logits(joint, encoded), whole[:, :, 0])
+        True
+    """
     return projected_logits(joint, joint.project_encoder(encoded.transpose(1, 2)))
 
 
 def prediction_logits(joint: RNNTJoint, decoded: torch.Tensor) -> torch.Tensor:
-    """Raw logits of the prediction network alone: `decoded` [B, D, U+1] -> [B, U+1, V+1]."""
+    """Return the logits of the prediction side alone (G in arXiv:2106.07734, section 2.1).
+
+    Args:
+        joint: additive or stock joint.
+        decoded: [B, D, U+1] float, output of the prediction network.
+
+    Returns:
+        [B, U+1, V+1], not normalised.
+
+    Example:
+        >>> import torch
+        >>> from nemo_codert.modules import AdditiveRNNTJoint, encoder_logits, prediction_logits
+        >>> jointnet = {"encoder_hidden": 4, "pred_hidden": 3}
+        >>> joint = AdditiveRNNTJoint(jointnet, num_classes=2, vocabulary=["a", "b"], log_softmax=False)
+        >>> encoded, decoded = torch.randn(1, 4, 5), torch.randn(1, 3, 2)
+        >>> sides = encoder_logits(joint, encoded)[:, :, None], prediction_logits(joint, decoded)[:, None]
+        >>> torch.allclose(joint(encoder_outputs=encoded, decoder_outputs=decoded), sides[0] + sides[1])
+        True
+    """
     return projected_logits(joint, joint.project_prednet(decoded.transpose(1, 2)))
 
 
 def joint_logits(joint: RNNTJoint, encoded: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-    """Raw logits of the whole lattice, dropout included: [B, D, T] and [B, D, U+1] -> [B, T, U+1, V+1].
+    """Return raw logits of the whole lattice, dropout included: [B, D, T] and [B, D, U+1] -> [B, T, U+1, V+1].
 
-    NeMo's own `forward` returns log-probabilities on CPU and raw logits on CUDA; this is the same on both.
+    NeMo's own `forward` returns log-probabilities on CPU and raw logits on CUDA; these logits are raw on both.
     """
     encoder_part = joint.enc(encoded.transpose(1, 2)).unsqueeze(2)  # [B, T, 1, H]
     prediction_part = joint.pred(decoded.transpose(1, 2)).unsqueeze(1)  # [B, 1, U+1, H]
@@ -34,20 +75,20 @@ def joint_logits(joint: RNNTJoint, encoded: torch.Tensor, decoded: torch.Tensor)
 
 
 def projected_logits(joint: RNNTJoint, projected: torch.Tensor) -> torch.Tensor:
-    """The logits of one projection alone: [B, T, H] -> [B, T, V+1], `projected` itself for an additive joint."""
+    """Return the logits of one projection: [B, T, H] -> [B, T, V+1], `projected` itself for an additive joint."""
     if isinstance(joint, AdditiveRNNTJoint):
         return projected
-    projected = projected.clone()  # NeMo's activation is in place, and the loss wants the projection too
+    projected = projected.clone()  # NeMo's activation works in place, and the loss needs the projection too
     for layer in joint.joint_net:
         projected = projected if isinstance(layer, nn.Dropout) else layer(projected)
     return token_logits(joint, projected)
 
 
 def token_logits(joint: RNNTJoint, outputs: torch.Tensor) -> torch.Tensor:
-    """What a joint's outputs [..., V+1+N] say about tokens and blank [..., V+1]: a TDT joint has N for durations."""
+    """Return the outputs [..., V+1] for tokens and blank of [..., V+1+N]; a TDT joint has N more for durations."""
     return outputs[..., : -joint.num_extra_outputs] if joint.num_extra_outputs else outputs
 
 
 def ctc_logits(head: ConvASRDecoder, encoded: torch.Tensor) -> torch.Tensor:
-    """Raw logits of a CTC head, whose classes are the joint's: [B, D, T] -> [B, T, V+1], blank last."""
+    """Return raw logits of a CTC head, whose classes are the joint's: [B, D, T] -> [B, T, V+1], blank last."""
     return head.decoder_layers(encoded).transpose(1, 2)

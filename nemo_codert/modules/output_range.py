@@ -1,6 +1,6 @@
-"""How large the outputs of an encoder or a prediction network can get, read from its weights.
+"""Bounds on the outputs of an encoder or a prediction network, read from its weights.
 
-Bounds that hold for every input. A stock joint in `narrow` form is built on them (`additive_joint`). D channels.
+The bounds hold for every input. A stock joint in `narrow` form is built on them (`stock_joint`). D channels.
 """
 
 import torch
@@ -13,15 +13,18 @@ MARGIN = 1.01  # a bound is reached by few inputs, but rounding may pass it: bfl
 
 @torch.no_grad()
 def output_range(module: nn.Module) -> torch.Tensor | None:
-    """Bound on the absolute value of each output channel in inference: [D] float64, or None where none is known.
+    """Return a bound on the absolute value of each output channel in inference.
 
-    Known are NeMo's `ConformerEncoder` and `RNNEncoder` as far as they end in a layer norm, and `RNNTDecoder` with a
-    plain LSTM. Subclasses and adapters may change the output: None. The weights are read now, so ask after training.
+    Known are NeMo's `ConformerEncoder` and `RNNEncoder` that end in a layer norm, and `RNNTDecoder` with a plain LSTM.
+    The bound is that of the weights at the time of the call: call it after training.
 
     Args:
         module: encoder or prediction network.
+
+    Returns:
+        [D] float64, or None where no bound is known, as for subclasses and adapters, which may change the output.
     """
-    # Not isinstance: a subclass may put anything behind the last layer, as NeMo's adapter classes do.
+    # Not isinstance: a subclass may add layers after the last one, as NeMo's adapter classes do.
     if type(module) is ConformerEncoder:
         return _conformer_range(module)
     if type(module) is RNNEncoder:

@@ -1,4 +1,4 @@
-"""How a pair comes by its student: initial weights of its own generator, modules that are the teacher's."""
+"""Building the student: its own random generator, and modules shared with the teacher."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,10 @@ from torch import nn
 
 @contextmanager
 def student_generator() -> Iterator[None]:
-    """A generator for the student's initial weights alone, seeded as the process was: they depend on the seed only.
+    """Draw random numbers in this block from a generator of their own, seeded as the process was.
 
-    NeMo's own class, seeded the same way, draws the same weights for the lone student.
+    The student's initial weights then depend on the seed only: NeMo's own class, seeded the same way, draws the same
+    weights for the lone student.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
@@ -19,6 +20,6 @@ def student_generator() -> Iterator[None]:
 
 
 def refer(owner: nn.Module, name: str, module: nn.Module) -> None:
-    """Make `module` reachable as `owner.name` without registering it: it has one owner, and one name in files."""
+    """Make `module` reachable as `owner.name` without registering it: files keep one name for it, its owner's."""
     owner._modules.pop(name, None)
     object.__setattr__(owner, name, module)

@@ -1,8 +1,8 @@
-"""An LSTM with projections rewritten as one without, for exporters that know no projections (torch.onnx).
+"""An LSTM with projections rewritten as one without, for exporters without projected LSTMs (torch.onnx).
 
 A projected LSTM feeds h = W_hr r back, where r is the output of its gates. Then W_hh h = (W_hh W_hr) r: an LSTM
-without projection whose recurrent weight is W_hh W_hr has the same r, and W_hr makes h of it afterwards. Exact; the
-recurrent weight grows from [4H, P] to [4H, H]. B batch, T encoder frames, H cells, P projected size.
+without projection whose recurrent weight is W_hh W_hr has the same r, and h = W_hr r is computed afterwards. Exact;
+the recurrent weight grows from [4H, P] to [4H, H]. B batch, T encoder frames, H cells, P projected size.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import nn
 
 
 class UnprojectedLSTM(nn.Module):
-    """Same outputs as `lstm` (one layer, projected, one or both directions), in inference.
+    """LSTM without projection that has the outputs of `lstm` in inference.
 
     Args:
-        lstm: the projected LSTM whose weights are copied.
+        lstm: the projected LSTM whose weights are copied, of one layer, in one or both directions.
 
     Raises:
-        ValueError: no projection, or several layers in one module.
+        ValueError: the LSTM has no projection, or several layers.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:
@@ -52,7 +52,7 @@ class UnprojectedLSTM(nn.Module):
         projection.weight.copy_(projected)
 
     def forward(self, signal: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """[B, T, D] (or [T, B, D], as `lstm` takes it) -> [..., P], both directions side by side; no states."""
+        """Map [B, T, D] (or [T, B, D], as in `lstm`) to [..., P], both directions side by side; no states."""
         cells, _ = self.lstm(signal)
         directions = cells.chunk(len(self.projections), dim=-1)
         projected = [projection(part) for projection, part in zip(self.projections, directions, strict=True)]
@@ -60,7 +60,7 @@ class UnprojectedLSTM(nn.Module):
 
 
 def replace_projected_lstms(module: nn.Module) -> int:
-    """Replace every projected `nn.LSTM` below `module`, in place; returns how many there were."""
+    """Replace every projected `nn.LSTM` below `module` in place, and return their number."""
     replaced = 0
     for name, child in list(module.named_children()):
         if isinstance(child, nn.LSTM) and child.proj_size:

@@ -26,7 +26,7 @@ from nemo_codert.analysis.report import (
     findings,
     measure_rows,
     new_folder,
-    write_report,
+    write_logit_report,
 )
 
 PIECES = ["▁a", "b", "<c>", "$d", "e"]
@@ -250,7 +250,7 @@ def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
     report = LogitReport(
         "test.json", 4, 9.5, 3, models, Analysis(branches), [make_page(num_frames=4), make_page("../c d", 26)]
     )
-    path = write_report(tmp_path, report)
+    path = write_logit_report(tmp_path, report)
     page = Page(path.read_text(encoding="utf-8"))
     assert len(set(page.ids)) == len(page.ids)
     assert {"#measures", "#agreement", "#utterance-0", "#utterance-1"} <= set(page.links)
@@ -274,7 +274,9 @@ def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
 def test_the_tables_hold_what_was_measured(tmp_path):
     branches = {"student": make_branch(), "teacher": make_branch(encoder=2.0)}
     models = [make_model("a.ckpt", branches, Agreement(10, 5, 1.0), 7), make_model("b.nemo", branches, None, None)]
-    write_report(tmp_path, LogitReport("test.json", 1, 2.0, 2, models, Analysis(branches), [make_page(num_frames=4)]))
+    write_logit_report(
+        tmp_path, LogitReport("test.json", 1, 2.0, 2, models, Analysis(branches), [make_page(num_frames=4)])
+    )
     measures = rows_of(tmp_path / "measures.csv")
     assert len(measures) == 2 * 2 * len(SOURCES) * len(VIEWS)
     own = [row for row in measures if row["branch"] == "teacher" and row["logits"] == "encoder"]
@@ -297,7 +299,7 @@ def test_a_lone_model_without_transcripts_has_a_page_too(tmp_path):
     branch = make_branch(rows=0)
     branch.confusions = Confusions()
     models = [make_model("a.nemo", {"model": branch}, None, None)]
-    path = write_report(tmp_path, LogitReport("test.json", 1, 2.0, 2, models, Analysis({"model": branch}), []))
+    path = write_logit_report(tmp_path, LogitReport("test.json", 1, 2.0, 2, models, Analysis({"model": branch}), []))
     page = Page(path.read_text(encoding="utf-8"))
     text = " ".join(page.words)
     assert "all transcripts are empty" in text and "–" in text

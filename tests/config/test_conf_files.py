@@ -200,7 +200,7 @@ def test_a_config_asks_the_user_for_paths_only(name):
 @pytest.mark.parametrize("name", TOP)
 def test_a_launch_command_in_the_header_composes(name):
     text = (CONF / f"{name}.yaml").read_text()
-    command = re.search(r"python scripts/train\.py ((?:.*\\\n)*.*)", text.replace("#      ", "").replace("#   ", ""))
+    command = re.search(r"codert train ((?:.*\\\n)*.*)", text.replace("#      ", "").replace("#   ", ""))
     assert command, name
     words = command[1].replace("\\\n", " ").split()
     assert words[0] == f"--config-name={name}"

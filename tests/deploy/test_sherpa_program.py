@@ -1,17 +1,17 @@
 """The student in the real sherpa-onnx (requirements-deploy.txt): the same text as NeMo's, utterance by utterance."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from nemo_codert.cli import verify
 from nemo_codert.evaluation.served import OnnxGreedy, SherpaOnnx, nemo_texts
 from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
 from nemo_codert.export.stock_file import export_onnx, save_model
-from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, load_script, padded_batch, tone
+from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, padded_batch, tone
 
 pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-deploy.txt")
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
@@ -116,8 +116,7 @@ def test_the_check_of_a_deployment_exports_all_and_finds_the_same_texts(
     pair, folder = save_model(trained_pair, tmp_path / "pair.nemo"), tmp_path / "out" / "deployment"
     monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)
     arguments = ["--model", str(pair), "--manifest", str(tmp_path / "test.json"), "--output-dir", str(folder)]
-    monkeypatch.setattr(sys, "argv", ["check_deployment.py", *arguments, "--limit", "3", "--show", "2"])
-    assert load_script("check_deployment").main() == 0
+    assert verify.main([*arguments, "--limit", "3", "--show", "2"]) == 0
     table = (folder / "deployment.md").read_text()
     assert table in capsys.readouterr().out
     for program in ("NeMo", "onnxruntime", "sherpa-onnx", "sherpa-onnx int8"):

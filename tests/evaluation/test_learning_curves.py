@@ -1,13 +1,12 @@
 """Curves of runs: read from event files, compared, drawn over each other."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from nemo_codert.cli import curves as command
 from nemo_codert.evaluation.learning_curves import largest_difference, read_curves
-from tests.conftest import load_script
 
 
 def make_run(folder: Path, losses: list[float], first: int = 0) -> Path:
@@ -35,27 +34,16 @@ def test_runs_are_compared_at_the_steps_both_have():
         largest_difference(reference, other, "val_wer")
 
 
-@pytest.fixture
-def script(monkeypatch):
-    module = load_script("plot_curves")
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["plot_curves.py", *arguments])
-        return module.main()
-
-    return run
-
-
-def test_the_script_prints_differences_and_draws(script, tmp_path, capsys):
+def test_the_script_prints_differences_and_draws(tmp_path, capsys):
     a, b = make_run(tmp_path / "a", [4.0, 2.0]), make_run(tmp_path / "b", [4.0, 2.1])
     names = ["--names", "train_loss", "--output", str(tmp_path / "curves.png")]
-    assert script("--run", f"exact={a}", "--run", f"nemo={b}", *names) == 0
+    assert command.main(["--run", f"exact={a}", "--run", f"nemo={b}", *names]) == 0
     assert "train_loss: nemo and exact at 2 steps: at most 0.1 apart (5.00%)" in capsys.readouterr().out
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_script_refuses_a_run_without_a_name_or_curves(script, tmp_path, capsys):
+def test_the_script_refuses_a_run_without_a_name_or_curves(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        script("--run", "folder", "--output", "x.png")
-    assert script("--run", f"a={tmp_path}", "--output", str(tmp_path / "x.png")) == 2
+        command.main(["--run", "folder", "--output", "x.png"])
+    assert command.main(["--run", f"a={tmp_path}", "--output", str(tmp_path / "x.png")]) == 2
     assert "has no events" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Model cards: what is known is in them, what is not is called unknown, and hubs and NeMo can read them."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,11 @@ import yaml
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.export.model_card import CardOptions, Result, model_card, read_results
+from nemo_codert.cli import export as command
+from nemo_codert.export.model_card import CardOptions, Result, model_card, read_error_rates
 from nemo_codert.export.stock_file import load_model, save_model
 from nemo_codert.export.training_record import DataRecord, TrainingRecord, recorded_training, strategy_name
-from tests.conftest import REPOSITORY, load_script
+from tests.conftest import REPOSITORY
 
 RECORD = TrainingRecord(
     strategy="shared_kd",
@@ -49,13 +49,12 @@ def cfg(student_cfg):
 
 @pytest.fixture
 def export(monkeypatch, capsys, tmp_path):
-    """Runs scripts/export_student.py in this process into tmp_path: exit status, standard error."""
+    """Runs `codert export` in this process into tmp_path: exit status, standard error."""
 
     def call(model: Path, *arguments: str | Path) -> tuple[int, str]:
-        line = ["export_student.py", "--model", model, "--output", tmp_path / "tiny.nemo", *arguments]
-        monkeypatch.setattr(sys, "argv", [*map(str, line)])
+        line = ["--model", model, "--output", tmp_path / "tiny.nemo", *arguments]
         capsys.readouterr()
-        return load_script("export_student").main(), capsys.readouterr().err
+        return command.main([*map(str, line)]), capsys.readouterr().err
 
     monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)  # would change the whole process
     return call
@@ -146,11 +145,11 @@ def test_a_strategy_is_called_by_the_name_of_the_file_that_sets_it(name):
 def test_results_are_read_with_an_interval_and_without_paths(tmp_path):
     path = write_predictions(tmp_path, "student", 5)
     for given in (path, tmp_path / "said_summary.json"):
-        (result,) = read_results(given, branch="student", parameters=5)
+        (result,) = read_error_rates(given, branch="student", parameters=5)
         assert (result.name, result.utterances, result.words, result.decoding) == ("test_x", 40, 80, "greedy_batch")
         assert result.wer == 0.125 and 0.04 < result.low < 0.125 < result.high < 0.21
     path.unlink()
-    (result,) = read_results(tmp_path / "said_summary.json", branch="student", parameters=5)
+    (result,) = read_error_rates(tmp_path / "said_summary.json", branch="student", parameters=5)
     assert (result.wer, result.low, result.high) == (0.125, None, None)
 
 
@@ -158,15 +157,15 @@ def test_results_that_are_none_or_of_another_model_are_refused(tmp_path):
     path = write_predictions(tmp_path, "student", 5)
     for branch, parameters, message in (("teacher", 5, "its branch is 'student'"), ("student", 6, "parameters is 5")):
         with pytest.raises(ValueError, match=rf"said\.json is of another model: .*{message}"):
-            read_results(path, branch=branch, parameters=parameters)
+            read_error_rates(path, branch=branch, parameters=parameters)
     with pytest.raises(ValueError, match="absent.json is not a file"):
-        read_results(tmp_path / "absent.json", branch="student", parameters=5)
+        read_error_rates(tmp_path / "absent.json", branch="student", parameters=5)
     (tmp_path / "plain.json").write_text('{"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}\n')
     with pytest.raises(ValueError, match="plain.json has no pred_text"):
-        read_results(tmp_path / "plain.json", branch="student", parameters=5)
+        read_error_rates(tmp_path / "plain.json", branch="student", parameters=5)
     (tmp_path / "odd_summary.json").write_text("[]")
     with pytest.raises(ValueError, match="odd_summary.json is not a summary"):
-        read_results(tmp_path / "odd_summary.json", branch="student", parameters=5)
+        read_error_rates(tmp_path / "odd_summary.json", branch="student", parameters=5)
 
 
 def test_a_record_goes_with_the_pair_into_the_exported_student_and_its_card(pair, export, tmp_path):
@@ -202,7 +201,6 @@ def test_a_card_that_cannot_be_written_leaves_no_file(pair, export, tmp_path):
 def test_card_options_without_a_card_are_refused(pair, tmp_path, monkeypatch, capsys):
     model = save_model(pair, tmp_path / "pair.nemo")
     line = [
-        "export_student.py",
         "--model",
         model,
         "--output",
@@ -212,6 +210,5 @@ def test_card_options_without_a_card_are_refused(pair, tmp_path, monkeypatch, ca
         "--license",
         "mit",
     ]
-    monkeypatch.setattr(sys, "argv", [*map(str, line)])
-    assert load_script("export_student").main() == 2
+    assert command.main([*map(str, line)]) == 2
     assert "--license is for the model card, which --format onnx has none of" in capsys.readouterr().err

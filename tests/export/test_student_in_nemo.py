@@ -1,7 +1,6 @@
 """The exported student in NeMo itself: transcribe with timestamps and confidence, and the two streaming pipelines."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 from nemo.collections.asr.models import ASRModel
 from omegaconf import OmegaConf
 
+from nemo_codert.cli import stream as command
 from nemo_codert.export.stock_file import save_model
-from tests.conftest import SAMPLE_RATE, conformer, load_script, lstm
+from tests.conftest import SAMPLE_RATE, conformer, lstm
 from tests.export.tone_words import CACHE_AWARE, trained_student, utterances
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
@@ -48,13 +48,12 @@ def cache_aware_student(make_config, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stream(monkeypatch, capsys):
-    """Runs scripts/transcribe_streaming.py in this process: exit status, standard output, standard error."""
+    """Runs `codert stream` in this process: exit status, standard output, standard error."""
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["transcribe_streaming.py", *map(str, arguments)])
         capsys.readouterr()
         try:
-            status = load_script("transcribe_streaming").main()
+            status = command.main([*map(str, arguments)])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()

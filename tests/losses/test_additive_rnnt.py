@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_codert.losses import additive_float64, additive_rnnt_loss, valid_frames
 from nemo_codert.losses.cpu import additive as cpu_additive
 from nemo_codert.losses.float32_products import full_precision
-from nemo_codert.losses.lattice import rnnt_lattice_loss
 from tests.reference.rnnt_recursion import additive_losses
 
 SHAPES = [(2, 12, 5, 16), (3, 7, 4, 5), (2, 1, 3, 4), (2, 6, 0, 7), (1, 1, 0, 2), (3, 6, 4, 2), (2, 9, 3, 600)]
@@ -47,6 +47,14 @@ def loss_and_gradients(batch: dict, upstream: float = 1.0, **options: float | st
     loss = additive_rnnt_loss(**(batch | leaves), **options)
     (upstream * loss.sum()).backward()
     return loss.detach(), *(leaf.grad for leaf in leaves.values())
+
+
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """In this block additive losses on the CPU are computed by torch's functions, as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nemo_codert.losses.additive_rnnt.additive_loss", lambda dtype: None)
+        yield
 
 
 def in_float64(batch: dict) -> tuple[torch.Tensor, ...]:
@@ -354,8 +362,8 @@ def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers(
 
 def test_gradients_of_some_rows_at_a_time_and_sums_of_many_terms_are_exact_too():
     batch = random_batch(2, 70, 40, 5000)  # three times 32 rows, of three times 32 terms; twenty products for Z
-    options = {"reduction": "none", "lattice_loss": lambda *arguments: rnnt_lattice_loss(*arguments)}
-    expected = loss_and_gradients(batch | {name: batch[name].double() for name in LOGITS}, **options)
+    with by_torch():
+        expected = in_float64(batch)
     assert_exact(loss_and_gradients(batch, reduction="none"), expected)
 
 
@@ -470,8 +478,8 @@ def test_no_setting_reduces_the_precision(reduced_precision_products):
 
 def test_torchs_products_stay_float32_under_autocast_and_reduced_precision(monkeypatch, reduced_precision_products):
     batch = random_batch(T=40, U=20, V=300)
-    options = {"lattice_loss": lambda *arguments: rnnt_lattice_loss(*arguments)}
-    expected = loss_and_gradients(batch, **options)
+    with by_torch():
+        expected = loss_and_gradients(batch)
     seen, bmm = [], torch.bmm
 
     def spy(*factors: torch.Tensor) -> torch.Tensor:
@@ -481,8 +489,8 @@ def test_torchs_products_stay_float32_under_autocast_and_reduced_precision(monke
         return product
 
     monkeypatch.setattr(torch, "bmm", spy)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = loss_and_gradients(batch, **options)
+    with by_torch(), torch.autocast("cpu", dtype=torch.bfloat16):
+        results = loss_and_gradients(batch)
     torch.testing.assert_close(results, expected, rtol=0, atol=0)
     products = [precisions for *precisions, dtype in seen if dtype == torch.float32]
     assert products == [["ieee", "ieee"]] * 3  # the normaliser's and one for each gradient

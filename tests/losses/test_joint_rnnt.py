@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, joint_rnnt, joint_rnnt_loss, valid_frames
-from nemo_codert.losses.lattice import reduce_losses
+from nemo_codert.losses.batch_checks import reduce_losses
 from tests.reference.rnnt_recursion import joint_losses
 
 

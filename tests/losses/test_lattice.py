@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
+from nemo_codert.losses.batch_checks import reduce_losses
 from nemo_codert.losses.lattice import (
     _numba_occupancies,
     _torch_occupancies,
     lattice_occupancies,
-    reduce_losses,
     rnnt_lattice_loss,
 )
 

@@ -48,10 +48,10 @@ def test_torch_takes_what_the_kernels_cannot(monkeypatch, caplog, available, fou
     monkeypatch.setattr(cuda, "is_available", lambda: available)
     monkeypatch.setattr(cuda_kernels, "cuda_occupancies", lambda *_: "kernels")
     monkeypatch.setattr(lattice, "_torch_occupancies", lambda *_: "torch")
-    lattice._has_kernels.cache_clear()
+    lattice._has_cuda_kernels.cache_clear()
     lengths = torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     taken = [lattice._cuda_occupancies(torch.zeros(1, 1, u), torch.zeros(1, 1, u + 1), *lengths) for u in (511, 512)]
-    lattice._has_kernels.cache_clear()
+    lattice._has_cuda_kernels.cache_clear()
     assert taken == found and caplog.text.count("no CUDA toolkit") == (0 if available else 1)
 
 

@@ -1,20 +1,23 @@
 """An LSTM under bfloat16 autocast runs on any processor."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 
-from nemo_codert.modules import bfloat16_lstm
+from nemo_codert import nemo_compat
 
 
 @pytest.fixture(params=[False, True], ids=["this processor", "one without AVX-512"])
-def processor(request, monkeypatch):
+def processor(request, monkeypatch, caplog):
     """torch.nn.LSTM as importing the package leaves it: here, and where the processor lacks bfloat16."""
     original = getattr(nn.LSTM.forward, "__wrapped__", nn.LSTM.forward)
     monkeypatch.setattr(nn.LSTM, "forward", original)
     if request.param:
-        monkeypatch.setattr(bfloat16_lstm, "cpu_computes_bfloat16_lstms", lambda: False)
-    bfloat16_lstm.let_lstms_run_under_bfloat16()
+        monkeypatch.setattr(nemo_compat, "cpu_computes_bfloat16_lstms", lambda: False)
+    caplog.set_level(logging.INFO, logger="nemo_codert")
+    nemo_compat.let_lstms_run_under_bfloat16()
     return request.param
 
 
@@ -42,7 +45,10 @@ def test_without_autocast_nothing_changes(processor):
     assert hasattr(nn.LSTM.forward, "__wrapped__") >= processor
 
 
-def test_the_replacement_is_made_once(processor):
+def test_the_replacement_is_made_and_logged_once(processor, caplog):
     before = nn.LSTM.forward
-    bfloat16_lstm.let_lstms_run_under_bfloat16()
+    nemo_compat.let_lstms_run_under_bfloat16()
     assert nn.LSTM.forward is before
+    replaced = hasattr(before, "__wrapped__")
+    logged = [record.getMessage() for when in ("setup", "call") for record in caplog.get_records(when)]
+    assert sum("LSTMs run in float32, because oneDNN has no bfloat16 LSTM" in line for line in logged) == replaced

@@ -5,6 +5,7 @@ And of scripts/compare_strategies.py: the script with a stub for a trainer.
 
 import copy
 import functools
+import importlib
 import logging
 import os
 import sys
@@ -80,15 +81,14 @@ def run_config(tmp_path, manifest, tokenizer_dir):
 
 
 @pytest.fixture
-def run_script(monkeypatch, capsys):
-    """Runs a script's main in this process: exit status, standard output, standard error."""
+def run_command(monkeypatch, capsys):
+    """Runs a command of nemo_codert.cli in this process: exit status, standard output, standard error."""
     monkeypatch.setattr("nemo_codert.cli.console.quieten_libraries", lambda: None)  # would change the whole process
 
     def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
         try:
-            status = load_script(name).main()
+            status = importlib.import_module(f"nemo_codert.cli.{name}").main([*map(str, arguments)])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()

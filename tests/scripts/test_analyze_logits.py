@@ -1,4 +1,4 @@
-"""The command line of scripts/analyze_logits.py on tiny models: what it writes, and what it refuses."""
+"""`codert analyze` on tiny models: what it writes, and what it refuses."""
 
 import csv
 import json
@@ -14,9 +14,9 @@ CLASSES = 33  # 32 word pieces and the blank
 
 
 @pytest.fixture
-def run(run_script):
-    """The script on a command line without its name."""
-    return partial(run_script, "analyze_logits")
+def run(run_command):
+    """The command, by its arguments."""
+    return partial(run_command, "analyze")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The command line of scripts/benchmark.py, at tiny sizes; what it measures is tested in tests/analysis."""
+"""`codert benchmark` at tiny sizes; the measurements themselves are tested in tests/benchmark."""
 
 import csv
 from functools import partial
@@ -18,11 +18,11 @@ DECODING = ["--decoding-batch-size", "2", "--decoding-frames", "8"]
 
 
 @pytest.fixture
-def run(run_script, monkeypatch, tmp_path):
-    """The script in a folder of the test's, writing to `out` there."""
+def run(run_command, monkeypatch, tmp_path):
+    """The command in a folder of the test's, writing to `out` there."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    yield partial(run_script, "benchmark", "--output-dir", "out")
+    yield partial(run_command, "benchmark", "--output-dir", "out")
     torch.set_num_threads(threads)
 
 
@@ -149,7 +149,7 @@ def test_a_gpu_gets_the_shape_of_its_targets_and_a_lattice_limit_of_its_own(run,
     monkeypatch.setattr("nemo_codert.benchmark.table.describe_machine", lambda *_: "a GPU")
     monkeypatch.setattr("nemo_codert.benchmark.additive_loss.loss_cases", lambda *case: asked.append(case) or case)
     monkeypatch.setattr("nemo_codert.benchmark.additive_loss.loss_rows", lambda cases, _: ([], []))
-    monkeypatch.setattr("nemo_codert.benchmark.table.plot_curves", lambda *_: None)
+    monkeypatch.setattr("nemo_codert.benchmark.table.plot_costs", lambda *_: None)
     assert run("--only", "loss", "--device", "cuda")[0] == 0
     assert asked[-1] == (LossShape(32, 400, 100, 1024), "cuda", 8e9)
     assert run("--only", "loss", "--device", "cuda", "--largest-lattice", "2", "--shapes", "1x4x2x8")[0] == 0

@@ -1,21 +1,21 @@
-"""The command line of scripts/check_deployment.py where it refuses; that it works is in tests/deploy."""
+"""`codert verify` where it refuses; that it works is in tests/deploy."""
 
 import importlib.util
 
 import pytest
 
-from tests.conftest import load_script
+from nemo_codert.export.deployment import DeploymentSettings
 
 
 @pytest.fixture
-def run(run_script, monkeypatch):
+def run(run_command, monkeypatch):
     """Exit status and standard error. Both programs count as installed."""
     find_spec = importlib.util.find_spec
     known = ("onnxruntime", "sherpa_onnx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: name in known or find_spec(name, *a))
 
     def call(*arguments) -> tuple[int, str]:
-        status, _, err = run_script("check_deployment", *arguments)
+        status, _, err = run_command("verify", *arguments)
         return status, err
 
     return call
@@ -38,9 +38,7 @@ def test_mistakes_end_in_one_message_and_status_two(run, manifest, tmp_path, arg
     assert not (tmp_path / "out").exists()
 
 
-def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest, tmp_path):
-    module = load_script("check_deployment")
-    arguments = ["--model", "model.nemo", "--manifest", str(manifest), "--output-dir", str(tmp_path / "out")]
+def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sherpa_onnx" else name)
     with pytest.raises(ValueError, match="sherpa_onnx is not installed: pip install -r requirements-deploy.txt"):
-        module.check_options(module.parse_arguments(arguments))
+        DeploymentSettings("model.nemo", manifest).check()

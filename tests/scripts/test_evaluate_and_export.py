@@ -1,4 +1,4 @@
-"""The command lines of scripts/export_student.py and scripts/evaluate.py, and what evaluation counts."""
+"""`codert export` and `codert evaluate`, and what evaluation counts."""
 
 import copy
 import json
@@ -12,9 +12,9 @@ ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 
 
 @pytest.fixture
-def run(run_script):
-    """A script by its name, and its arguments."""
-    return run_script
+def run(run_command):
+    """A command by its name, and its arguments."""
+    return run_command
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_student_file_is_exported_from_each_kind_of_model(run, models, tmp_pat
     from nemo_codert.export.stock_file import load_model
 
     output = tmp_path / "new" / "student.nemo"
-    status, text, _ = run("export_student", "--model", models[source], "--output", output, *options)
+    status, text, _ = run("export", "--model", models[source], "--output", output, *options)
     assert status == 0
     joint = load_model(output).joint
     assert type(joint).__module__.startswith("nemo.")
@@ -80,11 +80,11 @@ def test_onnx_files_and_the_teacher_are_exported(run, models, tmp_path):
     from nemo_codert.export.stock_file import load_model
 
     arguments = ["--model", models["pair"], "--output"]
-    status, text, _ = run("export_student", *arguments, tmp_path / "student.onnx", "--format", "onnx")
+    status, text, _ = run("export", *arguments, tmp_path / "student.onnx", "--format", "onnx")
     assert status == 0
     names = ["decoder_joint-student.onnx", "encoder-student.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names and all(name in text for name in names)
-    status, _, _ = run("export_student", *arguments, tmp_path / "teacher.nemo", "--branch", "teacher")
+    status, _, _ = run("export", *arguments, tmp_path / "teacher.nemo", "--branch", "teacher")
     assert status == 0 and load_model(tmp_path / "teacher.nemo").cfg.encoder.n_layers == 2
 
 
@@ -94,7 +94,7 @@ def test_a_folder_for_sherpa_onnx_is_exported(run, models, tmp_path, source, hid
 
     folder = tmp_path / "new" / "sherpa"
     options = ["--format", "sherpa-onnx", "--int8"] if source == "pair" else ["--format", "sherpa-onnx"]
-    status, text, _ = run("export_student", "--model", models[source], "--output", folder, *options)
+    status, text, _ = run("export", "--model", models[source], "--output", folder, *options)
     assert status == 0
     kinds = ("onnx", "int8.onnx") if source == "pair" else ("onnx",)
     names = [f"{network}.{kind}" for network in ("encoder", "decoder", "joiner") for kind in kinds]
@@ -121,7 +121,7 @@ def test_a_folder_for_sherpa_onnx_is_exported(run, models, tmp_path, source, hid
 def test_export_mistakes_end_in_one_message_and_status_two(run, models, tmp_path, arguments, message):
     names = {"MODEL": str(models["pair"]), "STUDENT": str(models["student"])}
     start = ["--model", models["pair"], "--output", tmp_path / "student.nemo"]
-    status, text, errors = run("export_student", *start, *[names.get(word, word) for word in arguments])
+    status, text, errors = run("export", *start, *[names.get(word, word) for word in arguments])
     assert status == 2 and message in errors and errors.startswith("error: ")
     assert "Traceback" not in errors and text == "" and list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""The command line of scripts/measure_latency.py on tiny models: what it prints, and what it refuses."""
+"""`codert latency` on tiny models: what it prints, and what it refuses."""
 
 import json
 import re
@@ -9,9 +9,9 @@ import torch
 
 
 @pytest.fixture
-def run(run_script):
-    """The script on a command line without its name."""
-    return partial(run_script, "measure_latency")
+def run(run_command):
+    """The command, by its arguments."""
+    return partial(run_command, "latency")
 
 
 @pytest.fixture(scope="module")

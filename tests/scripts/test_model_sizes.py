@@ -1,4 +1,4 @@
-"""scripts/evaluate.py with several models: side by side, each one's memory measured in a process of its own."""
+"""`codert evaluate` with several models: side by side, each one's memory measured in a process of its own."""
 
 import json
 from functools import partial
@@ -28,9 +28,9 @@ def models(make_config, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def evaluate(run_script, manifest):
-    """The script on the fixture's manifest."""
-    return partial(run_script, "evaluate", "--manifest", manifest)
+def evaluate(run_command, manifest):
+    """The command on the fixture's manifest."""
+    return partial(run_command, "evaluate", "--manifest", manifest)
 
 
 def parameters_of(path: Path) -> int:

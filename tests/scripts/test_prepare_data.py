@@ -1,38 +1,27 @@
-"""The command line of scripts/prepare_data.py."""
+"""`codert prepare`: what it writes and prints, and what it refuses."""
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from nemo_codert.cli import prepare
 from nemo_codert.data.corpora.digits import make_digit_corpus
 from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
 from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
-from tests.conftest import REPOSITORY, load_script
-
-SCRIPT = REPOSITORY / "scripts" / "prepare_data.py"
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("prepare_data")
+def run(*arguments: str | Path) -> int:
+    return prepare.main([*map(str, arguments)])
 
 
-def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
-    return script.main()
-
-
-def test_synthetic_writes_below_the_output_folder_and_prints_a_table(script, monkeypatch, capsys, tmp_path):
+def test_synthetic_writes_below_the_output_folder_and_prints_a_table(monkeypatch, capsys, tmp_path):
     arguments = ["--output-dir", tmp_path / "out", "--train-utterances", "50", "--dev-utterances", "3"]
     arguments += ["--test-utterances", "4", "--vocab-size", "48"]
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # a second run refuses nothing
-        assert run(script, monkeypatch, "synthetic", *arguments) == 0
+        assert run("synthetic", *arguments) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert found == ["audio", "dev.json", "test.json", "tokenizer", "train.json"]
@@ -42,10 +31,10 @@ def test_synthetic_writes_below_the_output_folder_and_prints_a_table(script, mon
     assert re.search(rf"^tokenizer +48 pieces +{re.escape(str(tmp_path / 'out' / 'tokenizer'))}$", table, re.MULTILINE)
 
 
-def test_relative_output_folders_work(script, monkeypatch, tmp_path):
+def test_relative_output_folders_work(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments = ["--train-utterances", "50", "--dev-utterances", "1", "--test-utterances", "1", "--vocab-size", "48"]
-    assert run(script, monkeypatch, "synthetic", "--output-dir", "data/new", *arguments) == 0
+    assert run("synthetic", "--output-dir", "data/new", *arguments) == 0
     assert (tmp_path / "data" / "new" / "train.json").is_file()
 
 
@@ -59,32 +48,19 @@ def test_relative_output_folders_work(script, monkeypatch, tmp_path):
         (["librispeech", "--corpus-dir", ".", "--parts", "music"], "part 'music'"),
     ],
 )
-def test_mistakes_end_in_one_line_and_status_two(script, monkeypatch, capsys, tmp_path, arguments, message):
+def test_mistakes_end_in_one_line_and_status_two(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert run(script, monkeypatch, *arguments, "--output-dir", tmp_path / "out") == 2
+    assert run(*arguments, "--output-dir", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import runpy, sys; sys.argv = ['prepare_data.py', '--help']\n"
-        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert not {'torch', 'nemo', 'numpy', 'lhotse'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "scripts/prepare_data.py synthetic --output-dir data/synthetic" in done.stdout
-
-
-def test_every_command_of_the_docstring_is_understood(script):
-    text = script.__doc__.replace("\\\n", " ")
-    commands = re.findall(r"^    python scripts/prepare_data\.py (.*)$", text, re.MULTILINE)
-    assert len(commands) == 6
+def test_every_example_of_the_help_is_understood():
+    commands = re.findall(r"^codert prepare (.*)$", prepare.EXAMPLES.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 6 and all(command in prepare.parser().format_help() for command in commands[:2])
     for command in commands:
-        assert script.parse_arguments(command.split()).output_dir
+        assert prepare.parser().parse_args(command.split()).output_dir
 
 
 @pytest.mark.parametrize(
@@ -95,8 +71,8 @@ def test_every_command_of_the_docstring_is_understood(script):
         (make_librispeech_corpus, ["librispeech", "--corpus-dir", "in"]),
     ],
 )
-def test_the_defaults_are_those_of_the_recipes(script, recipe, arguments):
-    options = vars(script.parse_arguments([*arguments, "--output-dir", "out"]))
+def test_the_defaults_are_those_of_the_recipes(recipe, arguments):
+    options = vars(prepare.parser().parse_args([*arguments, "--output-dir", "out"]))
     parameters = inspect.signature(recipe).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     assert {name: options[name] for name in defaults} == defaults
@@ -104,7 +80,7 @@ def test_the_defaults_are_those_of_the_recipes(script, recipe, arguments):
 
 
 @pytest.mark.parametrize("corpus", ["fsdd", "librispeech"])
-def test_the_source_of_real_speech_must_be_given(script, corpus, capsys):
+def test_the_source_of_real_speech_must_be_given(corpus, capsys):
     with pytest.raises(SystemExit):
-        script.parse_arguments([corpus, "--output-dir", "out"])
+        prepare.parser().parse_args([corpus, "--output-dir", "out"])
     assert "required" in capsys.readouterr().err

@@ -1,11 +1,13 @@
-"""The README's commands, taken from its text and run in its order on a tiny corpus with a few steps.
+"""The commands of README.md and docs/training.md, from their text and in their order, on tiny data with few steps.
 
-`make` targets are left out here: CI is one of them, and the other is the quickstart.
+`codert` runs in this process. What is not run is listed in NOT_RUN with the reason; tests/test_docs.py looks at the
+commands of all other pages.
 """
 
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,9 +18,20 @@ import pytest
 import soundfile
 from omegaconf import OmegaConf
 
+from tests.shell_blocks import shell_commands
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+TRAINING = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
 SPEAKERS = ("jackson", "nicolas", "theo", "yweweler", "george")
+
+# Start of a command -> why it is not run here.
+NOT_RUN = {
+    "make quickstart": "it is the command of tests/scripts/test_quickstart.py, after an installation",
+    "make test": "it runs this test",
+    "pip install": "make test-package installs the wheel",
+    "codert compare --config-name fsdd": "the README's runs: one command, another config",
+}
 
 # Appended to the benchmark: every part at sizes that take milliseconds. Memory is in tests/scripts/test_benchmark.py.
 TINY_BENCHMARK = shlex.split(
@@ -27,18 +40,24 @@ TINY_BENCHMARK = shlex.split(
     "--teacher 2x32 --student 1x16 --pred-hidden 12 --joint-hidden 12 --decoding-batch-size 2 --decoding-frames 8"
 )
 
-# Appended to every training command: a pair small enough to take two steps in a second.
-SHORT = [
+# Appended to every training command.
+FEW_STEPS = [
     "trainer.max_steps=2",
     "trainer.val_check_interval=2",
     "trainer.enable_progress_bar=false",
     "model.train_ds.batch_size=4",
+]
+# Where the command names a config with both encoders: a pair small enough to take two steps in a second.
+SHORT = [
+    *FEW_STEPS,
     "model.encoder.n_layers=1",
     "model.encoder.d_model=32",
     "model.model_defaults.enc_hidden=32",
     "model.student.encoder.n_layers=1",
     "model.student.encoder.d_model=32",
 ]
+TINY_CORPUS = shlex.split("--train-utterances 50 --dev-utterances 4 --test-utterances 4 --vocab-size 48")
+TINY_COMPARISON = [*shlex.split("--strategies student --seeds 0 --max-steps 2 --jobs 1 --"), *SHORT[1:]]
 
 # The parts of NeMo's examples/asr/conf/conformer/conformer_transducer_bpe.yaml that a training needs, small.
 STOCK_CONFIG = """
@@ -152,13 +171,6 @@ exp_manager:
 """
 
 
-def shell_commands(text: str) -> list[list[str]]:
-    """Command lines of all bash blocks, continuation lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
 def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
@@ -171,10 +183,10 @@ def quickly(preloaded_python):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A folder with `FSDD` in the layout of the Free Spoken Digit Dataset, its digits being tones."""
-    folder = tmp_path_factory.mktemp("readme")
-    recordings = folder / "FSDD" / "recordings"
+def digit_recordings(tmp_path_factory) -> Path:
+    """A folder in the layout of the Free Spoken Digit Dataset, its digits being tones."""
+    folder = tmp_path_factory.mktemp("recordings")
+    recordings = folder / "recordings"
     recordings.mkdir(parents=True)
     time = np.arange(2400) / 8000
     for digit in range(10):
@@ -183,6 +195,12 @@ def workplace(tmp_path_factory) -> Path:
                 tone = 0.3 * np.sin(2 * np.pi * (300 + 150 * digit + take) * time)
                 soundfile.write(recordings / f"{digit}_{speaker}_{take}.wav", tone, 8000)
     return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """An empty folder, outside the checkout."""
+    return tmp_path_factory.mktemp("readme")
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -195,41 +213,94 @@ def script(command: list[str]) -> list[str]:
     return [sys.executable, str(REPOSITORY / command[1]), *command[2:]]
 
 
+def codert(arguments: list[str]) -> None:
+    """Run `codert` with these arguments in this process."""
+    from nemo_codert.cli.main import main
+
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    assert not status, f"codert {shlex.join(arguments)}: {status}"
+
+
+def walk(text: str, longer: dict[str, list[str]], folder: Path) -> list[str]:
+    """Run the commands of a text in their order and return those that were run, by their first two or three words.
+
+    longer: start of a `codert` command -> what is appended to it.
+    """
+    done = []
+    for words in shell_commands(text):
+        command = shlex.join(words)
+        if command.startswith(tuple(NOT_RUN)) or "..." in words:  # ...: part of a command, to be filled in
+            continue
+        if words[0] == "cp":
+            shutil.copy(folder / words[1], folder / words[2])
+        else:
+            assert words[0] == "codert", f"{command} is neither run nor in NOT_RUN"
+            added = [value for start, value in longer.items() if command.startswith(f"codert {start}")]
+            codert([*words[1:], *(added[0] if added else [])])
+            for run_folder in folder.glob("runs/fsdd/fsdd/*-*"):  # as the following commands name it
+                (run_folder.parent / "DATE").symlink_to(run_folder)
+        done.append(words[1] if words[0] == "codert" else words[0])
+    return done
+
+
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run_as_written(workplace):
-    commands = [words for words in shell_commands(README) if words[0] == "python"]
-    commands = [words for words in commands if not {"...", "PAIR.nemo"} & {*words}]
-    names = [Path(words[1]).name for words in commands]
-    evidence = ["compare_strategies.py", "analyze_logits.py"]
-    others = ["evaluate.py", *["export_student.py"] * 2, "benchmark.py"]
-    assert names == ["prepare_data.py", "train.py", *evidence, *others]
-    prepare, train, compare, analyze, evaluate, *exports, benchmark = commands
-    run([*script(prepare), "--train-utterances", "12"], workplace)
-    run([*script(train), *SHORT], workplace)
-    (pair,) = workplace.glob("runs/fsdd/fsdd/*/pair.nemo")
-    (pair.parents[1] / "DATE").symlink_to(pair.parent)
-    run([*script(analyze), "--utterances", "1"], workplace)
-    assert (workplace / "runs" / "logits" / "report.html").is_file()
-    tiny = ["--strategies", "student", "--seeds", "0", "--max-steps", "2", "--jobs", "1", "--", *SHORT[1:]]
-    run([*script(compare), *tiny], workplace)
-    assert "student" in (workplace / "runs" / "comparison" / "table.md").read_text()
-    assert "WER" in run(script(evaluate), workplace)
-    out = run([*script(benchmark), *TINY_BENCHMARK], workplace)
-    assert all(f"\n{part}: " in out for part in ("loss", "step", "decoding")) and "ratios of this run" in out
-    assert (workplace / "runs" / "benchmark" / "benchmark.csv").is_file()
-    for export in exports:
-        run(script(export), workplace)
-    assert {path.name for path in (workplace / "onnx").iterdir()} == {
-        "encoder-student.onnx",
-        "decoder_joint-student.onnx",
+def test_the_commands_of_the_readme_run_as_written(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    longer = {
+        "prepare synthetic": TINY_CORPUS,
+        "train": FEW_STEPS,
+        "compare": TINY_COMPARISON,
+        "analyze": ["--utterances", "1"],
     }
+    done = walk(README, longer, workplace)
+    journey = ["prepare", "train", "cp", "new", "check", "train", "compare", "analyze", "evaluate", "export", "export"]
+    assert done == ["--help", *journey]
+    out = capsys.readouterr().out
+    assert "WER" in out and "| student |" in out.replace("  ", " ")
+    assert {"pair.nemo", "student.nemo", "student.md", "data_report.json"} <= names_in(workplace / "runs" / "pair")
+    assert (workplace / "my_pair" / "pair.yaml").is_file()
+    assert "student" in (workplace / "runs" / "comparison" / "table.md").read_text()
+    assert (workplace / "runs" / "logits" / "report.html").is_file()
+    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(workplace / "sherpa")
+    assert (workplace / "student.nemo").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_on_connected_digits_run_as_written(tmp_path, digit_recordings, monkeypatch, capsys):
+    (tmp_path / "FSDD").symlink_to(digit_recordings)
+    monkeypatch.chdir(tmp_path)
+    longer = {
+        "prepare fsdd": ["--train-utterances", "12"],
+        "train": SHORT,
+        "analyze": ["--utterances", "1"],
+        "benchmark": TINY_BENCHMARK,
+    }
+    done = walk(TRAINING, longer, tmp_path)
+    exports = ["evaluate", "export", "export", "benchmark"]
+    assert done == ["configs", "configs", "prepare", "train", "analyze", *exports]
+    out = capsys.readouterr().out
+    assert "WER" in out and all(f"\n{part}: " in out for part in ("loss", "step", "decoding"))
+    assert "ratios of this run" in out
+    assert (tmp_path / "my_configs" / "fsdd.yaml").is_file()
+    assert (tmp_path / "runs" / "logits" / "report.html").is_file()
+    assert (tmp_path / "runs" / "benchmark" / "benchmark.csv").is_file()
+    assert names_in(tmp_path / "onnx") == {"encoder-student.onnx", "decoder_joint-student.onnx"}
+
+
+def test_what_is_not_run_is_shown():
+    commands = [shlex.join(words) for text in (README, TRAINING) for words in shell_commands(text)]
+    assert not [start for start in NOT_RUN if not any(command.startswith(start) for command in commands)]
 
 
 @pytest.fixture(scope="module")
-def digits(workplace) -> dict[str, str]:
+def digits(workplace, digit_recordings) -> dict[str, str]:
     """Overrides that name a prepared corpus whose first training utterance has an empty transcript."""
     data = workplace / "digits"
-    prepare = ["python", "scripts/prepare_data.py", "fsdd", "--fsdd-dir", "FSDD", "--output-dir", str(data)]
+    prepare = ["python", "scripts/prepare_data.py", "fsdd", "--fsdd-dir", str(digit_recordings)]
+    prepare += ["--output-dir", str(data)]
     run([*script(prepare), "--train-utterances", "12"], workplace)
     first, *others = [json.loads(line) for line in (data / "train.json").read_text().splitlines()]
     lines = [{**first, "text": ""}, *others]
@@ -275,17 +346,23 @@ def test_a_pair_that_shares_its_decoder_is_trained_on_two_devices(shared_run):
 
 
 @pytest.mark.slow
-def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_compute(workplace, shared_run):
-    export, check = (words for words in shell_commands(README) if "PAIR.nemo" in words)
+def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_compute(
+    workplace, shared_run, tmp_path, monkeypatch, capsys
+):
+    page = (REPOSITORY / "docs" / "deployment.md").read_text(encoding="utf-8")
+    commands = [words[1:] for words in shell_commands(page) if words[0] == "codert"]
+    (export,) = (words for words in commands if "sherpa-onnx" in words)
+    (verify,) = (words for words in commands if words[0] == "verify")
     given = {
-        "PAIR.nemo": str(shared_run / "pair.nemo"),
-        "TEST.json": str(workplace / "digits" / "test_seen.json"),
+        "runs/fsdd/fsdd/DATE/pair.nemo": str(shared_run / "pair.nemo"),
+        "data/fsdd/test_unseen.json": str(workplace / "digits" / "test_seen.json"),
     }
-    run(script([given.get(word, word) for word in export]), workplace)
-    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(workplace / "sherpa")
+    monkeypatch.chdir(tmp_path)
+    codert([given.get(word, word) for word in export])
+    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(tmp_path / "sherpa")
     if find_spec("sherpa_onnx"):
-        out = run(script([given.get(word, word) for word in check]), workplace)
-        assert "| sherpa-onnx int8 |" in out
+        codert([given.get(word, word) for word in verify])
+        assert "| sherpa-onnx int8 |" in capsys.readouterr().out
 
 
 def names_in(folder: Path) -> set[str]:
@@ -308,51 +385,23 @@ def test_a_stock_config_with_the_two_blocks_is_trained_from_its_own_folder(workp
 
 
 @pytest.mark.slow
-def test_a_pretrained_model_gives_its_own_config_and_tokenizer(workplace, digits):
+def test_a_pretrained_model_gives_its_own_config_and_tokenizer(tmp_path, digits, monkeypatch):
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-    folder = workplace / "pretrained"
-    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
     config = OmegaConf.create(STOCK_CONFIG)
     model = OmegaConf.merge(config.model, {"tokenizer": {"dir": digits["model.tokenizer.dir"]}})
     for name in ("train_ds", "validation_ds"):
         model.pop(name)
-    EncDecRNNTBPEModel(model).save_to(str(folder / "teacher.nemo"))
-    (block,) = (block for block in python_blocks(README) if "save_tokenizers" in block)
-    run([sys.executable, "-c", block], folder)
-
-    mine = OmegaConf.load(folder / "my_pair.yaml")
-    mine.model.student = {"encoder": {**mine.model.encoder, "d_model": 16}}
-    mine.model.codert = {"teacher": "frozen", "share_decoder": False, "distillation": {"weight": 0.1}}
-    data = OmegaConf.select(config, "model", throw_on_missing=False)
-    mine = OmegaConf.merge(mine, {"model": {name: data[name] for name in ("train_ds", "validation_ds")}})
-    OmegaConf.save(OmegaConf.merge(mine, {key: config[key] for key in ("name", "trainer", "exp_manager")}),
-                   folder / "my_pair.yaml")  # fmt: skip
-    train = ["python", "scripts/train.py", f"--config-path={folder}", "--config-name=my_pair"]
+    EncDecRNNTBPEModel(model).save_to("teacher.nemo")
+    new, _, train = (words[1:] for words in shell_commands(README) if words[-1] == "my_pair/" or "my_pair" in words)
+    codert([*new, "--size", "1/2"])
     manifests = [f"{key}={value}" for key, value in digits.items() if "manifest" in key]
-    own = ["+model.codert.teacher_checkpoint=teacher.nemo", f"exp_manager.exp_dir={folder / 'runs'}"]
-    run([*script(train), *own, *manifests], folder)
-    (run_folder,) = (folder / "runs" / config.name).iterdir()
-    assert {"teacher_report.json", "student.nemo"} <= names_in(run_folder)
+    codert([*train, *manifests, *FEW_STEPS])
+    assert {"teacher_report.json", "student.nemo"} <= names_in(tmp_path / "runs" / "pair")
 
 
-def test_python_of_the_readme_is_valid_and_names_what_exists():
-    import nemo_codert.models
-
-    blocks = python_blocks(README)
-    assert len(blocks) >= 2
-    for block in blocks:
-        compile(block, "README.md", "exec")
-    assert all(hasattr(nemo_codert.models, name) for name in re.findall(r"nemo_codert\.models import (\w+)", README))
-
-
-def test_files_and_make_targets_named_in_the_readme_exist():
-    names = set(re.findall(r"`((?:nemo_codert|scripts|conf|docs|tests)/[\w./]+?)`", README))
-    names |= set(re.findall(r"\]\((docs/[\w./]+)\)", README))
-    assert len(names) >= 6
-    missing = [name for name in names if not (REPOSITORY / name).exists()]
-    assert not missing, missing
-    targets = {words[1] for words in shell_commands(README) if words[0] == "make"}
-    assert targets == {"quickstart", "test"}
-    makefile = (REPOSITORY / "Makefile").read_text()
-    assert all(f"\n{target}:" in makefile for target in targets)
+def test_the_readme_is_short_and_has_both_commands_of_a_fresh_clone():
+    assert len(README.splitlines()) <= 150
+    targets = [words[1] for words in shell_commands(README) if words[0] == "make"]
+    assert targets == ["quickstart", "test"]

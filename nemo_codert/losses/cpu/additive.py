@@ -1,8 +1,8 @@
-"""The additive RNN-T loss on the CPU: memory and float64's exceptions around two compiled kernels.
+"""The additive RNN-T loss on the CPU: allocation and the utterances that need float64, around two compiled kernels.
 
-What is computed how precisely is told in `additive_rnnt`. Here Z's rows and columns are also checked against their
-sums in float64, and the sums that make the gradients are short. Imports torch, numpy, `additive_kernels`,
-`additive_float64`, `lattice`, `normaliser_kernels`, `openmp`.
+The module docstring of `additive_rnnt` has what is computed in which precision. Here Z's rows and columns are also
+checked against their sums in float64, and the gradients' float32 sums are short. Imports torch, numpy,
+`additive_kernels`, `additive_float64`, `batch_checks`, `lattice`, `normaliser_kernels`, `openmp`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -15,16 +15,17 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from nemo_codert.losses.additive_float64 import UNSHIFTED, Utterance, compute_dtype, smallest_sum, trusted_share
+from nemo_codert.losses.batch_checks import TransducerBatch, reduce_losses, reduction_gradient
 from nemo_codert.losses.cpu.additive_kernels import additive_kernel, gradient_kernel
 from nemo_codert.losses.cpu.normaliser_kernels import Limits, SideArrays
 from nemo_codert.losses.cpu.openmp import threads_for
-from nemo_codert.losses.lattice import TransducerBatch, lattice_occupancies, reduce_losses, reduction_gradient
+from nemo_codert.losses.lattice import lattice_occupancies
 
-TRUSTED_SUMS = 2.5e-7  # relative error of Z's rows and columns: cells of one further off may be a millionth off
+TRUSTED_SUMS = 2.5e-7  # largest relative error of the sum of a row or column of Z: its cells are then within 1e-6
 
 
 def _side(logits: torch.Tensor, num_columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Memory for the `SideArrays` of logits [B, T, V+1]."""
+    """Allocate the `SideArrays` of logits [B, T, V+1]."""
     columns = [logits.new_empty(*logits.shape[:2], num_columns, dtype=torch.float64) for _ in range(2)]
     return torch.empty_like(logits), *columns
 
@@ -34,7 +35,7 @@ def _arrays(tensors: tuple[torch.Tensor, ...]) -> SideArrays:
 
 
 class AdditiveLoss(torch.autograd.Function):
-    """The reduced loss of checked arguments; see `additive_rnnt_loss`."""
+    """Reduced loss of checked arguments; see `additive_rnnt_loss`."""
 
     @staticmethod
     def forward(
@@ -54,7 +55,7 @@ class AdditiveLoss(torch.autograd.Function):
         (num_utterances, num_frames, num_classes), num_columns = logits[0].shape, logits[1].shape[1]
         sizes, scale, redo = np.array(batch.sizes), 1.0 + float(fastemit_lambda), np.empty(num_utterances, np.bool_)
         first, classes = (np.empty((num_utterances, num_columns), np.int64) for _ in range(2))
-        # Nothing is zeroed: the kernels write all that they read.
+        # Memory is not zeroed: the kernels write everything that they read.
         encoder, prediction = (_side(each, num_columns) for each in logits)
         weight = logits[0].new_empty(num_utterances, num_frames, num_columns, dtype=torch.float64)
         rounded, losses = torch.empty_like(weight, dtype=dtype), weight.new_empty(num_utterances)

@@ -1,7 +1,7 @@
-"""The additive loss and its gradients on the CPU, compiled, on torch's threads: an utterance each.
+"""Compiled CPU kernels of the additive loss and its gradients, on torch's threads.
 
-Thread i of n takes every n-th utterance, from i on. Imports numpy, `blas`, `compiled`, `lattice_kernels`,
-`normaliser_kernels`, `openmp`.
+Thread i of n computes every n-th utterance, starting with utterance i. Imports numpy, `blas`, `compile_cache`,
+`lattice_kernels`, `normaliser_kernels`, `openmp`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -27,9 +27,9 @@ from nemo_codert.losses.cpu.normaliser_kernels import (
 )
 from nemo_codert.losses.cpu.openmp import on_torch_threads
 
-TERMS_PER_PRODUCT = 32  # at most, of the float32 sums over frames and over states that gradients are
-ROW_ELEMENTS = 2**16  # of a gradient at a time, with at least 32 rows: a quarter of a megabyte
-SMALLEST_FACTOR = 1e-150  # of a probability: two of them have a product with all its digits
+TERMS_PER_PRODUCT = 32  # most terms of one float32 sum over frames or over states, in the gradients
+ROW_ELEMENTS = 2**16  # elements of a gradient that are computed at a time (but at least 32 rows): 256 KiB of float32
+SMALLEST_FACTOR = 1e-150  # smallest factor of a probability: the product of two such factors loses no digits
 
 
 # ---- the recursion -------------------------------------------------------------------------------------------------
@@ -46,10 +46,10 @@ def _step_probabilities(
     log_probs: np.ndarray,
     probs: np.ndarray,
 ) -> None:
-    """Fill probs [T, N], of a step from each of N states, and log_probs where the recursion needs them, else with 0.
+    """Fill probs [T, N] of a step from each of N states, and log_probs where the recursion needs them, else with 0.
 
     encoder, exp_encoder: [T, K], the tokens' logits and their exponentials. prediction, exp_prediction: [M, K].
-    columns: [N], the step's. per_z: [T, M].
+    columns: [N], the column of the step from each state. per_z: [T, M], 1 / Z.
     """
     num_frames, num_states = probs.shape
     factors, digits = np.empty(num_states), True
@@ -81,7 +81,7 @@ def _weights(
     encoder_taken: np.ndarray,
     prediction_taken: np.ndarray,
 ) -> None:
-    """From occupancies [T, M], of which the labels' are scaled, to what `additive_kernel` leaves of an utterance."""
+    """Turn the occupancies [T, M] of an utterance into results of `additive_kernel`; scale multiplies the labels'."""
     num_frames, num_states = blank.shape
     last = first[-1]
     of_label, of_blank = np.zeros(num_states), np.zeros(num_states)
@@ -98,7 +98,7 @@ def _weights(
             encoder_taken[t, first[u]] -= label[t, u]
         encoder_taken[t, last] -= blanks
     for u in range(num_states):
-        prediction_taken[u, first[u]] -= of_label[u]  # 0 in the last state
+        prediction_taken[u, first[u]] -= of_label[u]  # of_label is 0 in the last state
         prediction_taken[u, last] -= of_blank[u]
 
 
@@ -139,7 +139,7 @@ def _additive(
         if redo[b]:
             continue
         encoder.taken[b], prediction.taken[b] = 0.0, 0.0
-        log_label, label = np.empty((t, m)), np.zeros((t, m))  # no label leaves the last state
+        log_label, label = np.empty((t, m)), np.zeros((t, m))  # label stays 0 in the last state
         log_blank, blanks, blank_columns = np.empty((t, m)), np.empty((t, m)), np.empty(m, np.int64)
         for state in range(m):
             blank_columns[state] = first[b, -1]
@@ -148,7 +148,8 @@ def _additive(
                 z[frame, state] = 1 / z[frame, state]
         columns = frames, states, encoder.exp_columns[b], prediction.exp_columns[b]
         _step_probabilities(*columns, first[b, : m - 1], z, log_label[:, :-1], label[:, :-1])
-        _step_probabilities(*columns, blank_columns, z, log_blank[:, :], blanks[:, :])  # views, to be compiled once
+        # Views of whole arrays too: the same types as above, so that the function is compiled once.
+        _step_probabilities(*columns, blank_columns, z, log_blank[:, :], blanks[:, :])
         losses[b] = scale * forward_backward(log_label[:, :-1], log_blank, label[:, :-1], blanks)
         taken = encoder.taken[b], prediction.taken[b]
         _weights(label, blanks, scale, first[b], z, rounded[b, :t, :m], *taken)
@@ -156,14 +157,25 @@ def _additive(
 
 @compiled
 def additive_kernel(threads: int, *arguments: Any) -> None:
-    """Losses [B] of an additive joint, and what its gradients are made of for an upstream gradient of 1.
+    """Compute the losses of an additive joint, and the factors of its gradients for an upstream gradient of 1.
 
-    Then sizes: [B, 2] int64, frames and tokens. targets: [B, U]. blank: its class. scale: of the losses and of the
-    labels' occupancies. limits. encoder_logits, prediction_logits: [B, T, V+1] and [B, M, V+1].
-    Filled within the lengths: encoder and prediction; first and classes [B, K] int64, the first column of each
-    column's class, and the class; weight [B, T, M] float64, occupancies / Z, and rounded [B, T, M] the same in the
-    exponentials' type; losses [B] float64; and redo [B] bool: the utterances that float32 gets wrong, which have no
-    part in the others.
+    The arguments are those of `_additive` after the first two.
+
+    Args:
+        threads: number of threads.
+        sizes: [B, 2] int64, frames and tokens.
+        targets: [B, U] int64.
+        blank: class of the blank.
+        scale: multiplies the losses and the labels' occupancies.
+        limits: limits of float32.
+        encoder_logits: [B, T, V+1].
+        prediction_logits: [B, M, V+1].
+        encoder, prediction: filled within the lengths.
+        first, classes: [B, K] int64, filled: the first column of each column's class, and the class.
+        weight: [B, T, M] float64, filled within the lengths with occupancies / Z.
+        rounded: [B, T, M], filled with weight in the exponentials' type.
+        losses: [B] float64, filled.
+        redo: [B] bool, filled: True for utterances that need float64, of which nothing else is filled.
     """
     on_torch_threads(_additive, arguments, threads)
 
@@ -173,11 +185,10 @@ def additive_kernel(threads: int, *arguments: Any) -> None:
 
 @callee
 def _fill_product(left: np.ndarray, right: np.ndarray, result: np.ndarray, piece: np.ndarray) -> None:
-    """Fill result [I, V+1] with left [I, K] @ right [K, V+1], some terms at a time; piece: [I, V+1] to work in.
+    """Fill result [I, V+1] with left [I, K] @ right [K, V+1]; piece: [I, V+1], scratch memory.
 
-    A float32 sum loses terms 2^25 times smaller than itself: of 31 beside a large one at most 31 * 2^-25, 9e-7 of it.
-    Every further piece rounds once more, one way or the other. BLAS may add its terms one by one to what it is given,
-    so it is given nothing.
+    Adds at most 32 terms per BLAS call (beta = 0): float32 drops addends below 2^-25 of the sum, so 31 of them lose at
+    most 9e-7. Adding up the pieces rounds once per piece, in either direction.
     """
     for start in range(0, left.shape[1], TERMS_PER_PRODUCT):
         terms, rows = left[:, start : start + TERMS_PER_PRODUCT], right[start : start + TERMS_PER_PRODUCT]
@@ -204,7 +215,7 @@ def _side_gradient(
 ) -> None:
     """Fill gradient [T, V+1] of a side's logits; weight, rounded: [t, m], within the lengths.
 
-    Some rows at a time, which stay in a cache until they are finished.
+    Some rows are computed at a time, which stay in the processor's cache until they are finished.
     """
     (length, others), num_classes = weight.shape, gradient.shape[1]
     gradient[length:] = 0.0
@@ -255,10 +266,17 @@ def _gradients(
 
 @compiled
 def gradient_kernel(threads: int, *arguments: Any) -> None:
-    """The gradients of both sides' logits.
+    """Compute the gradients of both sides' logits.
 
-    Then sizes: [B, 2] int64. redo: [B] bool, those to leave out. upstream: [B] float64. first, classes, weight,
-    rounded, encoder, prediction: what `additive_kernel` has left. Filled: of_encoder [B, T, V+1] and of_prediction
-    [B, M, V+1], unless it has no rows.
+    The arguments are those of `_gradients` after the first two.
+
+    Args:
+        threads: number of threads.
+        sizes: [B, 2] int64, frames and tokens.
+        redo: [B] bool, utterances to skip.
+        upstream: [B] float64.
+        first, classes, weight, rounded, encoder, prediction: as filled by `additive_kernel`.
+        of_encoder: [B, T, V+1], filled, unless it has no rows.
+        of_prediction: [B, M, V+1], filled, unless it has no rows.
     """
     on_torch_threads(_gradients, arguments, threads)

@@ -1,7 +1,8 @@
 """Matrix products for compiled kernels, by the BLAS that torch is linked to (else SciPy's), on the calling thread.
 
-Each of torch's threads that a kernel runs on has products of its own; MKL starts no threads inside, SciPy's may. They
-are not torch's, which its settings may reduce to bfloat16. Imports numpy, numba, SciPy, `compiled`, `torch_symbols`.
+A kernel calls BLAS from several threads at once; inside such a call MKL starts no threads of its own, SciPy's BLAS
+may. torch's own products are not used: its settings may reduce them to bfloat16. Imports numpy, numba, SciPy,
+`compile_cache`, `torch_symbols`.
 """
 
 import ctypes
@@ -12,17 +13,17 @@ from numba import types
 from nemo_codert.losses.cpu.compile_cache import callee
 from nemo_codert.losses.cpu.torch_symbols import PREFIX, offer, torch_functions
 
-_LETTERS = np.frombuffer(b"NT", np.uint8)  # as it stands, transposed
+_LETTERS = np.frombuffer(b"NT", np.uint8)  # BLAS's letters for a matrix as it stands and transposed
 
 
 def _address(name: str) -> int:
-    """Of the Fortran routine."""
+    """Return the address of a Fortran routine, of torch's BLAS or SciPy's."""
     found = torch_functions([f"{name}_"])
     return ctypes.cast(found[0], ctypes.c_void_p).value if found else _scipy_address(name)
 
 
 def _scipy_address(name: str) -> int:
-    """The same of SciPy's, which has no library of its own to ask but hands out capsules."""
+    """Return the address of a routine of SciPy's BLAS, which exports capsules in place of a library's symbols."""
     from scipy.linalg import cython_blas
 
     capsule = cython_blas.__pyx_capi__[name]
@@ -41,7 +42,7 @@ _dgemm = types.ExternalFunction(f"{PREFIX}dgemm", _signature)
 
 @callee
 def _layout(matrix: np.ndarray) -> tuple[int, int]:
-    """0 for rows one after the other, 1 for columns, and how far apart they are."""
+    """Return 0 for contiguous rows or 1 for contiguous columns, and their distance in elements."""
     transposed = matrix.strides[1] != matrix.itemsize
     apart = matrix.strides[1] if transposed else matrix.strides[0]
     return int(transposed), max(apart // matrix.itemsize, matrix.shape[0] if transposed else matrix.shape[1])
@@ -51,15 +52,15 @@ def _layout(matrix: np.ndarray) -> tuple[int, int]:
 def fill_product(left: np.ndarray, right: np.ndarray, result: np.ndarray) -> None:
     """Fill result [I, J] with left [I, K] @ right [K, J]; all float32 or all float64, no size 0.
 
-    A row or a column of a factor is contiguous, and a row of the result.
+    Rows or columns of each factor are contiguous, and rows of the result.
     """
-    # Fortran's matrices have columns one after the other: it is given the transposed product.
+    # Fortran's matrices have contiguous columns: the call computes the transposed product.
     (turned_left, apart_left), (turned_right, apart_right) = _layout(left), _layout(right)
     numbers, factors = np.empty(6, np.int32), np.empty(2, result.dtype)
     numbers[0], numbers[1], numbers[2] = result.shape[1], result.shape[0], left.shape[1]
     numbers[3], numbers[4] = apart_right, apart_left
     numbers[5] = max(result.strides[0] // result.itemsize, result.shape[1])
-    factors[0], factors[1] = 1.0, 0.0  # of the product and of what the result was
+    factors[0], factors[1] = 1.0, 0.0  # alpha, of the product, and beta, of the old contents of the result
     arguments = (
         _LETTERS[turned_right:].ctypes,
         _LETTERS[turned_left:].ctypes,

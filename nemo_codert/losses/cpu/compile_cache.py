@@ -1,8 +1,8 @@
-"""Numba kernels whose machine code is kept in one named folder: compiled once, by whichever process comes first.
+"""Numba kernels whose machine code is kept in one named folder, so that one process compiles for all later ones.
 
 The folder is `nemo_codert` in `NUMBA_CACHE_DIR`, `$XDG_CACHE_HOME` or `~/.cache`, whichever is set first. It may be
-shared by several processes (files are replaced whole) and may be read-only or full: what cannot be stored or read is
-compiled again. Numba alone would write beside the sources. Imports numba.
+shared by several processes (files are replaced whole) and may be read-only or full: code that cannot be stored or read
+is compiled again. Numba's default is to write beside the sources. Imports numba.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
+    """Return the folder of the compiled kernels."""
     if numba.config.CACHE_DIR:
         return Path(numba.config.CACHE_DIR) / "nemo_codert"
     home = os.path.expanduser("~/.cache")
-    if home.startswith("~"):  # nobody knows this user's home
+    if home.startswith("~"):  # this user has no home folder
         home = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
     return Path(os.environ.get("XDG_CACHE_HOME") or home) / "nemo_codert"
 
 
 def callee(function: Callable) -> Callable:
-    """`numba.njit` for what kernels call: without the GIL, and 1 / 0 is inf."""
+    """Compile a function that kernels call, by `numba.njit`: without the GIL, and 1 / 0 is inf."""
     return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def compiled(function: Callable) -> Callable:
-    """The same for a kernel, whose machine code, callees included, is kept in `cache_folder`."""
+    """Compile a kernel as `callee` does, and keep its machine code, callees included, in `cache_folder`."""
     kernel = callee(function)
     kernel._cache = _FolderCache(function)
     return kernel
 
 
 class _Folder:
-    """What numba asks about the place of a function's compiled code (its `_CacheLocator` interface)."""
+    """Place of a function's compiled code: numba's `_CacheLocator` interface."""
 
     def __init__(self, function: Callable, source: str) -> None:
         self.line, self.source = function.__code__.co_firstlineno, Path(source)
@@ -57,13 +57,13 @@ class _Folder:
         return str(cache_folder())
 
     def get_source_stamp(self) -> str:
-        # Of the contents of all files that kernels, their callees and the compiler options are in.
+        # Hash of all files that hold kernels, their callees and the compiler options.
         folder = Path(__file__).parent
         files = {self.source, *folder.glob("*.py")}
         return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
     def get_disambiguator(self) -> str:
-        # Part of the file's name. Numba writes the index before the code, so a name must never stand for two codes.
+        # Part of the file name. Numba writes the index before the code, so two codes must never share a name.
         host = f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}"
         made_of = f"{self.get_source_stamp()} {numba.__version__} {host}"
         return f"{self.line}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
@@ -77,17 +77,17 @@ class _FolderCache(FunctionCache):
     _impl_class = _FolderCacheImpl
 
     def load_overload(self, *args: Any) -> Any:
-        # Overrides Cache.load_overload: an unreadable or torn file counts as none.
+        # Overrides Cache.load_overload: an unreadable or torn file counts as missing.
         try:
             return super().load_overload(*args)
         except OSError:
             return None
-        except Exception:  # noqa: BLE001  unpickling rubbish may raise anything
+        except Exception:  # noqa: BLE001  unpickling a damaged file may raise any error
             with suppress(OSError):
-                self._cache_file.flush()  # else no later process could store its code
+                self._cache_file.flush()  # empties the index: with a damaged one no later process could store code
             return None
 
     def save_overload(self, *args: Any) -> None:
-        # Overrides Cache.save_overload: a folder that takes no files costs the next process a compilation, no more.
+        # Overrides Cache.save_overload: where the folder is not writable, the next process compiles again.
         with suppress(OSError):
             super().save_overload(*args)

@@ -1,8 +1,8 @@
 """Exponentials for compiled kernels: polynomials, so that a loop over them becomes vector instructions.
 
-Numba's own is the C library's, one number at a time. Cody and Waite's reduction to r, at most ln 2 / 2 from 0, with
-the polynomial of Moshier's Cephes library for float32 (`expf`, netlib.org/cephes) and Taylor's for float64. Imports
-numpy, numba.
+Numba's own `exp` calls the C library for one number at a time. Cody and Waite's reduction to r, at most ln 2 / 2 from
+0, with the polynomial of Moshier's Cephes library for float32 (`expf`, netlib.org/cephes) and Taylor's for float64.
+Imports numpy, numba.
 """
 
 import math
@@ -14,10 +14,11 @@ f32 = np.float32
 
 LOG2_E = f32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
-TO_WHOLE = f32(1.5 * 2**23)  # added and taken off, leaves the nearest whole number: the last bits of the sum
+TO_WHOLE = f32(1.5 * 2**23)  # adding and subtracting it rounds to a whole number, the last bits of the sum
 C0, C1, C2 = f32(1.9875691500e-4), f32(1.3981999507e-3), f32(8.3334519073e-3)
 C3, C4, C5 = f32(4.1665795894e-2), f32(1.6666665459e-1), f32(5.0000001201e-1)
-ONE, NOTHING, LEAST = f32(1.0), f32(0.0), f32(-87.3)  # the least whose exponential is a normal number
+ONE, NOTHING = f32(1.0), f32(0.0)
+LEAST = f32(-87.3)  # smallest argument whose exponential is a normal number
 BIAS, MANTISSA_BITS = np.int32(127), np.int32(23)
 
 LOG2_E_64, LN2_HIGH_64, LN2_LOW_64 = math.log2(math.e), 6.93145751953125e-1, 1.42860682030941723212e-6
@@ -28,9 +29,9 @@ D13, D12, D11, D10, D9, D8, D7, D6, D5, D4, D3 = (1 / math.factorial(n) for n in
 
 @numba.njit(nogil=True, fastmath={"contract"})
 def exp_float32(x: np.float32) -> np.float32:
-    """e^x of a float32 x up to 88, within 9e-8 of it (torch's: 7e-8); 0 below -87.3, NaN for NaN.
+    """Return e^x of a float32 x up to 88, with a relative error of 9e-8 (torch's: 7e-8); 0 below -87.3, NaN for NaN.
 
-    Above 88 it may be anything: callers stay below `UNSHIFTED` of `additive_float64`.
+    Undefined above 88: callers stay below `UNSHIFTED` of `additive_float64`.
     """
     sum_ = x * LOG2_E + TO_WHOLE
     n = sum_ - TO_WHOLE
@@ -38,13 +39,16 @@ def exp_float32(x: np.float32) -> np.float32:
     p = ((((C0 * r + C1) * r + C2) * r + C3) * r + C4) * r + C5
     p = (p * (r * r) + r) + ONE
     bits = f32(sum_).view(np.int32)
-    power = np.int32((bits + BIAS) << MANTISSA_BITS).view(f32)  # 2^n: what else is in the bits is shifted out
+    power = np.int32((bits + BIAS) << MANTISSA_BITS).view(f32)  # 2^n: the shift drops all other bits
     return NOTHING if x < LEAST else p * power
 
 
 @numba.njit(nogil=True, fastmath={"contract"})
 def exp_float64(x: float) -> float:
-    """e^x of a float64 x up to 709, within 4e-16 of it; 0 below -708.3, NaN for NaN. Above 709 it may be anything."""
+    """Return e^x of a float64 x up to 709, with a relative error of 4e-16; 0 below -708.3, NaN for NaN.
+
+    Undefined above 709.
+    """
     sum_ = x * LOG2_E_64 + TO_WHOLE_64
     n = sum_ - TO_WHOLE_64
     r = (x - n * LN2_HIGH_64) - n * LN2_LOW_64

@@ -1,4 +1,7 @@
-"""The recursion of an RNN-T lattice on the CPU in float64, and the check of its targets. Imports numpy, `compiled`."""
+"""Compiled CPU kernels of the RNN-T recursion, in float64, and of the check of targets.
+
+Imports numpy, `compile_cache`.
+"""
 
 # B batch, T encoder frames, U target tokens, M = U + 1 prediction states
 
@@ -11,12 +14,12 @@ from nemo_codert.losses.cpu.compile_cache import callee, compiled
 RADIX = 2.0**256
 PER_RADIX = 1 / RADIX
 LOG_RADIX = 256 * np.log(2.0)
-NAN_POWER = -(2**40)  # so small that no sum drops a NaN as the lesser term
+NAN_POWER = -(2**40)  # power of a NaN, so low that `_plus` never drops the NaN as the smaller term
 
 
 @callee
 def _normalised(m: float, k: int) -> tuple[float, int]:
-    """m * RADIX^-k with m back in range, after a product of two mantissas."""
+    """Return m * RADIX^-k with m back in range, after a product of two mantissas."""
     if m < PER_RADIX:
         return m * RADIX, k + 1
     if m > RADIX:
@@ -26,7 +29,7 @@ def _normalised(m: float, k: int) -> tuple[float, int]:
 
 @callee
 def _from_log(x: float, exp_x: float) -> tuple[float, int]:
-    """e^x; exp_x is right where it neither under- nor overflows."""
+    """Return e^x as mantissa and power; exp_x is used where it neither under- nor overflows."""
     if -LOG_RADIX < x < LOG_RADIX:
         return exp_x, 0
     if x == -np.inf:
@@ -39,14 +42,14 @@ def _from_log(x: float, exp_x: float) -> tuple[float, int]:
 
 @callee
 def _times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
-    """m * RADIX^-k * e^x."""
+    """Return m * RADIX^-k * e^x."""
     factor, power = _from_log(x, exp_x)
     return _normalised(m * factor, k + power)
 
 
 @callee
 def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
-    """m * RADIX^-k + n * RADIX^-l; a term 2^256 times smaller than the other's least is dropped."""
+    """Return m * RADIX^-k + n * RADIX^-l; a term two or more powers below the other is dropped."""
     if k == l:
         return m + n, k
     if m == 0:
@@ -62,7 +65,7 @@ def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E74
 
 @callee
 def _to_float(m: float, k: int) -> float:
-    """m * RADIX^-k for a product of up to four mantissas; 0 where that underflows."""
+    """Return m * RADIX^-k as a float64, for a product of up to four mantissas; 0 where it underflows."""
     if k == 0:
         return m
     if k > 4:
@@ -83,10 +86,10 @@ def _forward_variables(
     alpha: np.ndarray,
     power: np.ndarray,
 ) -> None:
-    """Fill alpha and power [T, M]: probability of having reached (t, u). label [T, >= U], blank [T, >= M]."""
+    """Fill alpha and power [T, M] with the probability of reaching (t, u). label [T, >= U], blank [T, >= M]."""
     num_frames, num_states = alpha.shape
     for t in range(num_frames):
-        m, k = 1.0, 0  # of (t, u - 1) at the head of the inner loop
+        m, k = 1.0, 0  # probability of reaching (t, u - 1), at the head of the inner loop
         for u in range(num_states):
             if t == 0:
                 n, l = (1.0, 0) if u == 0 else (0.0, 0)  # noqa: E741
@@ -101,7 +104,7 @@ def _forward_variables(
 
 @callee
 def forward_backward(label: np.ndarray, blank: np.ndarray, exp_label: np.ndarray, exp_blank: np.ndarray) -> float:
-    """The loss of one utterance, [T, U] and [T, M]; its occupancies take the place of the exponentials."""
+    """Return the loss of one utterance, [T, U] and [T, M], and overwrite the exponentials with its occupancies."""
     num_frames, num_states = blank.shape
     num_tokens = num_states - 1
     alpha = np.empty((num_frames, num_states))
@@ -110,15 +113,15 @@ def forward_backward(label: np.ndarray, blank: np.ndarray, exp_label: np.ndarray
     t, u = num_frames - 1, num_tokens
     total, total_power = _times(alpha[t, u], power[t, u], blank[t, u], exp_blank[t, u])
     per_total = 1 / total
-    beta = np.zeros(num_states)  # of frame t + 1, overwritten with frame t from the last state on
+    beta = np.zeros(num_states)  # backward variables of frame t + 1, overwritten with frame t from the last state
     beta_power = np.zeros(num_states, np.int64)
     beta[num_tokens] = 1.0
     for t in range(num_frames - 1, -1, -1):
-        n, l = 0.0, 0  # noqa: E741  of (t, u + 1)
+        n, l = 0.0, 0  # noqa: E741  backward variable of (t, u + 1)
         for u in range(num_tokens, -1, -1):
             m, k = _times(beta[u], beta_power[u], blank[t, u], exp_blank[t, u])
             start, start_power = alpha[t, u] * per_total, power[t, u] - total_power
-            exp_blank[t, u] = _to_float(start * m, start_power + k)  # no longer needed as what it was
+            exp_blank[t, u] = _to_float(start * m, start_power + k)  # the exponential is not needed any more
             if u < num_tokens:
                 n, l = _times(n, l, label[t, u], exp_label[t, u])  # noqa: E741
                 exp_label[t, u] = _to_float(start * n, start_power + l)
@@ -138,7 +141,7 @@ def lattice_kernel(
     target_lengths: np.ndarray,
     losses: np.ndarray,
 ) -> None:
-    """Fill losses, and put the occupancies in the place of the exponentials; shapes as in `lattice_occupancies`.
+    """Fill losses, and overwrite the exponentials with the occupancies; shapes as in `lattice_occupancies`.
 
     Padding is never read, and gets zeros.
     """
@@ -155,7 +158,10 @@ def lattice_kernel(
 def target_kernel(
     blank: int, num_classes: int, targets: np.ndarray, target_lengths: np.ndarray, given: np.ndarray
 ) -> int:
-    """Copy the targets within the lengths to given, both [B, U] int64; how many of them are the blank or no class."""
+    """Copy the targets within the lengths to given, both [B, U] int64, and count the invalid ones.
+
+    Invalid targets are the blank and numbers that are not a class.
+    """
     faults = 0
     for b in range(len(targets)):
         for u in range(min(target_lengths[b], targets.shape[1])):

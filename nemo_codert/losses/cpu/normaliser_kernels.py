@@ -1,6 +1,6 @@
 """The normaliser of an utterance of an additive lattice, `Z[t,u] = sum_v exp(E[t,v]) exp(G[u,v])`, and its checks.
 
-Compiled functions for kernels on the CPU. Imports numpy, numba, `blas`, `compiled`, `exponentials`.
+Compiled functions for kernels on the CPU. Imports numpy, numba, `blas`, `compile_cache`, `exponentials`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, M = U + 1 prediction states, K = U + 1 token
@@ -17,30 +17,33 @@ from nemo_codert.losses.cpu.blas import fill_product
 from nemo_codert.losses.cpu.compile_cache import callee
 from nemo_codert.losses.cpu.exponentials import exp_float32, exp_float64
 
-CLASSES_PER_PRODUCT = 256  # or nearly: longer float32 sums are carried on in float64
+CLASSES_PER_PRODUCT = 256  # of one float32 product, or nearly; the products are added up in float64
 
 
 class SideArrays(NamedTuple):
-    """What is kept of one side of an additive joint, within the lengths. A row's largest logit is taken off the others
-    where it is far from 0."""
+    """Arrays of one side of an additive joint that the backward pass needs, filled within the lengths.
 
-    exp: np.ndarray  # [B, T, V+1], exponentials; the prediction's 0 for the tokens
-    exp_columns: np.ndarray  # [B, T, K] float64, of the tokens; the prediction's 0 in all but the first of a class
-    taken: np.ndarray  # [B, T, K] float64, what the occupancies take off the gradient
+    The largest logit of a row is subtracted from the row where it is far from 0.
+    """
+
+    exp: np.ndarray  # [B, T, V+1], exponentials; 0 for the tokens on the prediction side
+    exp_columns: np.ndarray  # [B, T, K] float64, exponentials of the tokens; the prediction's 0 for repeated classes
+    taken: np.ndarray  # [B, T, K] float64, occupancies to add to the gradient, negative
 
 
 class Limits(NamedTuple):
-    """Where float32 may be trusted; see `additive_float64`."""
+    """Limits of float32; see `additive_float64`."""
 
-    unshifted: float  # how far from 0 the largest logit of a row may be that is not taken off it
-    smallest_sum: float  # of a cell of Z
-    trusted_share: float  # of what a cell of Z could be
-    trusted_sums: float  # relative error of the sums of Z's rows and columns; inf: not checked
+    unshifted: float  # largest absolute row maximum that is not subtracted from its row
+    smallest_sum: float  # smallest trusted cell of Z
+    trusted_share: float  # smallest trusted ratio of a cell of Z to its bound
+    trusted_sums: float  # largest relative error of the sums of Z's rows and columns; inf: not checked
 
 
-@numba.njit(nogil=True, fastmath={"nnan", "nsz"})  # else several at a time cannot be compared; a NaN shows in the sums
+# fastmath: vector instructions compare several numbers at a time only then. A NaN still shows in the sums.
+@numba.njit(nogil=True, fastmath={"nnan", "nsz"})
 def _largest(row: np.ndarray) -> float:
-    """The largest number of a row [V+1]; four at a time, which need not wait for each other."""
+    """Return the largest number of a row [V+1]; four independent comparisons at a time."""
     quarter = len(row) // 4
     first, second, third, fourth = row[0], row[0], row[0], row[0]
     for v in range(quarter):
@@ -55,7 +58,7 @@ def _largest(row: np.ndarray) -> float:
 
 @callee
 def _exponentiate(row: np.ndarray, shift: float, exp: np.ndarray) -> None:
-    """Fill exp [V+1] with the exponentials of a row less the shift."""
+    """Fill exp [V+1] with the exponentials of a row minus the shift."""
     if exp.itemsize == 4:
         for v in range(len(row)):
             exp[v] = exp_float32(np.float32(row[v]) - np.float32(shift))
@@ -73,8 +76,10 @@ def _take_row(
     columns: np.ndarray,
     exp_columns: np.ndarray,
 ) -> tuple[float, bool]:
-    """Fill exp [V+1], columns [K] and exp_columns [K] from logits [V+1]; the largest logit, and whether it was taken
-    off."""
+    """Fill exp [V+1], columns [K] and exp_columns [K] from logits [V+1].
+
+    Returns the largest logit, and whether it was subtracted.
+    """
     largest = _largest(row)
     shifted = not abs(largest) <= unshifted
     shift = largest if shifted else row.dtype.type(0.0)
@@ -108,8 +113,11 @@ def take_encoder(
     exp_columns: np.ndarray,
     bounds: np.ndarray,
 ) -> None:
-    """From logits [>= T, V+1] of an utterance fill exp [>= T, V+1], columns [T, K] with the tokens' logits,
-    exp_columns [>= T, K], and bounds [T] of what a row multiplies Z with."""
+    """Fill the encoder side of an utterance, given its logits [>= T, V+1].
+
+    Filled: exp [>= T, V+1], columns [T, K] with the tokens' logits, exp_columns [>= T, K], and bounds [T], the largest
+    factor of each row in Z.
+    """
     for t in range(len(bounds)):
         largest, shifted = _take_row(logits[t], classes, unshifted, exp[t], columns[t], exp_columns[t])
         bounds[t] = 1.0 if shifted else np.exp(max(np.float64(largest), 0.0))
@@ -126,7 +134,7 @@ def take_prediction(
     exp_columns: np.ndarray,
     bounds: np.ndarray,
 ) -> None:
-    """The same of the other side, where one column stands for each class, and the tokens have no part in exp."""
+    """As `take_encoder`, for the prediction side; also zeroes the token columns of `exp` and repeated exp_columns."""
     for u in range(len(bounds)):
         _, shifted = _take_row(logits[u], classes, unshifted, exp[u], columns[u], exp_columns[u])
         for k in range(len(classes)):
@@ -154,8 +162,10 @@ def normaliser(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarra
 
 @callee
 def distrusted(z: np.ndarray, frames: np.ndarray, states: np.ndarray, limits: Limits) -> bool:
-    """Whether terms that were lost or rounded in the exponentials could matter in a cell of z [T, M]: it is too small,
-    or too small a share of what it could be, by the bounds of frames [T] and states [M]."""
+    """Return whether terms lost or rounded in the exponentials could matter in a cell of z [T, M].
+
+    They could where the cell is too small, or too small against its bound, the product of frames [T] and states [M].
+    """
     found = False
     for t in range(z.shape[0]):
         share = limits.trusted_share * frames[t]
@@ -164,10 +174,12 @@ def distrusted(z: np.ndarray, frames: np.ndarray, states: np.ndarray, limits: Li
     return found
 
 
-@numba.njit(nogil=True, fastmath={"reassoc", "contract"})  # else a sum cannot be taken several terms at a time
+@numba.njit(nogil=True, fastmath={"reassoc", "contract"})  # vector instructions sum several terms at a time only so
 def _walk(rows: np.ndarray, weights: np.ndarray, sums: np.ndarray, others: np.ndarray, products: np.ndarray) -> None:
-    """Add the sum of weights [T] times rows [T, V+1] to sums [V+1], and the rows' products with others [V+1] to
-    products [T]; float64. Four rows at a time: sums and others are read less often."""
+    """Add weights [T] @ rows [T, V+1] to sums [V+1], and rows @ others [V+1] to products [T]; float64.
+
+    Four rows at a time, so that sums and others are read less often.
+    """
     whole = len(rows) // 4 * 4
     for t in range(0, whole, 4):
         row0, row1, row2, row3 = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
@@ -204,10 +216,10 @@ def _add_checksums(
     rows: np.ndarray,
     columns: np.ndarray,
 ) -> None:
-    """Add what the product of encoder [T, V+1] and prediction [M, V+1] sums up to: rows [T] times per_state [M],
-    columns [M] times per_frame [T].
+    """Add the weighted row and column sums of Z = encoder [T, V+1] @ prediction [M, V+1]^T.
 
-    Half of two walks is thrown away: that costs less than to read the encoder's rows, the longest, twice.
+    Added to rows [T]: Z @ per_state [M]; to columns [M]: per_frame [T] @ Z. Two of the three walks compute one result
+    that is not used, which costs less than reading the encoder's rows twice.
     """
     frames, states, unused = np.zeros(encoder.shape[1]), np.zeros(encoder.shape[1]), np.zeros(encoder.shape[1])
     none = np.zeros(len(prediction))
@@ -219,7 +231,7 @@ def _add_checksums(
 
 @callee
 def _agree(found: np.ndarray, exact: np.ndarray, tolerance: float) -> bool:
-    """All sums found are exact, up to the relative tolerance; False for NaN."""
+    """Return whether all sums found are exact, up to the relative tolerance; False for NaN."""
     agree = True
     for i in range(len(found)):
         agree &= abs(found[i] - exact[i]) <= tolerance * exact[i]
@@ -228,13 +240,13 @@ def _agree(found: np.ndarray, exact: np.ndarray, tolerance: float) -> bool:
 
 @callee
 def inexact(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarray, tolerance: float) -> bool:
-    """Whether the sum of a row or column of z [T, M] is off by more than tolerance (relative), or not a number.
+    """Return whether the sum of a row or column of z [T, M] is off by more than tolerance (relative), or NaN.
 
-    The sums are checked as those of any matrix product can be, by a product with the sum of the other side's rows. All
-    cells of the first frame weigh the same, and all of the first state: what is wrong in every cell of a row or column
-    shows, whichever cells are large. A float32 sum loses the terms that are some 10^7 times smaller than the largest,
-    hundreds of which may be a millionth of it: as in every cell of a frame whose encoder is nearly certain of a class
-    that is no token.
+    A row sum of a matrix product equals the product with the sum of the other side's rows. The cells are weighted so
+    that all cells of the first frame, and all of the first state, weigh the same: an error in every cell of a row or
+    column then shows whichever cells are large. A float32 sum loses terms some 10^7 times smaller than the largest,
+    hundreds of which may amount to a millionth: for example in every cell of a frame in which the encoder is nearly
+    certain of a class that is not a token.
     """
     t, m = z.shape
     per_state, per_frame = 1 / z[0], 1 / z[:, 0]

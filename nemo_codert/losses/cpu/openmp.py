@@ -1,8 +1,9 @@
 """Compiled kernels on torch's own threads, which are idle or waiting between two of torch's calls.
 
-Threads of anyone else would fight with them: after each call OpenMP's threads spin for some milliseconds, in case
-there is more to do. torch's are those of the OpenMP runtime that it is linked to, and compiled code can ask that one
-too. Imports torch, numba, llvmlite, `torch_symbols`.
+Any other threads would compete with them: after each call OpenMP's threads spin for some milliseconds in case more
+work follows. torch's threads belong to the OpenMP runtime that torch is linked to, which compiled code can call too.
+`_fork` uses internals of Numba's compiler (`numba.core`); a version without them fails at import or compilation, and
+the losses are then computed by torch's functions (`cpu_kernels`). Imports torch, numba, llvmlite, `torch_symbols`.
 """
 
 import ctypes
@@ -24,15 +25,15 @@ BYTES, NUMBER = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
 def _openmp() -> list[Any] | None:
-    """The three functions of torch's OpenMP runtime; None where it is built with another, or with none.
+    """Return the three functions of torch's OpenMP runtime; None where torch has another runtime, or none.
 
-    A runtime that was preloaded is torch's too.
+    A preloaded runtime is torch's too.
     """
     return torch_functions((FORK, THREAD, THREADS), preloaded=True)
 
 
 def _on_this_thread() -> list[Any]:
-    """The same three functions where there is no OpenMP."""
+    """Return three functions that replace a missing OpenMP runtime: all work is done by the calling thread."""
     task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     fork = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     number = ctypes.CFUNCTYPE(ctypes.c_int)
@@ -45,13 +46,13 @@ for _name, _function in zip((FORK, THREAD, THREADS), _functions, strict=True):
 
 
 def threads_for(shares: int) -> int:
-    """How many threads a kernel with so many shares of work may use: torch's number of them, at most."""
+    """Return the number of threads for a kernel with so many shares of work: at most torch's number of threads."""
     return min(torch.get_num_threads(), shares)
 
 
 @intrinsic
 def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (Numba's types of the arguments)
-    """Call body(thread, number of threads, *arguments) on each thread; not 0 if one of them raised."""
+    """Call body(thread, number of threads, *arguments) on each thread; the result is not 0 if one of them raised."""
     call = body.get_call_type(typing_context, (types.int32, types.int32, *arguments), {})
 
     def of_module(builder: ir.IRBuilder, name: str, result: ir.Type, *parameters: ir.Type) -> ir.Function:
@@ -70,8 +71,8 @@ def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (N
         compiled = body.dispatcher.get_compile_result(call)
         context.active_code_library.add_linking_library(compiled.library)
         function = context.declare_function(module, compiled.fndesc)
-        handed = [*place, *(inside.extract_value(given, i) for i in range(len(arguments)))]
-        status, _ = context.call_conv.call_function(inside, function, call.return_type, call.args, handed)
+        passed = [*place, *(inside.extract_value(given, i) for i in range(len(arguments)))]
+        status, _ = context.call_conv.call_function(inside, function, call.return_type, call.args, passed)
         with inside.if_then(status.is_error, likely=False):
             inside.store(NUMBER(1), inside.gep(record, [NUMBER(0), NUMBER(0)]))
         inside.ret_void()
@@ -89,12 +90,13 @@ def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (N
 
 @njit(nogil=True, inline="always")
 def on_torch_threads(body: Callable, arguments: tuple, threads: int) -> None:
-    """Call body(thread, number of threads, *arguments), a jitted function, on `threads` threads at the same time.
+    """Call body(thread, number of threads, *arguments), a jitted function, on several threads at the same time.
 
-    For compiled code. It may get fewer of them, and is told how many. Raises MemoryError where one of several calls
-    raised anything: what it was is not known here, and nothing but memory should fail in a kernel.
+    Called by compiled code. OpenMP may grant fewer threads than asked for: body gets the granted number. Raises
+    MemoryError where one of several calls raised an error: its class is lost, and a kernel should fail for want of
+    memory only.
     """
-    if threads == 1:  # not a team of one, inside which BLAS would make threads of its own
+    if threads == 1:  # a direct call: inside a team of one thread, BLAS would start threads of its own
         body(0, 1, *arguments)
     elif _fork(body, arguments, threads):
         raise MemoryError("a kernel of the RNN-T loss failed on one of its threads, most likely for want of memory")

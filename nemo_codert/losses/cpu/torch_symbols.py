@@ -1,4 +1,4 @@
-"""Functions of the libraries that torch is linked to, by the names under which compiled code asks for them.
+"""Functions of the libraries that torch is linked to, under names by which compiled code finds them.
 
 Imports torch, llvmlite.
 """
@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from llvmlite import binding
 
-PREFIX = "nemo_codert_"  # of the names: cached code asks for them in later processes
+PREFIX = "nemo_codert_"  # fixed prefix: cached machine code looks symbols up by name
 
 
 def torch_functions(names: Sequence[str], *, preloaded: bool = False) -> list[Any] | None:
-    """Of torch's CPU library and those it is linked to; None where one is missing.
+    """Return functions of torch's CPU library and of those it is linked to; None where one is missing.
 
-    preloaded: what the whole process sees comes first.
+    Args:
+        names: names of the functions.
+        preloaded: whether symbols visible to the whole process, such as those of preloaded libraries, come first.
     """
     paths = sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))
     for path in [*([None] if preloaded else []), *map(str, paths)]:
@@ -30,5 +32,5 @@ def torch_functions(names: Sequence[str], *, preloaded: bool = False) -> list[An
 
 
 def offer(name: str, function: Any) -> None:
-    """Let compiled code call a function of `ctypes`, or one at an address, as PREFIX + name."""
+    """Make a function of `ctypes`, or the one at an address, callable from compiled code as PREFIX + name."""
     binding.add_symbol(PREFIX + name, ctypes.cast(function, ctypes.c_void_p).value)

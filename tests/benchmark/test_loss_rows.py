@@ -1,4 +1,4 @@
-"""The losses that the benchmark compares: one loss and one gradient, and packages that may be absent."""
+"""Losses of an additive and of a stock joint in the benchmark: one loss, one gradient, packages that may be absent."""
 
 import sys
 from dataclasses import replace
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nemo_codert.benchmark import additive_loss as loss_costs
+from nemo_codert.benchmark import joint_loss
 from nemo_codert.benchmark.additive_loss import (
     FLOOR,
     GPU_SHAPE,
@@ -25,18 +26,21 @@ from nemo_codert.benchmark.additive_loss import (
     loss_cases,
     loss_findings,
     loss_rows,
-    make_batch,
+    make_loss_batch,
     named_shapes,
 )
+from nemo_codert.benchmark.joint_loss import CHUNKED, JointCase, joint_rows
 from nemo_codert.benchmark.measure import Measured, MeasureSettings, PeakMemory
 from nemo_codert.losses import joint_rnnt_loss
+
+# ---- additive joint -------------------------------------------------------------------------------------------------
 
 SHAPE = LossShape(2, 7, 4, 9)
 BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
 
 
 def gradients(implementation: Implementation) -> tuple[torch.Tensor, ...]:
-    batch = make_batch(SHAPE, "cpu")
+    batch = make_loss_batch(SHAPE, "cpu")
     loss = implementation.make(batch)()
     return loss.detach(), *torch.autograd.grad(loss, [batch.encoder_logits, batch.prediction_logits])
 
@@ -122,13 +126,13 @@ def test_the_floor_makes_three_products_and_no_gradient(monkeypatch):
     shapes = []
     bmm = torch.bmm
     monkeypatch.setattr(loss_costs.torch, "bmm", lambda *both: shapes.append(bmm(*both)) or shapes[-1])
-    assert floor(make_batch(SHAPE, "cpu"))() is None
+    assert floor(make_loss_batch(SHAPE, "cpu"))() is None
     assert [tuple(shape.shape) for shape in shapes] == [(2, 7, 5), (2, 7, 10), (2, 5, 10)]
     assert not any(shape.requires_grad for shape in shapes)
 
 
 def test_a_timed_call_leaves_no_gradient_behind():
-    batch = make_batch(SHAPE, "cpu")
+    batch = make_loss_batch(SHAPE, "cpu")
     loss = loss_and_gradient(BY_NAME[OURS], batch)()
     assert batch.encoder_logits.grad is None and not loss.requires_grad
 
@@ -194,3 +198,25 @@ def test_a_loss_that_differs_from_ours_is_named():
     measured[NEMO] = Measured([80.0], torch.tensor(5.1), None)
     (finding,) = loss_findings(SHAPE, measured, "cpu")
     assert NEMO in finding.text and finding.met is False and finding.value == pytest.approx(0.02, rel=1e-3)
+
+
+# ---- stock joint ----------------------------------------------------------------------------------------------------
+
+
+def test_both_losses_are_one():
+    ours, nemo = (JointCase(name, SHAPE, hidden=6).prepare()() for name in (CHUNKED, joint_loss.NEMO))
+    torch.testing.assert_close(ours, nemo, rtol=1e-5, atol=0)  # NeMo's recursion is in float32
+
+
+def test_nemos_is_left_out_where_its_lattice_is_too_large():
+    settings = MeasureSettings(rounds=3, slow_rounds=1, memory=False)
+    rows, findings = joint_rows([SHAPE], 6, "cpu", 1e9, settings)
+    assert [row.name for row in rows] == [CHUNKED, joint_loss.NEMO] and rows[0].ratio is not None and not findings
+    rows, _ = joint_rows([SHAPE], 6, "cpu", 1, settings)
+    assert [row.name for row in rows] == [CHUNKED] and len(rows[0].seconds) == 1
+
+
+def test_peak_memory_is_a_finding_with_a_target_at_the_shape_named_for_it(forking):
+    rows, (finding,) = joint_rows([SHAPE], 6, "cpu", 1, MeasureSettings(rounds=1, slow_rounds=1))
+    assert rows[0].memory.allocator > 0 and finding.at_most is None
+    assert joint_loss.MEMORY_SHAPE.lattice_bytes == 4 * 4 * 400 * 101 * 4097

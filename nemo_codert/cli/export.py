@@ -1,0 +1,71 @@
+"""`codert export`: a trained branch as files. The work is `nemo_codert.export.student_files`."""
+
+import argparse
+from pathlib import Path
+
+from nemo_codert.cli import console
+from nemo_codert.export.student_files import FORMATS, JOINTS, UNKNOWN, ExportSettings, export_student
+
+DESCRIPTION = """
+Makes a stock NeMo model of a trained pair's student: a `.nemo` that needs nothing but NeMo, or ONNX files.
+
+--model is a pair, or one RNN-T trained alone (strategy=student or teacher), also with an additive joint. The exported
+file holds no weight of the other branch and no path of this machine. Of --format onnx come two files beside each
+other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw logits). Of --format
+sherpa-onnx comes a folder with encoder.onnx, decoder.onnx, joiner.onnx and tokens.txt, which sherpa-onnx loads as
+model type nemo_transducer; --int8 adds encoder.int8.onnx and so on. Features that sherpa-onnx cannot compute are
+refused by name (docs/deployment.md has the list).
+
+--joint selects the form in which an additive joint is rewritten as NeMo's: exact (outputs bit-equal on real
+utterances, on the CPU), compact (equal to rounding, smaller when the vocabulary is large), narrow (equal to rounding
+in float32, half as wide as compact and the fastest with a large vocabulary; not for half precision or int8), auto
+(exact while V+1 <= D_enc + D_pred, else compact). A stock joint is copied as it is. For sherpa-onnx, auto keeps an
+additive joint: its joiner is then a sum.
+
+Beside NAME.nemo comes NAME.md, a model card in the form that model hubs read, and its text is in the file
+(`model.cfg.model_card`): training data by name and hours, strategy and teacher as the model's file records them, WER
+of the sets in --wer (predictions or summaries of `codert evaluate`, repeatable) with an interval, --license,
+--language and --dataset (hub names; repeatable). What is not known is called unknown.
+
+A file is complete under its name or not there. Exit status 2: bad options or files; the message names the remedy.
+"""
+EXAMPLES = r"""
+codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output student.nemo
+codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output student.onnx --format onnx
+codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output sherpa --format sherpa-onnx --int8
+codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output teacher.nemo --branch teacher
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = console.command_parser(DESCRIPTION, EXAMPLES)
+    parser.add_argument("--model", type=Path, required=True, metavar="PAIR.nemo")
+    parser.add_argument("--output", type=Path, required=True, metavar="STUDENT.nemo")
+    parser.add_argument("--format", choices=FORMATS, default="nemo")
+    parser.add_argument("--joint", choices=JOINTS, default="auto")
+    parser.add_argument("--branch", choices=["student", "teacher"], default="student")
+    parser.add_argument("--int8", action="store_true", help="sherpa-onnx: 8-bit files beside the others")
+    card = parser.add_argument_group("model card, --format nemo")
+    card.add_argument("--wer", type=Path, action="append", default=[], metavar="PREDICTIONS.json")
+    card.add_argument("--license", default=UNKNOWN, metavar="ID", help="a hub's id, such as cc-by-4.0 (unknown)")
+    card.add_argument("--language", action="append", default=[], metavar="CODE", help="ISO code, such as en")
+    card.add_argument("--dataset", action="append", default=[], metavar="NAME", help="training data at a model hub")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the files, and print what they are."""
+    settings = ExportSettings(**vars(options))
+    settings.check()
+    console.quieten_libraries()
+    exported = export_student(settings)
+    print(exported.description)
+    for path in exported.files:
+        print(f"{path}  model card" if path.suffix == ".md" else f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = parser().parse_args(argv)
+    return console.exit_status(lambda: run(options), options)

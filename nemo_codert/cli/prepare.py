@@ -1,0 +1,111 @@
+"""`codert prepare`: the data of one experiment. The work is the recipes in `nemo_codert.data.corpora`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from nemo_codert.cli import console
+from nemo_codert.cli.tables import format_table
+
+DESCRIPTION = """
+Makes the data of one experiment: NeMo manifests `train.json`, `dev.json`, `test*.json`, and `tokenizer/`.
+
+synthetic: synthetic speech, 25 minutes of it, made on the spot in seconds (50 MB).
+fsdd: connected digits from a checkout of github.com/Jakobovski/free-spoken-digit-dataset (2.7 hours, 300 MB); with
+--snr half of it in noise, and with --unseen-speaker another speaker left out of training (one fold of five).
+librispeech: LibriSpeech that is already there, or its mini version (0.5 GB) downloaded, or all of it (60 GB)
+downloaded.
+
+Sets: synthetic has train, dev, test (other voices and other sentences); fsdd has train, dev, test_seen (the four
+training speakers, the dataset's official test takes), test_unseen (a fifth speaker), and with --snr both tests once
+more, all in noise; librispeech has train (all train-* parts), dev (all dev-* parts), test_clean, test_other. All is
+written below --output-dir, except a download, which goes below --corpus-dir. A second run with the same options gives
+the same files. `codert prepare fsdd --help` lists the options of one corpus.
+
+Exit status 2: bad options or data; the message names the remedy.
+"""
+EXAMPLES = r"""
+codert prepare synthetic --output-dir data/synthetic
+codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --output-dir data/fsdd
+codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --unseen-speaker theo --snr 0 15 \
+    --output-dir data/fsdd_folds/theo
+codert prepare librispeech --corpus-dir LibriSpeech --output-dir data/librispeech
+codert prepare librispeech --corpus-dir data/download --download \
+    --parts train-clean-5 dev-clean-2 --vocab-size 256 --output-dir data/mini_librispeech
+codert prepare librispeech --corpus-dir data/download --download --output-dir data/librispeech
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command, with one of its own for each corpus."""
+    parser = console.command_parser(DESCRIPTION, EXAMPLES)
+    corpora = parser.add_subparsers(dest="corpus", required=True, metavar="{synthetic,fsdd,librispeech}")
+    about = {
+        "synthetic": "commands spoken by espeak-ng voices, nothing to download",
+        "fsdd": "connected digits, real speech",
+        "librispeech": "read English, real speech, up to 960 hours",
+    }
+    synthetic, fsdd, librispeech = (
+        corpora.add_parser(name, help=text, description=text) for name, text in about.items()
+    )
+    synthetic.add_argument("--train-utterances", type=int, default=600, metavar="N")
+    synthetic.add_argument("--dev-utterances", type=int, default=60, metavar="N")
+    synthetic.add_argument("--test-utterances", type=int, default=100, metavar="N")
+    fsdd.add_argument("--fsdd-dir", type=Path, required=True, metavar="DIR", help="holds recordings/3_jackson_12.wav")
+    fsdd.add_argument("--train-utterances", type=int, default=3000, metavar="N")
+    fsdd.add_argument("--unseen-speaker", default="george", metavar="NAME", help="never in training: test_unseen")
+    fsdd.add_argument(
+        "--snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="dB of noise on half of train, dev; *_noisy tests"
+    )
+    librispeech.add_argument(
+        "--corpus-dir", type=Path, required=True, metavar="DIR", help="holds train-clean-100, ..."
+    )
+    librispeech.add_argument("--download", action="store_true", help="fetch missing parts into --corpus-dir first")
+    librispeech.add_argument("--parts", nargs="+", metavar="PART", help="default: every part found; to download: all")
+    librispeech.add_argument("--num-jobs", type=int, default=1, metavar="N", help="threads that read audio headers")
+    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (librispeech, 1024)):
+        corpus.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
+        corpus.add_argument("--vocab-size", type=int, default=pieces, metavar="N", help=f"BPE pieces ({pieces})")
+        if corpus is not librispeech:
+            corpus.add_argument("--seed", type=int, default=0, metavar="N")
+    return parser
+
+
+def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
+    """Make the corpus that the options select; return its manifests by the name of the set."""
+    given = {name: value for name, value in vars(options).items() if name != "corpus"}
+    if options.corpus == "synthetic":
+        from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
+
+        return make_synthetic_corpus(**given)
+    if options.corpus == "fsdd":
+        from nemo_codert.data.corpora.digits import make_digit_corpus
+
+        return make_digit_corpus(**{**given, "snr": options.snr and tuple(options.snr)})
+    from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
+
+    return make_librispeech_corpus(**given)
+
+
+def corpus_table(manifests: dict[str, Path], tokenizer: Path) -> str:
+    """Return a table of utterances and hours of every set, and of the tokenizer's pieces where there is one."""
+    rows = []
+    for name, path in manifests.items():
+        with open(path, encoding="utf-8") as file:
+            durations = [json.loads(line)["duration"] for line in file]
+        rows.append((name, str(len(durations)), f"{sum(durations) / 3600:.2f}", str(path)))
+    if tokenizer.is_dir():
+        pieces = len((tokenizer / "tokenizer.vocab").read_text(encoding="utf-8").splitlines())
+        rows.append(("tokenizer", f"{pieces} pieces", "", str(tokenizer)))
+    return format_table(("set", "utterances", "hours", "manifest"), rows, left=(0, 3))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the corpus, and print what it holds."""
+    print(corpus_table(make_corpus(options), options.output_dir / "tokenizer"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = parser().parse_args(argv)
+    return console.exit_status(lambda: run(options), options)

@@ -1,0 +1,54 @@
+"""`codert verify`: an export in every program that serves it. The work is `nemo_codert.export.deployment`."""
+
+import argparse
+from pathlib import Path
+
+from nemo_codert.cli import console
+from nemo_codert.export.deployment import DeploymentSettings, check_deployment
+
+DESCRIPTION = """
+Is my export right? Exports a student in every format and transcribes a manifest with the programs that serve them.
+
+--model is a pair (--branch selects a half, the student by default) or one RNN-T. --output-dir gets student.nemo,
+onnx/ (NeMo's layout) and sherpa-onnx/ (float and int8), as `codert export` writes them, and deployment.md: a table
+of the formats (word error rate, utterances with NeMo's text, size), and the texts of the first --show utterances.
+Needs pip install -r requirements-deploy.txt.
+
+The four programs: NeMo's `transcribe`; onnxruntime with a greedy loop, on NeMo's features; sherpa-onnx, which computes
+its own features, with the float and with the int8 files (its online recognizer where the encoder is cache-aware, its
+offline one else). All get the same samples, at the model's sample rate, and decode greedily. --limit N takes the
+first N utterances only.
+
+Exit status 2: bad options, files or data, or a model that sherpa-onnx cannot serve; the message names the remedy.
+"""
+EXAMPLES = r"""
+codert verify --model runs/fsdd/fsdd/DATE/pair.nemo --manifest data/fsdd/test_unseen.json --output-dir runs/deployment
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = console.command_parser(DESCRIPTION, EXAMPLES)
+    parser.add_argument("--model", type=Path, required=True, metavar="PAIR.nemo")
+    parser.add_argument("--manifest", type=Path, required=True, metavar="TEST.json")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--branch", choices=["student", "teacher"], default="student")
+    parser.add_argument("--limit", type=int, metavar="N", help="utterances (all)")
+    parser.add_argument("--show", type=int, default=10, metavar="N", help="utterances in the second table (10)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export, transcribe, and print the report."""
+    settings = DeploymentSettings(options.model, options.manifest, options.branch, options.limit, options.show)
+    settings.check()
+    console.quieten_libraries()
+    deployment = check_deployment(settings, options.output_dir)
+    print(deployment.report)
+    print(f"wrote {deployment.path}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = parser().parse_args(argv)
+    return console.exit_status(lambda: run(options), options)

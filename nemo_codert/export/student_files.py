@@ -1,0 +1,155 @@
+"""Files of a trained branch in one call, `export_student`: stock `.nemo` with a model card, ONNX, or sherpa-onnx.
+
+Imports torch and NeMo when called, so that bad settings are refused first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_codert.config.arguments import require_choice, require_file
+
+if TYPE_CHECKING:
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
+    from omegaconf import DictConfig
+
+    from nemo_codert.export.training_record import TrainingRecord
+
+FORMATS = ("nemo", "onnx", "sherpa-onnx")
+JOINTS = ("auto", "exact", "compact", "narrow")
+SUFFIXES = {"nemo": ".nemo", "onnx": ".onnx"}
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """A trained model, and the files to make of one of its branches.
+
+    Args:
+        model: a `.nemo` file of a pair, or of one RNN-T trained alone.
+        output: `NAME.nemo`, `NAME.onnx`, or for sherpa-onnx a folder.
+        format: `nemo`, `onnx` or `sherpa-onnx`.
+        joint: form of the stock joint that replaces an additive one: `auto`, `exact`, `compact` or `narrow`.
+        branch: `student` or `teacher` of a pair.
+        int8: for sherpa-onnx, 8-bit files beside the others.
+        wer: for the model card, predictions or summaries that `evaluate_models` wrote.
+        license: for the model card, the id at a hub, such as `cc-by-4.0`.
+        language: for the model card, ISO codes.
+        dataset: for the model card, names at a hub of the training data.
+    """
+
+    model: str | Path
+    output: str | Path
+    format: str = "nemo"
+    joint: str = "auto"
+    branch: str = "student"
+    int8: bool = False
+    wer: Sequence[str | Path] = ()
+    license: str = UNKNOWN
+    language: Sequence[str] = ()
+    dataset: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Check all that can be known without opening the model.
+
+        Raises:
+            ValueError: no such file, a wrong suffix, a setting of another format, an output that would replace the
+                input.
+        """
+        require_choice("format", self.format, FORMATS)
+        require_choice("joint", self.joint, JOINTS)
+        require_choice("branch", self.branch, ("student", "teacher"))
+        if self.int8 and self.format != "sherpa-onnx":
+            raise ValueError(f"`int8` is for `format` sherpa-onnx, the format is {self.format}: leave it out")
+        if self.format != "nemo":
+            given = {"wer": self.wer, "language": self.language, "dataset": self.dataset}
+            given["license"] = self.license != UNKNOWN
+            for name in [name for name, value in given.items() if value]:
+                raise ValueError(f"`{name}` is for the model card, which `format` {self.format} has none of")
+        require_file("model", self.model, "Give the .nemo that training left")
+        self._check_output(Path(self.output))
+
+    def _check_output(self, output: Path) -> None:
+        if self.format == "sherpa-onnx":
+            if output.exists() and not output.is_dir() or output.suffix in SUFFIXES.values():
+                raise ValueError(f"`output` is {output}, but `format` sherpa-onnx fills a folder: give one")
+            return
+        suffix = SUFFIXES[self.format]
+        if output.suffix != suffix:
+            raise ValueError(f"`output` is {output}, but `format` {self.format} makes a {suffix} file")
+        if output.is_dir():
+            raise ValueError(f"`output` is {output}: that is a folder")
+        if output.resolve() == Path(self.model).resolve():
+            raise ValueError(f"`output` is `model` itself ({self.model}): give another name")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files of an export, and in `description` what model they hold, for people."""
+
+    description: str
+    files: tuple[Path, ...]
+
+
+def export_student(settings: ExportSettings) -> Exported:
+    """Write the files of a trained branch; a file is complete under its name or not there.
+
+    Args:
+        settings: model, branch and format.
+
+    Returns:
+        The files that were written and a description of the exported model.
+
+    Raises:
+        ValueError: settings or files that cannot be used, or a branch that the format cannot hold.
+    """
+    settings.check()
+    from nemo_codert.export.stock_file import load_model
+
+    model = load_model(settings.model)
+    return _sherpa_folder(model, settings) if settings.format == "sherpa-onnx" else _stock_files(model, settings)
+
+
+def _stock_files(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Exported:
+    """Write a stock `.nemo` with its card, or NeMo's ONNX."""
+    from nemo_codert.export.stock_file import export_onnx, save_with_card, stock_of
+    from nemo_codert.export.training_record import recorded_training
+
+    stock = stock_of(model, branch=settings.branch, joint=settings.joint)
+    parameters = sum(parameter.numel() for parameter in stock.parameters())
+    if settings.format == "onnx":
+        written = export_onnx(stock, settings.output)
+    else:
+        card = _card(stock.cfg, recorded_training(model.cfg), parameters, settings)
+        written = save_with_card(stock, settings.output, card)
+    pieces = stock.joint.num_classes_with_blank - 1
+    hidden = f"joint_hidden {stock.joint.joint_hidden}"
+    return Exported(f"{type(stock).__name__}, {parameters:,} parameters, {hidden}, {pieces} word pieces", written)
+
+
+def _card(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int, settings: ExportSettings) -> str:
+    from nemo_codert.export.model_card import CardOptions, model_card, read_error_rates
+
+    about = {"branch": settings.branch, "parameters": parameters}
+    return model_card(
+        cfg,
+        name=Path(settings.output).stem,
+        record=record,
+        results=[result for path in settings.wer for result in read_error_rates(path, **about)],
+        options=CardOptions(settings.license, tuple(settings.language), tuple(settings.dataset)),
+        **about,
+    )
+
+
+def _sherpa_folder(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Exported:
+    """Write the folder for sherpa-onnx; the description names the recognizer that takes it."""
+    from nemo_codert.export.sherpa_onnx import export_sherpa_onnx, is_cache_aware
+    from nemo_codert.export.stock_file import networks_of
+
+    choice = {"branch": settings.branch, "joint": settings.joint, "int8": settings.int8}
+    written = export_sherpa_onnx(model, Path(settings.output), **choice)
+    networks = networks_of(model, settings.branch)
+    program = "OnlineRecognizer" if is_cache_aware(networks.encoder) else "OfflineRecognizer"
+    pieces = networks.joint.num_classes_with_blank - 1
+    return Exported(f"sherpa-onnx {program}, {pieces} word pieces", tuple(written))
