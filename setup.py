@@ -5,5 +5,4 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["nemo_codert*"]), "nemo_codert.conf"],
     package_dir={"nemo_codert.conf": "conf"},
-    package_data={"nemo_codert.conf": ["*.yaml", "*/*.yaml"]},
 )
