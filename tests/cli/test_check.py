@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,15 +14,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def speech(manifest, tmp_path_factory) -> Path:
+    """The manifest under a name that NeMo takes for a validation set."""
+    path = tmp_path_factory.mktemp("data") / "speech.json"
+    path.write_text(manifest.read_text())
+    return path
+
+
 @pytest.fixture
-def check(monkeypatch, capsys, manifest, tokenizer_dir, tmp_path):
+def check(monkeypatch, capsys, speech, tokenizer_dir, tmp_path):
     """Runs `codert check` in this process, with data: exit status, standard output, standard error."""
     monkeypatch.setattr("nemo_codert.cli.check.quieten_libraries", lambda: None)  # would change the whole process
 
     def call(*arguments: str, **given: str) -> tuple[int, str, str]:
         given = {
-            "model.train_ds.manifest_filepath": manifest,
-            "model.validation_ds.manifest_filepath": manifest,
+            "model.train_ds.manifest_filepath": speech,
+            "model.validation_ds.manifest_filepath": speech,
             "model.tokenizer.dir": tokenizer_dir,
             "exp_manager.exp_dir": tmp_path / "runs",
             **given,
@@ -44,8 +53,8 @@ def test_a_run_that_could_start(check, tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_unusable_utterances_are_counted(check, manifest, tmp_path):
-    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+def test_unusable_utterances_are_counted(check, speech, tmp_path):
+    lines = [json.loads(line) for line in speech.read_text().splitlines()]
     lines[0]["text"], lines[1]["audio_filepath"] = "", "absent.wav"
     path = tmp_path / "train.json"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -87,7 +96,7 @@ def test_faults_are_listed(arguments, messages, check, tmp_path):
     status, out, err = check(*arguments, **{"model.preprocessor.window_stride": "0.01"})
     assert status == 2
     assert out == ""
-    assert err.startswith("error: ")
+    assert "error: " in err  # progress bars may come before
     for message in messages:
         assert message in err
     assert [*tmp_path.iterdir()] == []
