@@ -165,7 +165,7 @@ class _Walk:
                 self.visit(target, found, own_package)
 
     def _targets(self, entry: Any, group: str) -> list[tuple[str, str, bool]]:
-        """Name, package and whether it may be missing, of each file that an entry of a defaults list stands for."""
+        """Return name, package and whether it may be missing, of each file that a defaults entry stands for."""
         if isinstance(entry, str):
             name, _, package = entry.partition("@")
             self.complete &= not package
@@ -218,7 +218,7 @@ class _Walk:
                 )
 
     def check_keys(self) -> None:
-        """Check that overridden keys exist, where the files say so."""
+        """Check that overridden keys exist, unless the files leave that to Hydra."""
         keys = dict(self.keys)
         for override in self.search.overrides:
             key = _key(override)
@@ -262,7 +262,7 @@ def _folder(option: str, name: str) -> Path:
 
 
 def _further_places(name: str, places: Sequence[Path], overrides: Sequence[str]) -> list[Path]:
-    """Folders of hydra.searchpath, of the command line or of the config itself."""
+    """Return the folders of hydra.searchpath, of the command line or of the config itself."""
     given = [override.partition("=")[2] for override in overrides if _key(override) == "hydra.searchpath"]
     if given:
         entries = [word.strip(" '\"") for word in given[-1].strip(" []").split(",")]

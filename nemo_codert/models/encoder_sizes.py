@@ -54,14 +54,14 @@ def scaled_encoder(block: dict[str, Any], share: float | Fraction) -> dict[str, 
     best = min(choices, key=misfit)
     if not 0.5 < count(*best) / target < 2:
         raise ValueError(
-            f"an encoder of {target:,.0f} parameters is asked for, the nearest of its kind has {count(*best):,.0f}. "
+            f"an encoder of {target:,.0f} parameters is wanted, the nearest of its kind has {count(*best):,.0f}. "
             "Choose a larger share"
         )
     return resized(block, *best)
 
 
 def _nearest_widths(count: Callable[[int], int], target: float, widths: range) -> list[int]:
-    """The widths around the one at which the parameters reach the target."""
+    """Return the widths around the one at which the parameters reach the target."""
     low, high = 0, len(widths) - 1
     while low < high:
         middle = (low + high) // 2
@@ -70,7 +70,7 @@ def _nearest_widths(count: Callable[[int], int], target: float, widths: range) -
 
 
 def _parameters(resized: Callable[..., dict], block: dict[str, Any], layers: int, width: int) -> int:
-    """Number of parameters: layers are alike, so that two small encoders tell that of any depth."""
+    """Count the parameters: layers are alike, so that two small encoders give the number for any depth."""
     one, two = (_built_parameters(resized(block, depth, width)) for depth in (1, 2))
     return one + (layers - 1) * (two - one)
 

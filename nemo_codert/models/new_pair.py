@@ -122,7 +122,7 @@ def new_pair(
 
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
-    """A new folder that becomes `output` when the block ends well; otherwise nothing is left."""
+    """Yield a new folder that becomes `output` when the block ends without an error; else nothing is left."""
     made = [each for each in output.parents if not each.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _check_request(teacher: str | Path, output: Path, share: float | Fraction, n
 
 
 def _model_section(model: EncDecRNNTModel, source: str, tokenizer: Path, share: float | Fraction) -> dict[str, Any]:
-    """The `model` section of the config: what differs from the shipped base."""
+    """Return the `model` section of the config: all that differs from the shipped base."""
     cfg = OmegaConf.to_container(model.cfg, resolve=True)
     base = OmegaConf.to_container(OmegaConf.load(shipped_configs()["base"]).model)
     networks = {part: _own_block(cfg, base, part) for part in ("preprocessor", "encoder", "decoder", "joint")}
@@ -182,7 +182,7 @@ def _model_section(model: EncDecRNNTModel, source: str, tokenizer: Path, share: 
 
 
 def _own_block(cfg: Mapping[str, Any], base: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """A block of the teacher's, with its class's default for each key that only the base has and would add."""
+    """Return a block of the teacher's, with its class's default for each key that only the base has and would add."""
     block = _without(cfg[part], FILLED_IN)
     if part == "joint":
         block["jointnet"].pop("pred_hidden", None)
@@ -206,7 +206,7 @@ def _without(node: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _built_student(section: dict[str, Any], tokenizer: Path, what: str) -> EncDecRNNTBPEModel:
-    """The student alone, from the config as it is inherited: every check of a config has then passed."""
+    """Build the student alone, from the config as it is inherited. Every check of a config has then passed."""
     base, strategy = (OmegaConf.load(shipped_configs()[name]).model for name in ("base", f"strategy/{STRATEGY}"))
     cfg = OmegaConf.merge(base, OmegaConf.create(section), strategy, {"tokenizer": {"dir": str(tokenizer)}})
     for block in ("train_ds", "validation_ds", "test_ds", "optim"):
