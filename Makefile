@@ -1,4 +1,5 @@
 # Two commands from a fresh clone: `make quickstart` and `make test`. Each makes its own .venv first.
+# `make test-package` installs the package as a wheel and uses its command outside the checkout (at most 10 minutes).
 # `make test-deploy` adds programs that serve an exported student, and runs the tests of these, of NeMo's pipelines and of
 # the tutorial (3 minutes).
 # `make test-reliability` injects faults for up to 40 minutes and prints one table of what came of them.
@@ -11,14 +12,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-deploy test-reliability lint docs install clean
+.PHONY: quickstart test test-package test-deploy test-reliability lint docs install clean
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py --output-dir quickstart_run
 
 test: install
 	@echo "== Testing (two workers, one thread each)"
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m "not reliability and not deploy" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m "not reliability and not deploy and not package" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-package: install
+	@echo "== Testing the package as a wheel, outside the checkout (up to 10 minutes)"
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/package -m "package or not package" -rs
 
 test-deploy: $(VENV)/.installed-deploy
 	@echo "== Testing the exported student in the programs that serve it, and the tutorial"
@@ -38,7 +43,7 @@ docs: $(VENV)-docs/.installed
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml setup.py
 	@echo "== Installing into $(VENV) (PyTorch and NeMo, 2.4 GB on disk with a CPU build of PyTorch, more with a CUDA one; a few minutes)"
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 needed, $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)

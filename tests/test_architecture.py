@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "benchmark": LOWEST | {"losses", "data", "modules", "models", "evaluation", "export", "analysis"},
     "cli": LOWEST
     | {"losses", "data", "modules", "models", "evaluation", "export", "analysis", "training", "compare", "benchmark"},
+    "__main__": {"cli"},
 }
 # Modules that import others only when called, because importing them compiles code: these imports, which may lead back
 # to the module, are not counted as circles.

@@ -1,0 +1,66 @@
+"""Check all that training would check, without training: nothing is written.
+
+    codert check --config-dir my_pair --config-name pair strategy=static \\
+        model.train_ds.manifest_filepath=train.json model.validation_ds.manifest_filepath=dev.json \\
+        exp_manager.exp_dir=runs
+
+The arguments are those of codert train: --config-name names a shipped config (codert configs ls) or one in the folder
+that --config-dir names, KEY=VALUE sets a key, strategy=NAME chooses a strategy. The config, its files, every utterance
+and the checkpoints that it names are checked; the model and the optimizer are built and tried. Printed are the
+branches with their parameters, the data that can be used, the terms of the loss, and the command that trains.
+
+Exit status 2: the run could not start; the message lists every fault.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nemo_codert.cli.console import exit_status, quieten_libraries
+from nemo_codert.config.search import ConfigSearch, check_names, config_search
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `codert check`; see the module's docstring."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in arguments or "--help" in arguments:
+        print(f"usage: codert check [--config-dir FOLDER] [--config-name NAME] [KEY=VALUE ...]\n\n{__doc__.strip()}")
+        raise SystemExit(0)
+
+    def work() -> None:
+        search = config_search(arguments)
+        if search.options:
+            raise ValueError(f"{search.options[0]!r} is neither an option of codert check nor KEY=VALUE")
+        check_names(search)
+        quieten_libraries()
+        from nemo_codert.training.readiness import check_training
+
+        print(check_training(composed(search)).summary())
+        print(f"Ready to train: {shlex.join(['codert', 'train', *arguments])}")
+
+    return exit_status(work)
+
+
+def composed(search: ConfigSearch) -> "DictConfig":
+    """Return the config that Hydra composes of a command line.
+
+    Raises:
+        ValueError: Hydra refuses an override or a file.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from nemo.core import config as _  # noqa: F401  (registers resolvers that configs may use)
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(search.places[0]), version_base=None):
+            return compose(search.name, list(search.hydra_overrides()))
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config {search.name!r} cannot be composed: {reason}") from error

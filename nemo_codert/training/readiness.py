@@ -1,0 +1,125 @@
+"""All that a training run checks before its first step, without a run folder and without training."""
+
+import copy
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from nemo.collections.asr.models import EncDecRNNTBPEModel
+from omegaconf import DictConfig, open_dict
+
+from nemo_codert.data.data_report import FILE
+from nemo_codert.export.training_record import strategy_name
+from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models.build_faults import build_error, try_networks
+from nemo_codert.training.run import build_model, check_optimiser, make_trainer
+from nemo_codert.training.run_checks import check_run
+from nemo_codert.training.usable_data import screen_data
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """A run that could start.
+
+    Attributes:
+        strategy: its name in `conf/strategy`.
+        parameters: branch -> parameters of its networks, as built; a shared network counts for both.
+        terms: name -> weight of each term of the training loss, schedules left out.
+        manifests: the entries of `data_report.json`: utterances, usable ones, and why others are not.
+        loaded: branch -> source of its weights, for branches that do not start from scratch.
+    """
+
+    strategy: str
+    parameters: dict[str, int]
+    terms: dict[str, float]
+    manifests: list[dict[str, Any]]
+    loaded: dict[str, str]
+
+    def summary(self) -> str:
+        """Return what would be trained, a line each for strategy, branches, data and loss."""
+        lines = [f"strategy  {self.strategy}"]
+        for branch, count in self.parameters.items():
+            source = f", starts from {self.loaded[branch]}" if branch in self.loaded else ""
+            lines.append(f"{branch:<8}  {count:,} parameters{source}")
+        for each in self.manifests:
+            section = each["section"].removesuffix("_ds")
+            if each["manifest"] is None:
+                lines.append(f"data      {section}: not a plain manifest, its utterances are not checked")
+                continue
+            unused = [group for kind in ("dropped", "left_out") for group in each[kind]]
+            reasons = "".join(f"; {group['count']} not: {group['reason']}" for group in unused)
+            lines.append(f"data      {section}: {each['usable']} of {each['utterances']} utterances used{reasons}")
+        lines.append("loss      " + " + ".join(f"{weight:g} {name}" for name, weight in self.terms.items()))
+        return "\n".join(lines)
+
+
+def check_training(cfg: DictConfig) -> Readiness:
+    """Check a run as `nemo_codert.training.run.prepare` does, and leave no file.
+
+    The config, its files and manifests, every utterance, the checkpoints that it names, building the model and the
+    optimizer, and a second of noise through the front end and the encoders.
+
+    Args:
+        cfg: root config with `model`, `trainer` and `exp_manager`, as Hydra composes it. It is not changed.
+
+    Returns:
+        What would be trained.
+
+    Raises:
+        ValueError: faults of the config, a manifest or a checkpoint, each with its key, value and remedy.
+        OSError: a file that cannot be read.
+    """
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):  # a stock NeMo config has neither
+        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+    checked = check_run(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    trainer = make_trainer(cfg, checked)
+    with tempfile.TemporaryDirectory(prefix="nemo_codert_") as folder:
+        with _without_log("nemo_codert.train"):  # it names the report's file, which is gone at the end
+            screen_data(cfg, checked, Path(folder))
+        manifests = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))["manifests"]
+        try:
+            model = build_model(cfg, trainer)
+            try_networks(model)
+        except Exception as error:
+            raised = build_error(cfg.model, error)
+            raise raised from (None if raised is error else error)
+        check_optimiser(model)
+    is_pair = isinstance(model, EncDecCoDERTBPEModel)
+    return Readiness(
+        strategy=strategy_name(cfg.train, checked.codert),
+        parameters=_branch_parameters(model, cfg.train),
+        terms={spec.name: spec.weight for spec in checked.criteria} or {f"rnnt_{cfg.train}": 1.0},
+        manifests=manifests,
+        loaded={branch: loaded["source"] for branch, loaded in model.loaded.items() if "source" in loaded}
+        if is_pair
+        else {},
+    )
+
+
+def _branch_parameters(model: EncDecRNNTBPEModel, train: str) -> dict[str, int]:
+    branches = {"teacher": model.teacher_transducer, "student": model.student_transducer} if train == "pair" else {}
+    counts = {}
+    for branch, networks in (branches or {train: model}).items():
+        # A shared projection is not a submodule of the student's joint, but the student needs it.
+        parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
+        counts[branch] = sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())
+    return counts
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,123 @@
+"""Config names as a command line gives them: found as Hydra finds them, and what is not there is named at once."""
+
+from pathlib import Path
+
+import pytest
+
+from nemo_codert.cli.check import composed
+from nemo_codert.config.search import check_names, config_search
+from nemo_codert.config.shipped import conf_folder, shipped_configs
+
+PAIR = "defaults:\n  - fsdd\n  - _self_\nname: mine\nmodel:\n  student:\n    encoder: {d_model: 32}\n"
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    (folder / "pair.yaml").write_text(PAIR)
+    return folder
+
+
+def test_a_folder_of_the_users_inherits_and_takes_strategies(own):
+    search = config_search(["--config-dir", str(own), "--config-name=pair", "strategy=static", "seed=3"])
+    check_names(search)
+    cfg = composed(search)
+    assert (cfg.name, cfg.seed, cfg.model.codert.teacher, cfg.model.student.encoder.d_model) == (
+        "mine",
+        3,
+        "frozen",
+        32,
+    )
+    assert cfg.trainer.max_steps == 2000
+
+
+@pytest.mark.parametrize("option", ["--config-dir", "-cd", "--config-path"])
+def test_a_copy_of_a_shipped_config_comes_before_the_shipped_one(own, option):
+    (own / "fsdd.yaml").write_text((conf_folder() / "fsdd.yaml").read_text() + "seed: 77\n")
+    assert composed(config_search([option, str(own), "--config-name", "fsdd"])).seed == 77
+
+
+def test_the_arguments_for_hydra_stay_what_they_are_when_they_come_again(own):
+    # Lightning starts the other processes of a run with the arguments of the first.
+    first = config_search(["--config-dir", str(own), "--config-name", "pair", "--cfg", "job", "seed=1"])
+    again = config_search(first.hydra_arguments())
+    assert again.hydra_arguments() == first.hydra_arguments()
+    assert again.places == first.places
+    assert "--cfg job" in " ".join(first.hydra_arguments())
+
+
+def test_without_a_folder_the_shipped_one_is_searched():
+    search = config_search(["seed=1"])
+    assert search.places == (conf_folder(),)
+    assert search.hydra_arguments() == ["--config-path", str(conf_folder()), "--config-name", "fsdd", "seed=1"]
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if "/" not in name])
+@pytest.mark.parametrize("strategy", ["static", "student"])
+def test_every_shipped_config_is_found_complete(name, strategy):
+    choice = [] if name == "base" else [f"strategy={strategy}"]
+    check_names(config_search(["--config-name", name, *choice, "model.optim.lr=1", "+trainer.x.y=2", "trainer.x.y=3"]))
+
+
+def test_folders_that_a_config_names_itself_are_searched(own, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "parent.yaml").write_text("defaults: [fsdd, _self_]\n")
+    (own / "child.yaml").write_text(
+        f"defaults: [parent, _self_]\nhydra:\n  searchpath: ['file://{tmp_path}/more']\nseed: 5\n"
+    )
+    search = config_search(["--config-dir", str(own), "--config-name", "child"])
+    check_names(search)
+    assert composed(search).seed == 5
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config-name", "fssd"], "there is no config 'fssd', the nearest is 'fsdd' \\(looked in .*/conf\\)"),
+        (["--config-name=fsdd", "strategy=statik"], "there is no strategy 'statik', the nearest is 'static' \\("),
+        (
+            ["model.codert.distilation.weight=1"],
+            "no key 'model.codert.distilation.weight' .*, the nearest is 'model.codert.distillation.weight'",
+        ),
+        (["trainer.max_step=3"], "no key 'trainer.max_step' in config 'fsdd', the nearest is 'trainer.max_steps'"),
+        (["sede=3"], "the nearest is 'seed'. Write \\+ before a key that is to be added"),
+        (["--config-name=base", "strategy=static"], "neither .*base.yaml nor what it inherits from has strategy"),
+    ],
+)
+def test_a_name_that_is_not_there_gets_the_nearest(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_names(config_search(arguments))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_there_gets_the_nearest(own):
+    with pytest.raises(ValueError, match="--config-dir is .*its mine': no such folder, the nearest is \"it's mine\""):
+        config_search(["--config-dir", str(own.parent / "its mine")])
+
+
+def test_a_parent_that_is_not_there_is_named_with_the_folders(own):
+    (own / "pair.yaml").write_text(PAIR.replace("- fsdd", "- fsdt"))
+    with pytest.raises(ValueError) as error:
+        check_names(config_search(["--config-dir", str(own), "--config-name", "pair"]))
+    assert str(error.value) == (
+        f"{own}/pair.yaml inherits from 'fsdt', which is not there, the nearest is 'fsdd' "
+        f"(looked in {own} and {conf_folder()})"
+    )
+    (own / "pair.yaml").write_text("defaults: [base, _self_, {strategy: sttic}]\n")
+    with pytest.raises(ValueError, match="inherits from 'strategy/sttic', .* the nearest is 'static'"):
+        check_names(config_search(["--config-dir", str(own), "--config-name", "pair"]))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- a", "a: ${b"])
+def test_a_file_that_is_no_config_is_named(own, text):
+    (own / "pair.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"pair\.yaml (cannot be read as YAML|holds a list)"):
+        check_names(config_search(["--config-dir", str(own), "--config-name", "pair"]))
+
+
+def test_what_the_files_do_not_say_is_left_to_hydra(own):
+    # A package of its own, a value that is no block, a choice that is computed.
+    (own / "pair.yaml").write_text("defaults: [base, {strategy@model.other: static}, _self_]\n")
+    check_names(config_search(["--config-dir", str(own), "--config-name", "pair", "model.other.train=pair"]))
+    check_names(config_search(["model.student.decoder.prednet=1", "model.optim.betas.0=0.8", "hydra.verbose=true"]))
