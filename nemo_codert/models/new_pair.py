@@ -18,12 +18,13 @@ from hydra.utils import get_class
 from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import OmegaConf
 
+from nemo_codert.config.model_kinds import KINDS
 from nemo_codert.config.shipped import shipped_configs
 from nemo_codert.config.stock_checks import is_tdt
 from nemo_codert.models.encoder_sizes import scaled_encoder
+from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_config import DURATION_KEYS, student_config
 from nemo_codert.models.stock_models import write_tokenizer
-from nemo_codert.models.teacher_weights import KINDS, restore_rnnt
 
 STRATEGY = "static"  # of the config that is written: the teacher stays as it is
 DEFAULT_SHARE = Fraction(1, 8)
@@ -96,7 +97,7 @@ def new_pair(
     output = Path(output).absolute()
     _check_request(teacher, output, share, name)
     what = f"the teacher {str(teacher)!r}"
-    model = restore_rnnt(teacher, what, KINDS)
+    model = open_model(teacher, what, kinds=KINDS)
     source = str(Path(teacher).absolute()) if Path(teacher).is_file() else str(teacher)
     try:
         section = _model_section(model, source, output / TOKENIZER, share)
