@@ -22,20 +22,20 @@ trained models then transcribe these manifests: `predictions/{student,teacher}/M
 Exit status 1: a setting, a file or the training is at fault; one line names it.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_codert.cli.console import fault, quieten_libraries
-from nemo_codert.config.hydra_text import missing_config
+from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DEFAULT_CONFIG = "fsdd"
+PATH_OPTIONS = ("--config-path", "-cp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__.strip())
         return 0
+    try:
+        arguments = config_arguments(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     quieten_libraries()
-    arguments += config_path_option(arguments)
-    if problem := missing_config_problem(arguments):
-        sys.exit(f"error: {problem}")
     from nemo.core.config import hydra_runner
 
     command = sys.argv
@@ -97,45 +98,24 @@ def train_or_exit(cfg: "DictConfig") -> None:
         sys.exit(f"error: {fault(error)}")
 
 
-def config_path_option(arguments: Sequence[str]) -> list[str]:
-    """Return --config-path as an absolute path, which Hydra would take relative to this file; [] where not given."""
-    from hydra._internal.utils import get_args_parser
+def config_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the command line for Hydra, with the folders in which configs are looked for.
 
-    given = get_args_parser().parse_args(arguments).config_path
-    if not given or "://" in given or os.path.isabs(given):
-        return []
-    # Else relative to scripts/, as in earlier versions.
-    path = Path(given) if Path(given).is_dir() else conf_folder().parent / "scripts" / given
-    return [f"--config-path={os.path.abspath(path)}"]
-
-
-def missing_config_problem(arguments: Sequence[str]) -> str | None:
-    """Return one sentence where a config, or one that it inherits from, does not exist; Hydra's own text is a page."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path, get_args_parser
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.errors import HydraException, MissingConfigException
-    from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
-
-    options = get_args_parser().parse_args(arguments)
-    search = create_config_search_path(options.config_path or str(conf_folder()))
-    if options.config_dir:
-        own = f"file://{os.path.abspath(options.config_dir)}"
-        search.prepend("command-line", own, anchor=SearchPathQuery(provider="schema"))
-    try:
-        ConfigLoaderImpl(search).load_configuration(
-            options.config_name or DEFAULT_CONFIG,
-            options.overrides,
-            run_mode=RunMode.MULTIRUN,  # accepts overrides of both modes
-            validate_sweep_overrides=False,
-        )
-    except MissingConfigException as error:
-        paths = [element.path for element in search.get_path() if element.provider in ("main", "command-line")]
-        return missing_config(error, [path.removeprefix("file://") for path in paths])
-    except (HydraException, OmegaConfBaseException):
-        return None  # Hydra reports it
-    return None
+    Raises:
+        ValueError: a config, a strategy or a key that is not there, with the nearest that is.
+    """
+    arguments = list(arguments)
+    for place, argument in enumerate(arguments):
+        option, separator, given = argument.partition("=")
+        if option in PATH_OPTIONS and (separator or place + 1 < len(arguments)):
+            at = place if separator else place + 1
+            given = given if separator else arguments[at]
+            old = conf_folder().parent / "scripts" / given  # relative to scripts/, as in earlier versions
+            if not Path(given).is_dir() and old.is_dir():
+                arguments[at] = f"{option}={old.resolve()}" if separator else str(old.resolve())
+    search = config_search(arguments, DEFAULT_CONFIG)
+    check_names(search)
+    return search.hydra_arguments()
 
 
 if __name__ == "__main__":

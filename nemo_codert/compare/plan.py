@@ -14,13 +14,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.compare.folds import Fold
-from nemo_codert.config.hydra_text import hydra_value, missing_config
+from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
+from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder
 from nemo_codert.files.atomic import whole_file
 
@@ -242,12 +243,14 @@ def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> di
     if strategy not in known:
         raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")
     GlobalHydra.instance().clear()
+    search = config_search(["--config-name", config_name, f"strategy={strategy}"])
     try:
+        if search.file(search.name) is None:
+            check_names(search)
         with initialize_config_dir(str(conf_folder()), version_base=None):
             cfg = compose(config_name, [f"strategy={strategy}", *overrides])
-    except MissingConfigException as error:
-        problem = missing_config(error, [conf_folder()])
-        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {problem}") from None
+    except ValueError as error:
+        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
     return dict(_flat(OmegaConf.to_container(cfg, resolve=False)))
