@@ -260,7 +260,7 @@ def test_audio_that_breaks_off_is_named_wherever_it_stands(student, manifest, tm
         (["--decoding", "bogus"], "decoding is 'bogus', wanted one of greedy, "),
         (["--batch-size", "0"], "--batch-size is 0, wanted 1 or more"),
         (["--model", "STUDENT", "--branch", "teacher"], "this model is one RNN-T and no pair"),
-        (["--model", "EMPTY"], "empty.json cannot be restored as a NeMo model"),
+        (["--model", "EMPTY"], "empty.json is not a .nemo or .ckpt file"),
         (["--output", "EMPTY/p.json"], "no file can be made in "),
         (["--output", "EMPTY/deep/p.json"], "no file can be made in "),
         (["--output", "/proc/nope/p.json"], "--output is /proc/nope/p.json: no file can be made in /proc/nope ("),
