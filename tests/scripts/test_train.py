@@ -69,7 +69,8 @@ def test_a_config_that_is_not_there_is_one_sentence_that_says_where_it_was_looke
     for arguments, message in (
         (
             ["--config-dir", "mine", "--config-name", "pair"],
-            f"{tmp_path / 'mine' / 'pair.yaml'} inherits from 'fsd', which is not there, the nearest is 'fsdd' {places}",
+            f"{tmp_path / 'mine' / 'pair.yaml'} inherits from 'fsd', which is not there, "
+            f"the nearest is 'fsdd' {places}",
         ),
         (
             ["--config-dir", "mine", "--config-name", "pari"],
