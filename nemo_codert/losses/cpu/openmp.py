@@ -92,7 +92,7 @@ def _fork(typing_context, body, arguments, threads):  # noqa: ANN001, ANN202  (N
 def on_torch_threads(body: Callable, arguments: tuple, threads: int) -> None:
     """Call body(thread, number of threads, *arguments), a jitted function, on several threads at the same time.
 
-    Called by compiled code. OpenMP may grant fewer threads than asked for: body gets the granted number. Raises
+    Called by compiled code. OpenMP may grant fewer threads than requested: body gets the granted number. Raises
     MemoryError where one of several calls raised an error: its class is lost, and a kernel should fail for want of
     memory only.
     """
