@@ -134,7 +134,7 @@ def take_prediction(
     exp_columns: np.ndarray,
     bounds: np.ndarray,
 ) -> None:
-    """As `take_encoder`, for the prediction side; also zeroes the token columns of `exp` and repeated exp_columns."""
+    """Fill the prediction side as `take_encoder` does, and zero the token columns of exp and repeated exp_columns."""
     for u in range(len(bounds)):
         _, shifted = _take_row(logits[u], classes, unshifted, exp[u], columns[u], exp_columns[u])
         for k in range(len(classes)):
