@@ -1,6 +1,6 @@
 """From nothing to a distilled student in one command, on two CPU cores.
 
-    python scripts/quickstart.py --output-dir quickstart_run
+    codert quickstart --output-dir quickstart_run
 
 Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a teacher and a student
 that share their prediction network with in-place distillation, evaluates both on unseen voices, exports the student

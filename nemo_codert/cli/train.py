@@ -1,6 +1,6 @@
 """Train a teacher and its student together, or either of them alone.
 
-    python scripts/train.py --config-name=fsdd strategy=shared_kd \\
+    codert train --config-name=fsdd strategy=shared_kd \\
         model.train_ds.manifest_filepath=data/fsdd/train.json \\
         model.validation_ds.manifest_filepath=data/fsdd/dev.json \\
         model.tokenizer.dir=data/fsdd/tokenizer exp_manager.exp_dir=runs/fsdd

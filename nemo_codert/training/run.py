@@ -110,15 +110,9 @@ def prepare(cfg: DictConfig) -> Run:
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
         data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
-        try:
-            model = build_model(cfg, checked, trainer)
-            try_networks(model)
-        except Exception as error:
-            raised = build_error(cfg.model, error)
-            raise raised from (None if raised is error else error)
+        model = tried_model(cfg, checked, trainer)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
-        check_optimiser(model)
         with open_dict(model.cfg):
             model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)
@@ -209,6 +203,22 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
     plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
+
+
+def tried_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
+    """Build the model, run its networks on noise and build its optimizer; see `build_model`.
+
+    Raises:
+        ValueError: one of these fails; the message names the key.
+    """
+    try:
+        model = build_model(cfg, checked, trainer)
+        try_networks(model)
+    except Exception as error:
+        raised = build_error(cfg.model, error)
+        raise raised from (None if raised is error else error)
+    check_optimiser(model)
+    return model
 
 
 def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
@@ -313,15 +323,11 @@ def transcribe_tests(run: Run, branch: str) -> None:
     """Transcribe the test manifests with the stock model of a branch and write the texts, one file a manifest."""
     cfg, trainer, trained = run.config, run.trainer, run.model
     found = branches(trained)
-    networks = found.get(branch) or found["model"]
-    # A shared projection is not a submodule of the student's joint, but the student needs it.
-    parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
-    weights = {id(parameter): parameter.numel() for part in parts for parameter in part.parameters()}
     model = stock_of(trained, branch=branch if cfg.train == "pair" else "student").to(trainer.strategy.root_device)
     about = {
         "branch": branch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_parameters": sum(weights.values()),
+        "trained_parameters": (found.get(branch) or found["model"]).size(),
         "updates": trainer.global_step,
         "decoding": model.cfg.decoding.strategy,
         "batch_size": cfg.model.test_ds.get("batch_size") or TEST_BATCH_SIZE,
