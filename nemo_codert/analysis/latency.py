@@ -115,5 +115,7 @@ def _student_and_teacher(path: str | Path, model: Any, teacher: Any) -> "list[Br
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if len(branches) < 2:
-        raise ValueError(f"{path} is one RNN-T and no pair: name the teacher to measure it against with `teacher`")
+        raise ValueError(
+            f"{path} is a single RNN-T, not a pair: name the teacher to measure it against with `teacher`"
+        )
     return branches

@@ -64,7 +64,7 @@ class LogitSettings:
             raise ValueError(f"`top_k` is {self.top_k}, wanted {MOST_PIECES} or fewer")
         require_choice("branch", self.branch, BRANCHES)
         if self.teacher is not None and self.branch != "both":
-            raise ValueError(f"`branch` is {self.branch}, but `teacher` asks for both: leave one of them out")
+            raise ValueError(f"`branch` is {self.branch}, but `teacher` needs both: leave one of them out")
         read_manifest(self.manifest)
 
 

@@ -128,7 +128,7 @@ def run_benchmark(
     import torch
 
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("`device` is cuda, but torch sees no GPU here: leave the option out")
+        raise ValueError("`device` is cuda, but torch finds no GPU here: leave the option out")
     if "step" in settings.only:
         _check_steps(settings)
     with folder_to_fill(output_dir, "output_dir") as folder:

@@ -126,7 +126,7 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
     for model in models if settings.several else ():
         cfg = restored_config(model)  # a fault of the last model is raised before the first transcribes
         if settings.branch == "teacher" and not is_pair(cfg):
-            raise ValueError(f"`branch` is teacher, but {model}: this model is one RNN-T and no pair")
+            raise ValueError(f"`branch` is teacher, but {model}: this model is a single RNN-T, not a pair")
     entries = [entry for manifest in settings.manifests for entry in usable_entries(manifest)]
     return (_evaluated(model, name, entries, settings) for model, name in zip(models, names, strict=True))
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from nemo_codert.compare import run
 from nemo_codert.compare.plan import BASELINE
 
-# Without effect where nothing is trained.
+# Options that have no effect where nothing is trained.
 TRAINING_OPTIONS = ("data_dir", "strategies", "seeds", "folds", "max_steps", "override", "only", "overrides")
 
 
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before or after the trainings
+    except KeyboardInterrupt:  # outside the trainings, which handle an interrupt themselves
         print(run.INTERRUPTED, file=sys.stderr)
         return 130
 

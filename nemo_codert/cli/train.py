@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_or_exit(cfg: "DictConfig") -> None:
-    """Train as a config says; where that fails for a known reason, exit with one `error:` line and status 1."""
+    """Train from a config; for a failure with a known reason, exit with one `error:` line and status 1."""
     import torch
     from hydra.errors import InstantiationException
     from lhotse.audio.utils import AudioLoadingError

@@ -244,7 +244,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             self._freeze_teacher()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        # Overrides Module.load_state_dict: a frozen teacher has weights from here on, whoever loads them.
+        # Overrides Module.load_state_dict: marks a frozen teacher as initialised.
         result = super().load_state_dict(*args, **kwargs)
         self._teacher_has_weights = True
         return result
@@ -424,18 +424,19 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     # ---- what leaves the pair --------------------------------------------------------------------------------------
 
     def student_model(self, joint: str = "auto") -> EncDecRNNTModel:
-        """The student as a stock NeMo model with copied weights, in eval mode, without any trace of the teacher.
-
-        An `EncDecRNNTBPEModel`; an `EncDecHybridRNNTCTCBPEModel` where `student.aux_ctc` makes it one.
+        """Return the student as a stock NeMo model with copied weights, in eval mode, without the teacher.
 
         Args:
             joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
+
+        Returns:
+            An `EncDecRNNTBPEModel`, or an `EncDecHybridRNNTCTCBPEModel` where the config has `student.aux_ctc`.
         """
         cfg = stock_branch_config(self.cfg, "student", self.student_geometry.width)
         return stock_model(self, self.student_transducer, cfg, joint, self.student_ctc_decoder)
 
     def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
-        """The teacher as a stock NeMo model with copied weights, in eval mode."""
+        """Return the teacher as a stock NeMo model with copied weights, in eval mode."""
         cfg = stock_branch_config(self.cfg, "teacher", self.joint.encoder_hidden)
         return stock_model(self, self.teacher_transducer, cfg, joint)
 

@@ -26,7 +26,7 @@ from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_config import DURATION_KEYS, student_config
 from nemo_codert.models.stock_models import write_tokenizer
 
-STRATEGY = "static"  # of the config that is written: the teacher stays as it is
+STRATEGY = "static"  # strategy of the config that is written: the teacher stays as it is
 DEFAULT_SHARE = Fraction(1, 8)
 TOKENIZER = "tokenizer"  # folder beside the YAML file
 # Keys of networks that NeMo fills in from the tokenizer and from the other networks.

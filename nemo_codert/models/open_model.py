@@ -122,7 +122,7 @@ def networks_of(model: EncDecRNNTModel, branch: str = "student") -> Transducer:
         raise ValueError(f"branch is {branch!r}, wanted student or teacher")
     found = branches(model)
     if branch == "teacher" and branch not in found:
-        raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
+        raise ValueError("branch is 'teacher', but this model is a single RNN-T, not a pair: leave the branch out")
     return found.get(branch) or found["model"]
 
 

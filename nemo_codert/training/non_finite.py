@@ -177,7 +177,7 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
 
 
 def _branch(name: str, model: nn.Module) -> str:
-    """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
+    """Return the branch of a loss part or network for a message, such as ` (student)`, or "" outside a pair."""
     if not is_pair(model.cfg) or name == "train_loss":
         return ""
     trains = {term.spec.log_name: term.spec.trains for term in model.criteria.values()}

@@ -124,7 +124,7 @@ def prepare(cfg: DictConfig) -> Run:
 
 
 def train(cfg: DictConfig) -> Run:
-    """Train as a config says and write the trained models.
+    """Train from a config and write the trained models.
 
     The run's folder then holds checkpoints, `pair.nemo` and `student.nemo` with its card `student.md` (of a model
     that is trained alone `lone_student.nemo` or `teacher.nemo`), `config.yaml`, and the transcripts of the manifests
