@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_codert.config.arguments import require_choice
-from nemo_codert.files.folders import folder_to_fill
+from nemo_codert.files.atomic import folder_to_fill
 
 if TYPE_CHECKING:
     from nemo_codert.benchmark.additive_loss import LossShape

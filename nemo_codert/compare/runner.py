@@ -77,9 +77,7 @@ class Runner:
     lock: int
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
-    _code: dict[Cell, str] = field(
-        default_factory=dict
-    )  # hash of the code at the start of a training
+    _code: dict[Cell, str] = field(default_factory=dict)  # hash of the code at the start of a training
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:

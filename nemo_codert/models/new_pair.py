@@ -6,9 +6,7 @@ What is not the teacher's own (data, optimiser, trainer, run folder) is inherite
 import copy
 import inspect
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,7 @@ from omegaconf import OmegaConf
 from nemo_codert.config.model_kinds import KINDS
 from nemo_codert.config.shipped import shipped_configs
 from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.files.atomic import whole_new_folder
 from nemo_codert.models.encoder_sizes import scaled_encoder
 from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_config import DURATION_KEYS, student_config
@@ -103,7 +102,7 @@ def new_pair(
         section = _model_section(model, source, output / TOKENIZER, share)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    with _whole_folder(output) as folder:
+    with whole_new_folder(output) as folder:
         (folder / TOKENIZER).mkdir()
         write_tokenizer(model.tokenizer.tokenizer, folder / TOKENIZER)
         student = _built_student(section, folder / TOKENIZER, what)
@@ -119,23 +118,6 @@ def new_pair(
         )
         (folder / f"{name}.yaml").write_text(_text(pair, source, name, section), encoding="utf-8")
     return pair
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Yield a new folder that becomes `output` when the block ends without an error; else nothing is left."""
-    made = [each for each in output.parents if not each.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            folder = Path(temporary) / "pair"  # the folder around it can be read by its owner only
-            folder.mkdir()
-            yield folder
-            folder.replace(output)
-    finally:
-        with suppress(OSError):  # ends at the first folder that holds something
-            for each in made:
-                each.rmdir()
 
 
 def _check_request(teacher: str | Path, output: Path, share: float | Fraction, name: str) -> None:
