@@ -74,6 +74,12 @@ def measure_latency(settings: LatencySettings) -> Iterator[ModelDelays]:
 
     Raises:
         ValueError: settings, files or data that cannot be used, or models that cannot be compared.
+
+    Example:
+        >>> next(measure_latency(LatencySettings(["pair.nemo"], ["test.json"])))  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is pair.nemo: no such file. Give the path of a .nemo or .ckpt file
     """
     settings.check()
     import torch

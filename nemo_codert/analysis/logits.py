@@ -80,6 +80,12 @@ def analyze_logits(settings: LogitSettings, output_dir: str | Path) -> "LogitRep
 
     Raises:
         ValueError: settings, models, manifest, audio or folder that cannot be used; nothing is left behind.
+
+    Example:
+        >>> analyze_logits(LogitSettings("test.json", ["pair.nemo"]), "logits")  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is pair.nemo: no such file. Give the path of a .nemo or .ckpt file
     """
     settings.check()
     from nemo_codert.analysis.report import new_folder, write_logit_report

@@ -123,6 +123,12 @@ def run_benchmark(
 
     Raises:
         ValueError: settings that cannot be used, a device that is not there, a folder that cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> settings = BenchmarkSettings(only=("joint",), joint_shapes=[(1, 4, 2, 3)], rounds=1, memory=False)
+        >>> [row.name for row in run_benchmark(settings, tempfile.mkdtemp()).rows][0]
+        'chunked_joint_rnnt_loss'
     """
     settings.check()
     import torch

@@ -114,6 +114,12 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
 
     Raises:
         ValueError: settings, files or data that cannot be used. Faults of any model's config are raised by the call.
+
+    Example:
+        >>> evaluate_models(EvaluationSettings(["student.nemo"], ["test.json"]))  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is student.nemo: no such file. Give the path of a .nemo file
     """
     settings.check()
     from nemo_codert.benchmark.model_sizes import distinct_names

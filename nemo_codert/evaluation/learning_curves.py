@@ -20,7 +20,13 @@ WERS = {"val_wer": "student", "val_wer_teacher": "teacher"}
 
 
 def read_curves(folder: str | Path) -> Curves:
-    """Read the scalars of a run: name -> (optimizer step, value) in order.
+    """Read the scalars of a run.
+
+    Args:
+        folder: of the run, with TensorBoard's event files.
+
+    Returns:
+        Name -> (optimizer step, value) in order.
 
     Raises:
         ValueError: no event file in the folder.
@@ -55,7 +61,15 @@ def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
 
 
 def plot_curves(curves: Curves, path: str | Path) -> Path:
-    """Draw losses, word error rates and the distillation terms side by side as a PNG."""
+    """Draw losses, word error rates and the distillation terms side by side as a PNG.
+
+    Args:
+        curves: of `read_curves`.
+        path: of the PNG.
+
+    Returns:
+        `path` as a Path.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,11 +97,19 @@ def plot_curves(curves: Curves, path: str | Path) -> Path:
 def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[int, float, float]:
     """Return the number of common steps of two runs on the curve `name`, and the largest differences there.
 
+    Args:
+        reference, curves: of `read_curves`.
+        name: of the curve.
+
     Returns:
         Number of steps, largest absolute difference, largest relative difference.
 
     Raises:
         ValueError: no step in common.
+
+    Example:
+        >>> largest_difference({"loss": [(1, 4.0), (2, 2.0)]}, {"loss": [(2, 2.5), (3, 1.0)]}, "loss")
+        (1, 0.5, 0.25)
     """
     values, wanted = dict(curves.get(name, [])), dict(reference.get(name, []))
     steps = sorted(values.keys() & wanted.keys())
@@ -102,8 +124,12 @@ def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[in
 class Difference:
     """One curve of a run beside the first run's.
 
-    steps: how many both have. absolute, relative: the largest difference there, and it as a share of the first
-    run's value.
+    Args:
+        curve: its name.
+        run: name of the run.
+        steps: number of steps that both runs have.
+        absolute: the largest difference at these steps.
+        relative: the largest difference as a share of the first run's value.
     """
 
     curve: str

@@ -57,6 +57,25 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     Raises:
         ValueError: faults of the config (all listed), frame rates that cannot be bridged, a checkpoint that does
             not fit.
+
+    Example:
+        The pair of a shipped config, with a tokenizer made on the spot:
+
+        >>> import tempfile
+        >>> from hydra import compose, initialize_config_dir
+        >>> from nemo_codert.config.shipped import conf_folder
+        >>> from nemo_codert.data.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["put the small lamp to the bed"], tempfile.mkdtemp(), vocab_size=24)
+        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
+        ...     cfg = compose("quickstart", [f"model.tokenizer.dir={tokenizer}"]).model
+        >>> cfg.train_ds = cfg.validation_ds = None  # no data yet
+        >>> pair = EncDecCoDERTBPEModel(cfg)
+        >>> list(pair.criteria)  # the terms of the training loss
+        ['rnnt_student', 'rnnt_teacher', 'encoder']
+        >>> pair.student_decoder is pair.decoder  # the strategy of this config shares it
+        True
+        >>> type(pair.student_model()).__name__  # leaves the pair as a stock NeMo model
+        'EncDecRNNTBPEModel'
     """
 
     has_finite_guard = False  # set by the trainer's FiniteGuard, which then decides on losses that are not finite

@@ -92,6 +92,12 @@ def new_pair(
     Raises:
         ValueError: a model that cannot be a teacher, a name or share that cannot be used, or a folder that is not
             empty. Nothing is written.
+
+    Example:
+        >>> new_pair("teacher.ckpt", "my_pair", share=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: size is 2, wanted a share of the teacher's encoder above 0 and at most 1, such as 1/8
     """
     output = Path(output).absolute()
     _check_request(teacher, output, share, name)

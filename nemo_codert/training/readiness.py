@@ -84,7 +84,7 @@ def check_training(cfg: DictConfig) -> Readiness:
             screen_data(cfg, checked, Path(folder))
         manifests = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))["manifests"]
         model = tried_model(cfg, checked, trainer)
-    loaded = getattr(model, "loaded", {})  # of a pair
+    loaded = getattr(model, "loaded", {})  # a stock model has none
     return Readiness(
         strategy=strategy_name(cfg.train, checked.codert),
         parameters={cfg.train if name == "model" else name: own.size() for name, own in branches(model).items()},
