@@ -93,7 +93,7 @@ class BenchmarkSettings:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` is {value}, wanted a number above 0")
         if min(*self.vocabularies, self.lattices_vocabulary) < 1:
-            raise ValueError("`vocabularies` and `lattices_vocabulary` want numbers above 0")
+            raise ValueError("`vocabularies` and `lattices_vocabulary`: wanted numbers above 0")
         if self.largest_lattice is not None and not self.largest_lattice >= 0:
             raise ValueError(f"`largest_lattice` is {self.largest_lattice}, wanted a number of GB, 0 or more")
 

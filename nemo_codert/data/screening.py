@@ -308,7 +308,7 @@ def screen_dataset(
     if not any(loader.may_pass(entry["duration"]) for entry in screening.usable):
         raise ValueError(
             f"{manifest_path}: after {', '.join(loader.resizing)} no utterance is within min_duration and "
-            "max_duration, and lhotse would look for one for ever. Change the limits: none is usable."
+            "max_duration, and lhotse would search for one without end. Change the limits: none is usable."
         )
     if screening.unspelled:
         _report_unspelled(manifest_path, screening, tokenize, unk_id, folder / f"{name}_unspelled.json")

@@ -1,4 +1,4 @@
-"""A training run, from a config to files: what `codert train` and scripts/train.py do, as a library.
+"""A training run, from a config to files: what `codert train` does, as a library.
 
 `prepare` makes everything up to the first step, `train` a whole run. Faults are exceptions; the commands turn them
 into messages and exit codes.
@@ -143,8 +143,6 @@ def train(cfg: DictConfig) -> Run:
         SIGTERMException: SIGTERM ended the training; `exp_manager.resume_if_exists=true` resumes it.
 
     Example:
-        >>> import logging
-        >>> from pathlib import Path
         >>> from hydra import compose, initialize_config_dir
         >>> from nemo_codert.config.shipped import conf_folder
         >>> with initialize_config_dir(str(conf_folder()), version_base=None):

@@ -325,7 +325,7 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     if absent and any(_value(block, source) for source in OTHER_SOURCES):
         return
     if absent:
-        yield f"{key} is missing: scripts/prepare_data.py makes manifests"
+        yield f"{key} is missing: codert prepare makes manifests"
     elif is_tarred(block):
         return  # its manifests may be patterns
     elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
@@ -377,18 +377,18 @@ def test_manifests(cfg: DictConfig) -> list[str]:
 def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
     folder = _value(cfg, "model.tokenizer.dir")
     if not folder:
-        yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
+        yield "model.tokenizer.dir is missing: codert prepare makes a tokenizer"
         return
     for name in ("tokenizer.model", "vocab.txt"):
         if not os.path.isfile(Path(str(folder)) / name):
-            yield f"model.tokenizer.dir is {folder!r}: no {name} in there. scripts/prepare_data.py makes one"
+            yield f"model.tokenizer.dir is {folder!r}: no {name} in there. codert prepare makes one"
             return
     try:
         sentencepiece.SentencePieceProcessor(model_file=str(Path(str(folder)) / "tokenizer.model"))
     except (OSError, RuntimeError) as error:
         yield (
             f"model.tokenizer.dir is {folder!r}: its tokenizer.model is not a SentencePiece model ({error}). "
-            "scripts/prepare_data.py makes one"
+            "codert prepare makes one"
         )
 
 

@@ -354,7 +354,7 @@ def test_a_tokenizer_that_nemo_cannot_read_is_refused_by_folder(content, words, 
     for name, written in content.items():
         (folder / name).write_bytes(written)
     message = refusal(run_config(f"model.tokenizer.dir={folder}"))
-    for word in (f"model.tokenizer.dir is {str(folder)!r}", "scripts/prepare_data.py makes one", *words):
+    for word in (f"model.tokenizer.dir is {str(folder)!r}", "codert prepare makes one", *words):
         assert word in message
 
 
