@@ -1,4 +1,7 @@
-# Two commands from a fresh clone: `make quickstart` and `make test`. Each makes its own .venv first.
+# Two commands from a fresh clone: `make quickstart` and `make test` (at most 9 minutes on two cores, installation
+# included). Each makes its own .venv first.
+# `make unit` runs the tests that need no NeMo (a minute) and makes importing NeMo an error: the losses, configs, data,
+# tables and statistics.
 # `make test-package` installs the package as a wheel and uses its command outside the checkout (at most 10 minutes).
 # `make test-deploy` adds programs that serve an exported student, and runs the tests of these, of NeMo's pipelines and of
 # the tutorial (3 minutes).
@@ -12,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-package test-deploy test-reliability lint docs install clean
+.PHONY: quickstart test unit test-package test-deploy test-reliability lint docs install clean
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py --output-dir quickstart_run
@@ -20,6 +23,11 @@ quickstart: install
 test: install
 	@echo "== Testing (two workers, one thread each)"
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m "not reliability and not deploy and not package" -n 2 --dist loadfile --no-loadscope-reorder
+
+unit: install
+	@echo "== Testing what needs no NeMo, with the import of NeMo an error (two workers, one thread each)"
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --without-nemo -m "unit and not nemo" -n 2 --dist loadfile --no-loadscope-reorder \
+	$$(grep -rl --include="test_*.py" "^pytestmark = pytest.mark.unit" tests)
 
 test-package: install
 	@echo "== Testing the package as a wheel, outside the checkout (up to 10 minutes)"

@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import importlib.util
 import json
 import logging
 import random
@@ -15,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from multiprocessing import resource_tracker, spawn
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -40,12 +38,22 @@ SENTENCES = [
 ]
 
 
-def load_script(name: str) -> ModuleType:
-    """scripts/NAME.py as a module, new at every call."""
-    spec = importlib.util.spec_from_file_location(f"codert_{name}_script", REPOSITORY / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class WithoutNeMo:
+    """An import hook that makes every import of NeMo and Lightning an error."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in ("nemo", "lightning"):
+            raise ModuleNotFoundError(f"{name} is imported under --without-nemo", name=name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-nemo", action="store_true", help="make importing NeMo an error, as `make unit` does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-nemo"):
+        assert not {"nemo", "lightning"} & sys.modules.keys()
+        sys.meta_path.insert(0, WithoutNeMo())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 import nemo_codert
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nemo_codert"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -181,6 +183,7 @@ def test_only_one_file_touches_the_internals_of_nemo():
     assert touching == {"nemo_compat"}
 
 
+@pytest.mark.nemo
 def test_the_allowed_targets_grow_by_our_prefix_once_and_nothing_else():
     from nemo.core.classes import common
 

@@ -9,6 +9,8 @@ import pytest
 
 from nemo_codert.cli.console import exit_status
 
+pytestmark = pytest.mark.unit
+
 FAULTS_OF_SECOND_BLOCK = """
 import resource
 from nemo_codert.training.memory import keep_freed_memory

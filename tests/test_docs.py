@@ -15,6 +15,8 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.shell_blocks import blocks, shell_commands, shell_lines
 
+pytestmark = pytest.mark.unit
+
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 RUN = ("README.md", "training.md")  # by tests/scripts/test_readme_commands.py
@@ -116,6 +118,7 @@ def test_what_a_page_names_is_there(page):
     assert not missing
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_of_a_page_is_valid_and_names_what_exists(page):
     for block in blocks(page.read_text(encoding="utf-8"), "python"):

@@ -2,9 +2,13 @@
 
 import sys
 
+import pytest
+
 from tests.conftest import REPOSITORY
 from tests.reliability import fault_table
 from tests.reliability.fault_table import Campaign, Row
+
+pytestmark = pytest.mark.unit
 
 
 def test_rows_are_kept_apart_and_printed_with_their_sum(tmp_path, capsys, monkeypatch):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "nemo_codert").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 # Not docs/study: published tables are rebuilt byte by byte.

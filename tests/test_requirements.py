@@ -2,7 +2,11 @@
 
 import re
 
+import pytest
+
 from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.unit
 
 
 def pinned(name: str) -> dict[str, str]:

@@ -20,6 +20,8 @@ from nemo_codert.analysis.measures import (
 )
 from nemo_codert.losses import encoder_distillation_loss, group_frames, valid_frames
 
+pytestmark = pytest.mark.unit
+
 INF = float("inf")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

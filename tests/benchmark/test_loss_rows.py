@@ -33,6 +33,8 @@ from nemo_codert.benchmark.joint_loss import CHUNKED, JointCase, joint_rows
 from nemo_codert.benchmark.measure import Measured, MeasureSettings, PeakMemory
 from nemo_codert.losses import joint_rnnt_loss
 
+pytestmark = pytest.mark.unit
+
 # ---- additive joint -------------------------------------------------------------------------------------------------
 
 SHAPE = LossShape(2, 7, 4, 9)
@@ -51,6 +53,7 @@ def test_shapes_count_their_bytes():
     assert str(LossShape(*SPEED_SHAPE)) == "(B, T, U, V) = (8, 150, 40, 1024)"
 
 
+@pytest.mark.nemo
 def test_ours_and_nemos_give_one_loss_and_one_gradient():
     for ours, nemo in zip(gradients(BY_NAME[OURS]), gradients(BY_NAME[NEMO]), strict=True):
         torch.testing.assert_close(ours, nemo, rtol=1e-4, atol=1e-5)  # NeMo's recursion is in float32
@@ -203,11 +206,13 @@ def test_a_loss_that_differs_from_ours_is_named():
 # ---- stock joint ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nemo
 def test_both_losses_are_one():
     ours, nemo = (JointCase(name, SHAPE, hidden=6).prepare()() for name in (CHUNKED, joint_loss.NEMO))
     torch.testing.assert_close(ours, nemo, rtol=1e-5, atol=0)  # NeMo's recursion is in float32
 
 
+@pytest.mark.nemo
 def test_nemos_is_left_out_where_its_lattice_is_too_large():
     settings = MeasureSettings(rounds=3, slow_rounds=1, memory=False)
     rows, findings = joint_rows([SHAPE], 6, "cpu", 1e9, settings)

@@ -12,6 +12,8 @@ import nemo_codert
 from nemo_codert.cli import main as command
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 HEAVY = {"torch", "nemo", "numpy", "omegaconf", "hydra", "lightning", "sentencepiece", "yaml"}
 WANTED = "new prepare check train evaluate export verify compare analyze latency stream benchmark quickstart configs"
 

@@ -8,6 +8,8 @@ from nemo_codert.cli.configs import header_line, main
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import shipped_configs
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_list_has_every_config_with_its_line(capsys):
     assert main(["ls"]) == 0

@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 COMMANDS = {
     "analyze_logits": "analyze",
     "benchmark": "benchmark",

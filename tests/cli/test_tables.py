@@ -8,6 +8,8 @@ from nemo_codert.cli.console import exit_status
 from nemo_codert.cli.tables import format_table, print_table
 from nemo_codert.config.arguments import require_at_least, require_choice, require_file
 
+pytestmark = pytest.mark.unit
+
 
 def test_names_are_flush_left_and_figures_flush_right(capsys):
     rows = [("dev", "7", "a"), ("test_all", "120", "bb")]

@@ -27,6 +27,8 @@ from nemo_codert.compare.plan import (
 from tests.compare.comparison_corpora import write_corpus
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def corpus(tmp_path) -> Path:

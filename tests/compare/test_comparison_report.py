@@ -37,6 +37,8 @@ from nemo_codert.compare.tables import (
     scores,
 )
 
+pytestmark = pytest.mark.unit
+
 REFERENCE = "one two three four five"
 # Words of five that each system gets right.
 RIGHT = {"student": 3, "tandem_kd": 4, "shared_kd": 3, "static": 1, "teacher": 5}

@@ -8,6 +8,8 @@ import pytest
 from nemo_codert.compare.plan import Cell, write_whole
 from nemo_codert.compare.runner import Runner
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("running, waiting, left", [(0, 0, 0), (0, 1, 60), (1, 0, 60), (1, 1, 60), (0, 4, 120)])
 def test_time_left_counts_no_more_trainings_at_a_time_than_there_are_cells(running, waiting, left):

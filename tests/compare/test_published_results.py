@@ -16,6 +16,8 @@ from nemo_codert.compare.report import write_comparison_report
 from nemo_codert.compare.results import PREDICTIONS_FILE, RUNS_FILE, read_result_files
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
 KEPT = REPOSITORY / "docs" / "study"
 STUDIES = sorted(path.parent for path in KEPT.glob("*/comparison.json"))

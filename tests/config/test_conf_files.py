@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.checked import checked_config
 
+pytestmark = pytest.mark.unit
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 LIBRISPEECH = ("librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm")
 STREAMING = {"fsdd_streaming": "fsdd", "librispeech_fastconformer_streaming": "librispeech_fastconformer"}
@@ -172,6 +174,7 @@ def test_the_command_line_wins_over_the_strategy(name):
     assert cfg.model.codert.distillation.weight == 0.7
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize("strategy, name", PAIRS)
 def test_a_config_passes_every_check_at_its_full_size(strategy, name, tokenizer_dir):
     cfg = model_section(name, tokenizer_dir, f"strategy={strategy}")
@@ -208,6 +211,7 @@ def test_a_launch_command_in_the_header_composes(name):
     assert not OmegaConf.missing_keys(cfg)
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize("name", TOP)
 def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name, tokenizer_dir):
     cfg, pieces = (
@@ -225,6 +229,7 @@ def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name
     assert named == {part: round(count, 2) for part, count in counts.items()}
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize("name, strategy", [
     ("fsdd", "static"), ("quickstart", "tandem"), ("librispeech_conformer", "shared_kd"),
     ("librispeech_fastconformer", "static"), ("librispeech_lstm", "tandem"), ("fsdd_streaming", "shared_kd"),
@@ -243,6 +248,7 @@ def test_a_config_builds_a_pair(strategy, name, tokenizer_dir):
 
 
 # A streaming file has the teacher of the file that it is built on, as the last test here says.
+@pytest.mark.nemo
 @pytest.mark.parametrize(
     "strategy, name",
     [("student", name) for name in TOP] + [("teacher", name) for name in TOP if name not in STREAMING],

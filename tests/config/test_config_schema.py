@@ -16,6 +16,8 @@ from nemo_codert.config.criteria import criteria_specs
 from nemo_codert.config.schema import CoDERTConfig, DistillationConfig, StudentConfig
 from nemo_codert.config.stock_checks import ADDITIVE_JOINT
 
+pytestmark = pytest.mark.unit
+
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
 CONFORMER = {
     "_target_": "nemo.collections.asr.modules.ConformerEncoder",
@@ -509,6 +511,7 @@ def test_any_stock_block_ends_in_a_valid_config_or_a_value_error(name, value, me
         assert "\n  - model." in str(error)
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize(
     "block, words",
     [
@@ -522,6 +525,7 @@ def test_what_to_do_about_numbers_that_are_not_finite_is_checked(make_config, bl
         checked_config(make_config(codert={"non_finite": block}))
 
 
+@pytest.mark.nemo
 def test_a_limit_of_skips_without_skipping_is_told_to_have_no_effect(make_config, caplog):
     checked_config(make_config(codert={"non_finite": {"max_skips": 3}}))
     assert "model.codert.non_finite.max_skips has no effect: non_finite.action is stop." in caplog.text

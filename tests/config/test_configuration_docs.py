@@ -10,6 +10,8 @@ import yaml
 from nemo_codert.config.pair_checks import CHOICES
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 

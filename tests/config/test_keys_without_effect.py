@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from nemo_codert.config.checked import checked_config
 from tests.config.test_config_schema import CONFORMER, DECODER, faults, model_config, set_to
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     "key, value, words",

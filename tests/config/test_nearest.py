@@ -1,6 +1,10 @@
 """The nearest existing name."""
 
+import pytest
+
 from nemo_codert.config.nearest import nearest
+
+pytestmark = pytest.mark.unit
 
 
 def test_the_most_similar_name_is_returned():

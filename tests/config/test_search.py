@@ -8,6 +8,8 @@ from nemo_codert.cli.check import composed
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder, shipped_configs
 
+pytestmark = pytest.mark.unit
+
 PAIR = "defaults:\n  - fsdd\n  - _self_\nname: mine\nmodel:\n  student:\n    encoder: {d_model: 32}\n"
 
 
@@ -19,6 +21,7 @@ def own(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.nemo
 def test_a_folder_of_the_users_inherits_and_takes_strategies(own):
     search = config_search(["--config-dir", str(own), "--config-name=pair", "strategy=static", "seed=3"])
     check_names(search)
@@ -32,6 +35,7 @@ def test_a_folder_of_the_users_inherits_and_takes_strategies(own):
     assert cfg.trainer.max_steps == 2000
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize("option", ["--config-dir", "-cd", "--config-path"])
 def test_a_copy_of_a_shipped_config_comes_before_the_shipped_one(own, option):
     (own / "fsdd.yaml").write_text((conf_folder() / "fsdd.yaml").read_text() + "seed: 77\n")
@@ -60,6 +64,7 @@ def test_every_shipped_config_is_found_complete(name, strategy):
     check_names(config_search(["--config-name", name, *choice, "model.optim.lr=1", "+trainer.x.y=2", "trainer.x.y=3"]))
 
 
+@pytest.mark.nemo
 def test_folders_that_a_config_names_itself_are_searched(own, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "parent.yaml").write_text("defaults: [fsdd, _self_]\n")

@@ -10,6 +10,8 @@ import pytest
 
 from nemo_codert.config import shipped
 
+pytestmark = pytest.mark.unit
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -13,6 +13,8 @@ from nemo_codert.data.audio_files import BLOCK, listen
 from nemo_codert.data.screening import Notice
 from tests.data.test_manifest import entry, write_tone
 
+pytestmark = pytest.mark.unit
+
 RATE = 16000
 NAN, INF = float("nan"), float("inf")
 

@@ -19,6 +19,8 @@ from nemo_codert.data.corpora.digits import (
 )
 from nemo_codert.data.manifest import read_manifest
 
+pytestmark = pytest.mark.unit
+
 SEEN_SPEAKERS = tuple(speaker for speaker in SPEAKERS if speaker != UNSEEN_SPEAKER)
 TAKES = (0, 4, 5, 9, 10, 49)
 
@@ -93,12 +95,14 @@ def noises(clean: Path, noisy: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(before, after - before) for before, after in samples]
 
 
+@pytest.mark.nemo
 def test_noise_lies_within_the_given_ratios(corpus, noisy_corpus):
     for name in ("test_seen", "test_unseen"):
         for signal, noise in noises(corpus / f"{name}.json", noisy_corpus / f"{name}_noisy.json"):
             assert 4.9 <= 10 * np.log10((signal**2).mean() / (noise**2).mean()) <= 10.1
 
 
+@pytest.mark.nemo
 def test_every_second_utterance_of_train_and_dev_gets_noise_and_the_rest_stays_as_it_was(corpus, noisy_corpus):
     for name in ("train", "dev"):
         levels = [np.abs(noise).max() for _, noise in noises(corpus / f"{name}.json", noisy_corpus / f"{name}.json")]
@@ -134,6 +138,7 @@ def test_every_utterance_is_three_to_seven_digits_of_one_speaker(fsdd):
         assert all(len({recording.speaker for recording in group}) == 1 for group in groups)
 
 
+@pytest.mark.nemo
 def test_the_text_is_what_is_heard(corpus):
     for name in ("train", "test_unseen"):
         for entry in read_manifest(corpus / f"{name}.json")[:20]:
@@ -150,6 +155,7 @@ def test_pauses_are_quiet_but_not_silent(fsdd):
     assert 4 * 0.05 <= extra <= 4 * 0.3
 
 
+@pytest.mark.nemo
 def test_equal_arguments_give_equal_files(fsdd, corpus, tmp_path):
     make_digit_corpus(fsdd, tmp_path, train_utterances=50)
     assert files(tmp_path) == files(corpus)
@@ -159,6 +165,7 @@ def test_the_recordings_folder_itself_is_accepted(fsdd):
     assert len(find_recordings(fsdd / "recordings")) == len(find_recordings(fsdd)) == 300
 
 
+@pytest.mark.nemo
 def test_too_many_pieces_are_refused_before_any_audio_is_written(fsdd, tmp_path):
     with pytest.raises(ValueError, match="the largest these texts support is"):
         make_digit_corpus(fsdd, tmp_path, train_utterances=20, vocab_size=400)

@@ -13,6 +13,8 @@ from nemo_codert.data.corpora.espeak import Espeak
 from nemo_codert.data.corpora.librispeech import make_librispeech_corpus, set_name
 from nemo_codert.data.corpora.sentences import random_sentence
 
+pytestmark = pytest.mark.unit
+
 PARTS = {"train-clean-100": 6, "train-tiny": 4, "dev-clean": 2, "dev-other": 2, "test-clean": 3, "test-other": 2}
 
 
@@ -40,6 +42,7 @@ def librispeech(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.nemo
 def test_all_parts_become_four_sets_in_lower_case(librispeech, tmp_path):
     manifests = make_librispeech_corpus(tmp_path, corpus_dir=librispeech, vocab_size=40)
     assert {name: len(read_manifest(path)) for name, path in manifests.items()} == {
@@ -63,6 +66,7 @@ def test_transcripts_stay_with_their_audio_and_in_order(librispeech, tmp_path):
     assert found == lines
 
 
+@pytest.mark.nemo
 def test_two_runs_give_the_same_files(librispeech, tmp_path):
     for name in ("first", "second"):
         make_librispeech_corpus(tmp_path / name, corpus_dir=librispeech, vocab_size=40)
@@ -70,6 +74,7 @@ def test_two_runs_give_the_same_files(librispeech, tmp_path):
         assert path.read_bytes() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_bytes()
 
 
+@pytest.mark.nemo
 def test_the_folder_above_is_accepted_and_absent_parts_are_skipped_with_a_message(librispeech, tmp_path, caplog):
     parts = ["train-tiny", "train-other-500"]
     with caplog.at_level(logging.WARNING):

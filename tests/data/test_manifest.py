@@ -12,6 +12,8 @@ import soundfile
 
 from nemo_codert.data import Reason, read_manifest, screen_dataset, screen_manifest, write_manifest
 
+pytestmark = pytest.mark.unit
+
 
 def write_tone(path: Path, seconds: float = 1.0, rate: int = 16000) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,7 @@ def test_a_written_manifest_is_read_back_with_absolute_paths(tmp_path):
     assert read_manifest(path) == expected
 
 
+@pytest.mark.nemo
 def test_relative_audio_paths_resolve_as_in_nemo(tmp_path):
     from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 
@@ -243,6 +246,7 @@ def test_an_unknown_policy_is_refused(tmp_path):
         screen_dataset(tmp_path / "train.json", policy="keep", output_dir=tmp_path, name="train")
 
 
+@pytest.mark.nemo
 @pytest.mark.parametrize("newline, start", [("\n", "\ufeff"), ("\n\n", "")])
 def test_what_nemos_reader_stops_at_is_rewritten(tmp_path, newline, start):
     from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator

@@ -13,6 +13,8 @@ from nemo_codert.data import parse_manifest, read_manifest, screen_dataset, writ
 from nemo_codert.data.manifest import LineFault
 from tests.data.test_manifest import entry, write_tone
 
+pytestmark = pytest.mark.unit
+
 FAULTS = {value for name, value in vars(LineFault).items() if name.isupper()}
 SETTINGS = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

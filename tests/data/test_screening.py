@@ -11,6 +11,8 @@ import soundfile
 from nemo_codert.data import Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
 from tests.data.test_manifest import entry, write_tone
 
+pytestmark = pytest.mark.unit
+
 LIMITS = {"min_duration": 0.5, "max_duration": 1.6}
 
 
@@ -38,6 +40,7 @@ def durations(tmp_path: Path) -> Path:
     return write_manifest(tmp_path / "d.json", [{**line, "number": i} for i, line in enumerate(lines)])
 
 
+@pytest.mark.nemo
 def test_the_limits_leave_out_what_lhotse_leaves_out(durations):
     from lhotse import CutSet
     from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
@@ -51,6 +54,7 @@ def test_the_limits_leave_out_what_lhotse_leaves_out(durations):
     assert not screening.dropped and len(screening.outside) == screening.total - len(loaded)
 
 
+@pytest.mark.nemo
 def test_the_limits_leave_out_what_the_classic_loader_leaves_out(durations):
     from nemo.collections.common.parts.preprocessing.collections import ASRAudioText
 

@@ -14,6 +14,8 @@ from nemo_codert.data.corpora.espeak import Espeak
 from nemo_codert.data.corpora.sentences import all_words, random_sentence, training_sentences, unseen_sentences
 from nemo_codert.data.corpora.synthetic import VOICES, make_synthetic_corpus
 
+pytestmark = pytest.mark.unit
+
 COUNTS = {"train_utterances": 60, "dev_utterances": 8, "test_utterances": 12}
 
 
@@ -99,6 +101,7 @@ def test_a_long_path_to_the_data_of_espeak_is_shortened(monkeypatch):
     synthesiser.close()
 
 
+@pytest.mark.nemo
 def test_the_audio_is_what_the_manifests_say(corpus):
     for name, count in (("train", 60), ("dev", 8), ("test", 12)):
         entries = read_manifest(corpus / f"{name}.json")
@@ -114,6 +117,7 @@ def test_the_audio_is_what_the_manifests_say(corpus):
         assert '"audio_filepath": "audio/' in (corpus / f"{name}.json").read_text()
 
 
+@pytest.mark.nemo
 def test_all_of_it_can_be_trained_on_at_eight_fold_subsampling(corpus):
     import sentencepiece
 
@@ -122,6 +126,7 @@ def test_all_of_it_can_be_trained_on_at_eight_fold_subsampling(corpus):
     assert screening.dropped == []  # with 64 pieces 2 of 600 utterances are too quick
 
 
+@pytest.mark.nemo
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(corpus, tmp_path):
     make_synthetic_corpus(tmp_path / "same", **COUNTS, vocab_size=96)
     assert files(tmp_path / "same") == files(corpus)
@@ -132,6 +137,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(corpus, tmp_
     assert len(names) == 28 and not [name for name in names if same[name] == other[name]]
 
 
+@pytest.mark.nemo
 def test_a_smaller_corpus_in_the_same_folder_leaves_no_old_audio(tmp_path):
     make_synthetic_corpus(tmp_path, train_utterances=12, dev_utterances=4, test_utterances=2, vocab_size=48)
     make_synthetic_corpus(tmp_path, train_utterances=12, dev_utterances=2, test_utterances=2, vocab_size=48)

@@ -7,6 +7,8 @@ import sentencepiece
 
 from nemo_codert.data.tokenizer import TOKENIZER_FILES, train_tokenizer
 
+pytestmark = pytest.mark.unit
+
 WORDS = "turn on the kitchen light thirteen thirty Bedroom".split()
 
 
@@ -16,6 +18,7 @@ def texts() -> list[str]:
     return [" ".join(generator.choices(WORDS, k=5)) for _ in range(100)]
 
 
+@pytest.mark.nemo
 def test_the_folder_loads_in_nemo_and_keeps_case(tmp_path, texts):
     from nemo.collections.common.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -27,23 +30,27 @@ def test_the_folder_loads_in_nemo_and_keeps_case(tmp_path, texts):
     assert sorted(path.name for path in folder.iterdir()) == sorted(TOKENIZER_FILES)
 
 
+@pytest.mark.nemo
 def test_equal_texts_give_equal_files(tmp_path, texts):
     first, second = (train_tokenizer(texts, tmp_path / name, 32) for name in ("first", "second"))
     for name in TOKENIZER_FILES:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.nemo
 def test_an_existing_tokenizer_is_replaced(tmp_path, texts):
     train_tokenizer(texts, tmp_path, 32)
     train_tokenizer(texts, tmp_path, 40)
     assert sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model")).vocab_size() == 40
 
 
+@pytest.mark.nemo
 def test_the_model_tells_nothing_of_the_folder_it_was_made_in(tmp_path, texts):
     content = (train_tokenizer(texts, tmp_path, 32) / "tokenizer.model").read_bytes()
     assert b"texts.txt" not in content and b"/trained" not in content
 
 
+@pytest.mark.nemo
 def test_training_says_nothing(tmp_path, texts, capfd):
     train_tokenizer(texts, tmp_path / "warm", 32)  # the import of NeMo is not ours to silence
     capfd.readouterr()
@@ -51,6 +58,7 @@ def test_training_says_nothing(tmp_path, texts, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.nemo
 def test_too_large_a_vocabulary_names_the_largest_that_works(tmp_path, texts):
     with pytest.raises(ValueError, match=r"vocab_size is 500, the largest these texts support is (\d+)") as error:
         train_tokenizer(texts, tmp_path, 500)
@@ -59,6 +67,7 @@ def test_too_large_a_vocabulary_names_the_largest_that_works(tmp_path, texts):
     train_tokenizer(texts, tmp_path, largest)
 
 
+@pytest.mark.nemo
 def test_too_small_a_vocabulary_names_the_smallest_that_works(tmp_path, texts):
     with pytest.raises(ValueError, match=r"vocab_size is 3, .*: use (\d+) or more") as error:
         train_tokenizer(texts, tmp_path, 3)

@@ -14,6 +14,8 @@ from nemo_codert.evaluation.bootstrap import (
     relative_reduction,
 )
 
+pytestmark = pytest.mark.unit
+
 FAST = 400  # resamples
 ERRORS = arrays(int, (3, 12), elements=st.integers(0, 6))
 

@@ -8,6 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 from nemo_codert.cli import curves as command
 from nemo_codert.evaluation.learning_curves import largest_difference, read_curves
 
+pytestmark = pytest.mark.unit
+
 
 def make_run(folder: Path, losses: list[float], first: int = 0) -> Path:
     """A run's folder with a training loss for each step from `first` on."""

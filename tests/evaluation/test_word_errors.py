@@ -7,6 +7,8 @@ import pytest
 
 from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors, word_errors
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     "reference, hypothesis, expected",

@@ -18,6 +18,8 @@ from tests.losses.test_additive_rnnt import (
     reference,
 )
 
+pytestmark = pytest.mark.unit
+
 
 def torchs_loss_and_gradients(batch: dict, **options: float | str) -> tuple[torch.Tensor, ...]:
     """`loss_and_gradients` by torch's functions."""

@@ -14,6 +14,8 @@ from nemo_codert.losses.cpu import additive as cpu_additive
 from nemo_codert.losses.float32_products import full_precision
 from tests.reference.rnnt_recursion import additive_losses
 
+pytestmark = pytest.mark.unit
+
 SHAPES = [(2, 12, 5, 16), (3, 7, 4, 5), (2, 1, 3, 4), (2, 6, 0, 7), (1, 1, 0, 2), (3, 6, 4, 2), (2, 9, 3, 600)]
 LOGITS = ("encoder_logits", "prediction_logits")
 

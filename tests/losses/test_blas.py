@@ -14,6 +14,8 @@ from nemo_codert.losses.cpu import blas as blas_kernels
 from nemo_codert.losses.cpu.blas import fill_product
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 # What torch is linked to cannot be asked: SciPy's is.
 SCIPYS = """
 import ctypes, numba, pytest, scipy.linalg, torch

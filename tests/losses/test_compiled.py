@@ -13,6 +13,8 @@ from nemo_codert.losses.cpu.compile_cache import cache_folder, compiled
 from nemo_codert.losses.cpu.lattice_kernels import target_kernel
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 # A process of one second: importing the package would import torch too.
 LOAD = """
 import importlib.util, sys

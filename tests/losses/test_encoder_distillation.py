@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from nemo_codert.losses import EncoderDistillationLoss, encoder_distillation_loss, valid_frames
 
+pytestmark = pytest.mark.unit
+
 SIDES = ("student_logits", "teacher_logits")
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from nemo_codert.losses.cpu.exponentials import exp_float32, exp_float64
 
+pytestmark = pytest.mark.unit
+
 
 @numba.njit
 def exp_of(numbers: np.ndarray) -> np.ndarray:

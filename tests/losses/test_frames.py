@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from nemo_codert.losses import encoder_distillation_loss, group_frames, paired_frames, valid_frames
 
+pytestmark = pytest.mark.unit
+
 
 def test_valid_frames_are_those_before_the_length():
     valid = valid_frames(torch.tensor([0, 2, 3]), 3)

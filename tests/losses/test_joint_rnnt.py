@@ -9,6 +9,8 @@ from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, join
 from nemo_codert.losses.batch_checks import reduce_losses
 from tests.reference.rnnt_recursion import joint_losses
 
+pytestmark = pytest.mark.unit
+
 
 def random_batch(B: int = 3, T: int = 7, U: int = 4, V: int = 5, scale: float = 1.0, blank: int | None = None) -> dict:
     """Arguments of `joint_rnnt_loss`: ragged, the longest utterance first."""

@@ -14,6 +14,8 @@ from nemo_codert.losses.lattice import (
     rnnt_lattice_loss,
 )
 
+pytestmark = pytest.mark.unit
+
 RAGGED = torch.tensor([6, 1, 4, 5]), torch.tensor([3, 3, 0, 1])  # frames, tokens
 
 

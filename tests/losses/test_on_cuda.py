@@ -24,6 +24,8 @@ from tests.losses.test_additive_rnnt import (
 )
 from tests.losses.test_additive_rnnt import assert_exact as exact_within
 
+pytestmark = pytest.mark.unit
+
 
 def gpu(test: Callable) -> Callable:
     """Mark a test that needs the device."""

@@ -16,6 +16,8 @@ from nemo_codert.losses.cpu.openmp import on_torch_threads, threads_for
 from tests.conftest import REPOSITORY
 from tests.losses.test_additive_rnnt import loss_and_gradients, random_batch
 
+pytestmark = pytest.mark.unit
+
 LOSS = """
 import sys
 import torch

@@ -16,6 +16,8 @@ from tests.conftest import REPOSITORY
 from tests.losses.test_additive_rnnt import LOGITS, assert_exact, loss_and_gradients, random_batch, reference
 from tests.reference.rnnt_recursion import joint_losses
 
+pytestmark = pytest.mark.unit
+
 WARNING = "compiled CPU kernels of the RNN-T losses cannot be used"
 
 
