@@ -23,7 +23,10 @@ PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "study" not in 
 TEXTS = [*PAGES, ROOT / "docs/tutorial.ipynb", ROOT / "README.md"]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
-NOT_FIRST = "What Of The How Where Why Which When Whether Whose Who A An One Every Everything Without".split()
+NOT_FIRST = (
+    "What Of The How Where Why Which When Whether Whose Who A An One Every Everything Without "
+    "At In On Before After True False"
+).split()
 NO_THINGS = "What Of How Where Why When Whether Who".split()  # first words of modules' and classes' docstrings
 # First words that end like the third person of a verb, but for these nouns and names.
 THIRD_PERSON = re.compile(r"(?!(?:As|Pass|Process|Compress|Address|Press|Cross|Discuss)$)[A-Z][a-z]+s$")
@@ -68,7 +71,7 @@ def wrong_first_words(path: Path) -> Iterator[tuple[int, str]]:
         word = first_word(text)
         if isinstance(node, ast.FunctionDef) and not is_property(node):
             is_noun = text.split()[1:2] == ["of"]  # "Number of ..."
-            if word in NOT_FIRST or is_noun or not word[0].isupper() or THIRD_PERSON.match(word):
+            if word in NOT_FIRST or is_noun or not word[0].isupper() or THIRD_PERSON.match(word) or "'" in word:
                 yield line, f"{node.name}: {text.splitlines()[0]}"
         elif word in NO_THINGS:
             yield line, text.splitlines()[0]
