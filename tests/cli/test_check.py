@@ -1,6 +1,5 @@
 """`codert check`: all that training checks before its first step, without a file left behind."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,10 +7,6 @@ import pytest
 
 from nemo_codert.cli import main as command
 from tests.models.teacher_files import save_teacher
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("nemo_codert.training.run") is None, reason="needs nemo_codert.training.run"
-)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""The commands of README.md and docs/training.md, from their text and in their order, on tiny data with few steps.
+"""The commands of docs/training.md, from its text and in its order, on tiny data with few steps.
 
-`codert` runs in this process. What is not run is listed in NOT_RUN with the reason; tests/test_docs.py looks at the
-commands of all other pages.
+`codert` runs in this process; tests/package runs README.md with the installed package. What is not run is listed in
+NOT_RUN with the reason; tests/test_docs.py looks at the commands of all other pages.
 """
 
 import json
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -224,10 +225,10 @@ def codert(arguments: list[str]) -> None:
     assert not status, f"codert {shlex.join(arguments)}: {status}"
 
 
-def walk(text: str, longer: dict[str, list[str]], folder: Path) -> list[str]:
+def walk(text: str, longer: dict[str, list[str]], folder: Path, codert: Callable = codert) -> list[str]:
     """Run the commands of a text in their order and return those that were run, by their first two or three words.
 
-    longer: start of a `codert` command -> what is appended to it.
+    longer: start of a `codert` command -> what is appended to it. codert: runs one with its arguments.
     """
     done = []
     for words in shell_commands(text):
@@ -245,28 +246,6 @@ def walk(text: str, longer: dict[str, list[str]], folder: Path) -> list[str]:
                     (run_folder.parent / "DATE").symlink_to(run_folder)
         done.append(words[1] if words[0] == "codert" else words[0])
     return done
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run_as_written(workplace, monkeypatch, capsys):
-    monkeypatch.chdir(workplace)
-    longer = {
-        "prepare synthetic": TINY_CORPUS,
-        "train": FEW_STEPS,
-        "compare": TINY_COMPARISON,
-        "analyze": ["--utterances", "1"],
-    }
-    done = walk(README, longer, workplace)
-    journey = ["prepare", "train", "cp", "new", "check", "train", "compare", "analyze", "evaluate", "export", "export"]
-    assert done == ["--help", *journey]
-    out = capsys.readouterr().out
-    assert "WER" in out and "| student |" in out.replace("  ", " ")
-    assert {"pair.nemo", "student.nemo", "student.md", "data_report.json"} <= names_in(workplace / "runs" / "pair")
-    assert (workplace / "my_pair" / "pair.yaml").is_file()
-    assert "student" in (workplace / "runs" / "comparison" / "table.md").read_text()
-    assert (workplace / "runs" / "logits" / "report.html").is_file()
-    assert {"encoder.onnx", "encoder.int8.onnx", "joiner.onnx", "tokens.txt"} <= names_in(workplace / "sherpa")
-    assert (workplace / "student.nemo").is_file()
 
 
 @pytest.mark.slow
