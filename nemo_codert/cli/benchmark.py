@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_codert.benchmark.run import DEVICES, PARTS, BenchmarkSettings, run_benchmark
 from nemo_codert.cli import console
+from nemo_codert.training.memory import keep_freed_memory
 
 DESCRIPTION = """
 Cost of training and decoding: the loss, whole training steps and the exported student, each against stock NeMo.
@@ -116,5 +117,5 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     if options.device == "cpu":
-        console.keep_freed_memory()
+        keep_freed_memory()
     return console.exit_status(lambda: run(options), options)
