@@ -1,14 +1,14 @@
 """Plain technical English in code, docs and messages: the rules that can be counted.
 
 Docstrings of functions begin with a verb, trailing comments with a noun or verb, code is not a person, one term each.
-`OPEN` has the number of faults that a room may still have; it only shrinks.
+`PUBLISHED` has the texts that stay as they are.
 """
 
 import ast
 import io
+import json
 import re
 import tokenize
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "nemo_codert").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 # Not docs/study: published tables are rebuilt byte by byte.
-TEXTS = [*sorted(path for path in (ROOT / "docs").rglob("*.md") if "study" not in path.parts), ROOT / "README.md"]
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "study" not in path.parts)
+TEXTS = [*PAGES, ROOT / "docs/tutorial.ipynb", ROOT / "README.md"]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 NOT_FIRST = "What Of The How Where Why Which When Whether Whose Who A An One Every Everything Without".split()
@@ -33,31 +34,19 @@ BARE = re.compile(rf"#\s*(?:{'|'.join(PREPOSITIONS)})\s", re.IGNORECASE)
 # "is no longer" and "there is no" are plain English; "is no X" for "is not an X" is not.
 NO_NOUN = re.compile(r"(?<!there )(?<!There )\b(?:is|are|was) no (?!more\b|less\b|\w+er\b)\w+")
 PERSON = re.compile(
-    r"\b(?:strangers?|whoever|nobody|somebody|hears?|heard|says|said|tells|told|knows|asks|asked|handed)\b",
+    r"\b(?:strangers?|whoever|whom|nobody|somebody|everybody|anybody|hears?|heard|says|said|tells|told|knows|asks|asked"
+    r"|handed|wants|thinks|believes|remembers|complains)\b|\bwho (?:runs|reads|writes|calls|computes)\b",
     re.IGNORECASE,
 )
 TERMS = re.compile(r"\banew\b", re.IGNORECASE)
 
-# (rule, room) -> faults that are not yet mended.
-OPEN: dict[tuple[str, str], int] = {
-    ("first word", "models"): 8,
-    ("first word", "scripts"): 13,
-    ("bare preposition", "scripts"): 3,
-    ("is no", "models"): 4,
-    ("is no", "scripts"): 1,
-    ("person", "analysis"): 1,
-    ("person", "compare"): 2,
-    ("person", "docs"): 8,
-    ("person", "evaluation"): 1,
-    ("person", "models"): 2,
-    ("person", "scripts"): 12,
-    ("one term", "scripts"): 4,
+# Notes below every published table in docs/study, which is rebuilt byte by byte from its results.
+PUBLISHED = {
+    "nemo_codert/compare/tables.py": (
+        "decoded as the config says, of the checkpoint with the best d",
+        "over recordings of unnamed ones, says nothing of other speakers.",
+    )
 }
-
-
-def room_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).parts
-    return parts[1] if parts[0] == "nemo_codert" and len(parts) > 2 else parts[0] if len(parts) > 1 else parts[-1]
 
 
 def docstrings(path: Path) -> Iterator[tuple[ast.AST, int, str]]:
@@ -100,7 +89,7 @@ def bare_comments(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield docstrings, comments and texts of a file by line; of Markdown all but blocks of code."""
+    """Yield docstrings, comments and texts of a file by line; Markdown without blocks of code, notebooks by cell."""
     if path.suffix == ".py":
         yield from comments(path)
         kinds = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
@@ -112,6 +101,12 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
                     (token.start[0] + i, line) for i, line in enumerate(text.split("\n")) if " " in line.strip()
                 )
         return
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        yield from (
+            (number, re.sub(r"`[^`]*`", "", line)) for number, cell in enumerate(cells) for line in cell["source"]
+        )
+        return
     is_code = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.lstrip().startswith("```"):
@@ -121,7 +116,10 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def matches(pattern: re.Pattern[str], path: Path) -> Iterator[tuple[int, str]]:
-    yield from ((number, line.strip()) for number, line in prose(path) if pattern.search(line))
+    published = PUBLISHED.get(str(path.relative_to(ROOT)), ())
+    for number, line in prose(path):
+        if pattern.search(line) and not any(text in line for text in published):
+            yield number, line.strip()
 
 
 RULES = {
@@ -140,8 +138,10 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 def test_the_words_of_code_and_docs_keep_to_the_rule(name):
     rule, find, paths = RULES[name]
-    found = [(room_of(path), path, line, text) for path in paths for line, text in find(path)]
-    counts = Counter(room for room, *_ in found)
-    over = {room for room, count in counts.items() if count > OPEN.get((name, room), 0)}
-    listed = [f"{path.relative_to(ROOT)}:{line}: {text[:100]}" for room, path, line, text in found if room in over]
-    assert not over, f"{rule}:\n  " + "\n  ".join(listed)
+    found = [f"{path.relative_to(ROOT)}:{line}: {text[:100]}" for path in paths for line, text in find(path)]
+    assert not found, f"{rule}:\n  " + "\n  ".join(found)
+
+
+def test_the_published_texts_are_still_there():
+    for name, texts in PUBLISHED.items():
+        assert all(text in (ROOT / name).read_text(encoding="utf-8") for text in texts)

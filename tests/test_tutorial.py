@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
+from nemo_codert.cli.main import SUBCOMMANDS
 from tests.conftest import REPOSITORY
 
 TUTORIAL = REPOSITORY / "docs" / "tutorial.ipynb"
@@ -37,8 +38,8 @@ def test_the_tutorial_runs_with_little_speech_and_few_steps(tmp_path, monkeypatc
     nbclient.NotebookClient(notebook, kernel, timeout=600, resources=settings).execute()
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"corpus", "curves", "curves.png", "logits", "pair.nemo", "student.nemo", "teacher.nemo"} <= made
-    said = [text_of(cell).count("said: ") for cell in notebook.cells if cell.cell_type == "code"]
-    assert max(said) == 5  # stock NeMo transcribed five files
+    texts = [text_of(cell).count("reference: ") for cell in notebook.cells if cell.cell_type == "code"]
+    assert max(texts) == 5  # stock NeMo transcribed five files
     pictures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
     assert len(pictures) == 3
 
@@ -54,10 +55,10 @@ def test_the_tutorial_is_kept_with_its_pictures_and_names_no_folder_of_a_machine
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", shown)
 
 
-def test_every_document_and_script_that_the_tutorial_names_is_there():
+def test_every_document_and_command_that_the_tutorial_names_is_there():
     source = "".join("".join(cell["source"]) for cell in json.loads(TUTORIAL.read_text(encoding="utf-8"))["cells"])
     for target in re.findall(r"\]\(([\w./]+)\)", source):
         assert (TUTORIAL.parent / target).exists(), target
-    for script in re.findall(r'run\(\s*"(\w+\.py)"', source):
-        assert (REPOSITORY / "scripts" / script).is_file(), script
+    names = re.findall(r'codert\(\s*"(\w+)"', source)
+    assert names == ["analyze", "evaluate", "verify"] and set(names) <= SUBCOMMANDS.keys()
     assert Path(REPOSITORY / "requirements-deploy.txt").is_file()

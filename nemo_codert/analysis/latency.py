@@ -74,6 +74,12 @@ def measure_latency(settings: LatencySettings) -> Iterator[ModelDelays]:
 
     Raises:
         ValueError: settings, files or data that cannot be used, or models that cannot be compared.
+
+    Example:
+        >>> next(measure_latency(LatencySettings(["pair.nemo"], ["test.json"])))  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is pair.nemo: no such file. Give the path of a .nemo or .ckpt file
     """
     settings.check()
     import torch
@@ -115,5 +121,7 @@ def _student_and_teacher(path: str | Path, model: Any, teacher: Any) -> "list[Br
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if len(branches) < 2:
-        raise ValueError(f"{path} is one RNN-T and no pair: name the teacher to measure it against with `teacher`")
+        raise ValueError(
+            f"{path} is a single RNN-T, not a pair: name the teacher to measure it against with `teacher`"
+        )
     return branches

@@ -64,7 +64,7 @@ class LogitSettings:
             raise ValueError(f"`top_k` is {self.top_k}, wanted {MOST_PIECES} or fewer")
         require_choice("branch", self.branch, BRANCHES)
         if self.teacher is not None and self.branch != "both":
-            raise ValueError(f"`branch` is {self.branch}, but `teacher` asks for both: leave one of them out")
+            raise ValueError(f"`branch` is {self.branch}, but `teacher` needs both: leave one of them out")
         read_manifest(self.manifest)
 
 
@@ -80,6 +80,12 @@ def analyze_logits(settings: LogitSettings, output_dir: str | Path) -> "LogitRep
 
     Raises:
         ValueError: settings, models, manifest, audio or folder that cannot be used; nothing is left behind.
+
+    Example:
+        >>> analyze_logits(LogitSettings("test.json", ["pair.nemo"]), "logits")  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is pair.nemo: no such file. Give the path of a .nemo or .ckpt file
     """
     settings.check()
     from nemo_codert.analysis.report import new_folder, write_logit_report

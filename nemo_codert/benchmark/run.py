@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_codert.config.arguments import require_choice
-from nemo_codert.files.folders import folder_to_fill
+from nemo_codert.files.atomic import folder_to_fill
 
 if TYPE_CHECKING:
     from nemo_codert.benchmark.additive_loss import LossShape
@@ -93,7 +93,7 @@ class BenchmarkSettings:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` is {value}, wanted a number above 0")
         if min(*self.vocabularies, self.lattices_vocabulary) < 1:
-            raise ValueError("`vocabularies` and `lattices_vocabulary` want numbers above 0")
+            raise ValueError("`vocabularies` and `lattices_vocabulary`: wanted numbers above 0")
         if self.largest_lattice is not None and not self.largest_lattice >= 0:
             raise ValueError(f"`largest_lattice` is {self.largest_lattice}, wanted a number of GB, 0 or more")
 
@@ -123,12 +123,18 @@ def run_benchmark(
 
     Raises:
         ValueError: settings that cannot be used, a device that is not there, a folder that cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> settings = BenchmarkSettings(only=("joint",), joint_shapes=[(1, 4, 2, 3)], rounds=1, memory=False)
+        >>> [row.name for row in run_benchmark(settings, tempfile.mkdtemp()).rows][0]
+        'chunked_joint_rnnt_loss'
     """
     settings.check()
     import torch
 
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("`device` is cuda, but torch sees no GPU here: leave the option out")
+        raise ValueError("`device` is cuda, but torch finds no GPU here: leave the option out")
     if "step" in settings.only:
         _check_steps(settings)
     with folder_to_fill(output_dir, "output_dir") as folder:

@@ -114,6 +114,12 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
 
     Raises:
         ValueError: settings, files or data that cannot be used. Faults of any model's config are raised by the call.
+
+    Example:
+        >>> evaluate_models(EvaluationSettings(["student.nemo"], ["test.json"]))  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is student.nemo: no such file. Give the path of a .nemo file
     """
     settings.check()
     from nemo_codert.benchmark.model_sizes import distinct_names
@@ -126,7 +132,7 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
     for model in models if settings.several else ():
         cfg = restored_config(model)  # a fault of the last model is raised before the first transcribes
         if settings.branch == "teacher" and not is_pair(cfg):
-            raise ValueError(f"`branch` is teacher, but {model}: this model is one RNN-T and no pair")
+            raise ValueError(f"`branch` is teacher, but {model}: this model is a single RNN-T, not a pair")
     entries = [entry for manifest in settings.manifests for entry in usable_entries(manifest)]
     return (_evaluated(model, name, entries, settings) for model, name in zip(models, names, strict=True))
 

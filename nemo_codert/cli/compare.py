@@ -1,9 +1,9 @@
 """Train several strategies over seeds and folds alike and compare their students, with intervals.
 
-    python scripts/compare_strategies.py --config-name fsdd --data-dir data/fsdd --output-dir runs/comparison \\
+    codert compare --config-name fsdd --data-dir data/fsdd --output-dir runs/comparison \\
         --strategies student tandem_kd shared_kd --seeds 0-4 --jobs 2 -- model.optim.lr=5e-4
 
---data-dir is a corpus as scripts/prepare_data.py leaves it (train.json, dev.json, test*.json, tokenizer/), or a folder
+--data-dir is a corpus as codert prepare leaves it (train.json, dev.json, test*.json, tokenizer/), or a folder
 of such corpora, the folds. Every fold, strategy and seed is one cell: a training in a process of its own, with the
 same updates, data order and student at the start for all strategies of a seed. A static strategy brings `teacher` with
 it and takes the teacher of its own fold and seed. Hydra overrides after `--` are for all strategies, --override
@@ -29,7 +29,7 @@ from pathlib import Path
 from nemo_codert.compare import run
 from nemo_codert.compare.plan import BASELINE
 
-# Without effect where nothing is trained.
+# Options that have no effect where nothing is trained.
 TRAINING_OPTIONS = ("data_dir", "strategies", "seeds", "folds", "max_steps", "override", "only", "overrides")
 
 
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before or after the trainings
+    except KeyboardInterrupt:  # outside the trainings, which handle an interrupt themselves
         print(run.INTERRUPTED, file=sys.stderr)
         return 130
 

@@ -1,6 +1,6 @@
 """From nothing to a distilled student in one command, on two CPU cores.
 
-    python scripts/quickstart.py --output-dir quickstart_run
+    codert quickstart --output-dir quickstart_run
 
 Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a teacher and a student
 that share their prediction network with in-place distillation, evaluates both on unseen voices, exports the student
@@ -166,7 +166,7 @@ def transcribe_in_stock_nemo(model: Path, manifest: Path) -> dict[str, object]:
     name, joint, texts = json.loads(lines[0].removeprefix("TEXTS "))
     print(f"{name} with {joint}:")
     for entry, text in zip(entries, texts, strict=True):
-        print(f"  said: {entry['text']}\n  read: {text}")
+        print(f"  reference:  {entry['text']}\n  transcript: {text}")
     return {"model": name, "joint": joint, "pairs": [[e["text"], t] for e, t in zip(entries, texts, strict=True)]}
 
 
@@ -190,7 +190,7 @@ def write_quickstart_report(
     from nemo_codert.evaluation.learning_curves import plot_curves, read_curves
 
     plot_curves(read_curves(run), folder / "learning_curves.png")
-    read = "\n".join(f"| {said} | {text} |" for said, text in stock["pairs"])
+    texts = "\n".join(f"| {reference} | {text} |" for reference, text in stock["pairs"])
     report = f"""# Quickstart: a student distilled in place
 
 Teacher and student were trained together in {minutes:.1f} minutes (corpus, training and evaluation), sharing their
@@ -207,9 +207,9 @@ prediction network, on {CORPUS_SIZES["train"]} synthetic utterances. The test se
 `student.nemo` restored as `{stock["model"]}` with `{stock["joint"]}`, in a process where `nemo_codert` cannot be
 imported:
 
-| said | read |
-|------|------|
-{read}
+| reference | transcript |
+|-----------|------------|
+{texts}
 """
     (folder / "report.md").write_text(report)
 

@@ -1,6 +1,6 @@
 """Train a teacher and its student together, or either of them alone.
 
-    python scripts/train.py --config-name=fsdd strategy=shared_kd \\
+    codert train --config-name=fsdd strategy=shared_kd \\
         model.train_ds.manifest_filepath=data/fsdd/train.json \\
         model.validation_ds.manifest_filepath=data/fsdd/dev.json \\
         model.tokenizer.dir=data/fsdd/tokenizer exp_manager.exp_dir=runs/fsdd
@@ -17,7 +17,7 @@ the list of dropped utterances, `pair.nemo` (for more training, evaluation of bo
 `student.nemo`, a stock NeMo model, with its model card `student.md`. strategy=student leaves `lone_student.nemo` in
 place of the pair, strategy=teacher `teacher.nemo` alone. With model.test_ds.manifest_filepath (a path or a list) the
 trained models then transcribe these manifests: `predictions/{student,teacher}/MANIFEST.json` and
-`MANIFEST_summary.json`, as scripts/evaluate.py writes.
+`MANIFEST_summary.json`, as codert evaluate writes.
 
 Exit status 1: a setting, a file or the training is at fault; one line names it.
 """
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_or_exit(cfg: "DictConfig") -> None:
-    """Train as a config says; where that fails for a known reason, exit with one `error:` line and status 1."""
+    """Train from a config; for a failure with a known reason, exit with one `error:` line and status 1."""
     import torch
     from hydra.errors import InstantiationException
     from lhotse.audio.utils import AudioLoadingError
@@ -92,7 +92,7 @@ def train_or_exit(cfg: "DictConfig") -> None:
     try:
         training.complete(run)
     except SIGTERMException:  # a SystemExit of status 0, as if the run were complete
-        sys.exit("error: SIGTERM ended this run. exp_manager.resume_if_exists=true goes on from its last checkpoint")
+        sys.exit("error: SIGTERM ended this run. exp_manager.resume_if_exists=true resumes from its last checkpoint")
     # A full disk, a file to resume from, numbers that are not finite, lost audio. Earlier files are untouched.
     except (OSError, RefusedCheckpoint, FloatingPointError, AudioLoadingError) as error:
         sys.exit(f"error: {fault(error)}")

@@ -38,7 +38,7 @@ def find_folds(data_dir: Path, names: Sequence[str] | None) -> dict[str, Fold]:
     if not folders:
         raise ValueError(
             f"--data-dir is {data_dir}: neither it nor a folder in it holds a train.json. "
-            "scripts/prepare_data.py makes a corpus"
+            "codert prepare makes a corpus"
         )
     for name in names or ():
         if name not in folders:
@@ -66,7 +66,7 @@ def _fold(data_dir: Path, folder: str) -> Fold:
     audio = {f"audio of {file}": _hash_of_audio(read_manifest(root / file)) for file in files}
     files.append("tokenizer/tokenizer.model")
     if not (root / files[-1]).is_file():
-        raise ValueError(f"{root / files[-1]} is missing: scripts/prepare_data.py makes a tokenizer")
+        raise ValueError(f"{root / files[-1]} is missing: codert prepare makes a tokenizer")
     hashes = {file: hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files}
     return Fold(folder, tests, {**hashes, **audio})
 

@@ -5,6 +5,7 @@ again without it.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ OWN_KEYS = (
 )
 # Keys that define a strategy: overriding them for all would erase the difference that is measured.
 STRATEGY_KEYS = tuple(f"model.codert.{key}" for key in ("teacher", "share_decoder", "distillation.weight"))
+TERM_WEIGHT = re.compile(r"model\.codert\.distillation\.\w+\.weight")  # one more: the weight of a named term
 # Keys that are the same for all strategies, so that updates, data order and student are.
 SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
 SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "model.test_ds", "model.model_defaults")
@@ -272,11 +274,17 @@ def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[
             )
     for override in for_all:
         key = _key(override)
-        if any(_is_below(key, (own,)) or _is_below(own, (key,)) for own in STRATEGY_KEYS):
+        if _defines_a_strategy(key):
             raise ValueError(
                 f"{override!r} would undo what makes the strategies differ. Give it to one: "
                 f"--override STRATEGY:{override}"
             )
+
+
+def _defines_a_strategy(key: str) -> bool:
+    if TERM_WEIGHT.fullmatch(key):
+        return True
+    return any(_is_below(key, (own,)) or _is_below(own, (key,)) for own in STRATEGY_KEYS)
 
 
 def _key(override: str) -> str:

@@ -39,7 +39,7 @@ STRATEGIES = ["student", "tandem_kd", "shared_kd"]
 SEEDS = [0, 1, 2]
 PACKAGES = ("nemo_toolkit", "torch")
 TRAINER = [sys.executable, "-m", "nemo_codert.cli.train"]
-INTERRUPTED = "interrupted: the same command goes on from here"
+INTERRUPTED = "interrupted: the same command resumes from here"
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,16 @@ class Comparison:
 
     Attributes:
         output_dir: folder of the comparison, new or of the same settings.
-        data_dir: a corpus as scripts/prepare_data.py leaves it, or a folder of such corpora, the folds.
+        data_dir: a corpus as `codert prepare` leaves it, or a folder of such corpora, the folds.
         config_name: one of the shipped configs.
         strategies: names of conf/strategy (student, tandem_kd, shared_kd).
-        seeds: of the trainings, each 0 or more (0, 1, 2). folds: names of some of the corpora (all).
+        seeds: of the trainings, each 0 or more (0, 1, 2).
+        folds: names of some of the corpora (all).
         max_steps: optimizer steps of every training (those of the config).
-        overrides: Hydra's, for all strategies. strategy_overrides: for one, by its name.
-        jobs: trainings at a time. threads: of each training.
+        overrides: Hydra's, for all strategies.
+        strategy_overrides: Hydra's for one strategy, by its name.
+        jobs: trainings at a time.
+        threads: of each training.
         only: train these strategies of the comparison now.
         keep_models: False deletes the .nemo files of finished trainings but the teachers'.
         against: strategy that the tables compare with (student).

@@ -77,7 +77,7 @@ class Runner:
     lock: int
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
-    _code: dict[Cell, str] = field(default_factory=dict)  # at its start: a training does not read later changes
+    _code: dict[Cell, str] = field(default_factory=dict)  # hash of the code at the start of a training
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:
@@ -125,7 +125,7 @@ class Runner:
 
     def _start(self, cell: Cell) -> None:
         folder = self.folder / cell.folder
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not finish
+        shutil.rmtree(folder, ignore_errors=True)  # an attempt that did not finish may have left files
         folder.mkdir(parents=True)
         arguments = training_arguments(self.settings, cell, str(self.data_dir), str(self.folder))
         command = [*self.trainer, *arguments]

@@ -76,6 +76,17 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
+
+    Returns:
+        The config with all defaults filled in.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> checked_config(OmegaConf.create({"student": {"encoder": {}}, "codert": {"share_decode": True}}))
+        Traceback (most recent call last):
+        ...
+        ValueError: The model config cannot be used:
+          - ...
     """
     cfg = _resolved(cfg)
     problems: list[str] = []

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.shipped import conf_folder
 
@@ -66,7 +67,7 @@ class ConfigSearch:
         others = self.places[1:]
         if not others or any(_key(override) == "hydra.searchpath" for override in self.overrides):
             return [*self.overrides]
-        places = ",".join(_quoted(f"{FILE_PLACE}{place}") for place in others)
+        places = ",".join(hydra_value(f"{FILE_PLACE}{place}") for place in others)
         return [*self.overrides, f"hydra.searchpath=[{places}]"]
 
 
@@ -282,7 +283,3 @@ def _content(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, wanted a mapping of keys")
     return content, text
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"

@@ -22,6 +22,15 @@ class PairParts:
         student_ctc_head: of a hybrid student, else None.
         teacher_frames_per_student_frame: 1 or more, see `nemo_codert.losses.group_frames`.
         nemo_loss: NeMo's RNN-T loss of the model: its kernel, blank, FastEmit and reduction.
+
+    Example:
+        A criterion with parameters of its own reads their sizes here:
+
+        >>> from types import SimpleNamespace
+        >>> branch = SimpleNamespace(encoder=SimpleNamespace(d_model=64))
+        >>> parts = PairParts({}, branch, branch, None, teacher_frames_per_student_frame=2, nemo_loss=None)
+        >>> nn.Linear(parts.student.encoder.d_model, 8).weight.shape
+        torch.Size([8, 64])
     """
 
     cfg: DictConfig

@@ -1,4 +1,4 @@
-"""Data: NeMo manifests and their screening, tokenizers, and the recipes behind `scripts/prepare_data.py`.
+"""Data: NeMo manifests and their screening, tokenizers, and the recipes behind `codert prepare`.
 
 Reading order: manifest.py, audio_files.py, screening.py with data_report.py, corpus.py, then one recipe (synthetic.py
 with sentences.py and espeak.py, digits.py, librispeech.py). Importing this package imports neither torch nor NeMo.

@@ -19,13 +19,27 @@ NOT_CHECKED = "not a plain manifest: not checked"
 
 
 class DataReport:
-    """Outcome of the screening of each manifest of a run."""
+    """Outcome of the screening of each manifest of a run.
+
+    Example:
+        >>> report = DataReport()
+        >>> report.add("train_ds", "train.json", Screening(usable=[{"audio_filepath": "a.wav"}]))
+        >>> print(report.table())
+          section   utterances  what        such as
+          train_ds           1  used, of 1  train.json
+    """
 
     def __init__(self) -> None:
         self.manifests: list[dict[str, Any]] = []
 
     def add(self, section: str, manifest: str, screening: Screening) -> None:
-        """Note the outcome of one manifest of a config's section such as `train_ds`."""
+        """Add the outcome of one manifest.
+
+        Args:
+            section: of the config that names the manifest, such as `train_ds`.
+            manifest: its path.
+            screening: of `nemo_codert.data.screen_manifest`.
+        """
         notices = [
             *_groups(screening.noticed, "notice"),
             *_group(LOW_RATE, screening.low_rate),
@@ -45,7 +59,7 @@ class DataReport:
         )
 
     def add_unchecked(self, section: str) -> None:
-        """Note that a section is not of plain manifests."""
+        """Add a section that is not of plain manifests."""
         self.manifests.append({"section": section, "manifest": None, "noticed": [{"reason": NOT_CHECKED}]})
 
     def write(self, folder: Path) -> Path:

@@ -34,7 +34,14 @@ class LineFault:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that cannot be used. number: counted from 1. reason: one of LineFault. detail: found and wanted value."""
+    """A line that cannot be used.
+
+    Attributes:
+        number: counted from 1.
+        reason: one of `LineFault`.
+        detail: the value that was found and the value that is wanted.
+        content: the start of the line.
+    """
 
     number: int
     reason: str
@@ -97,6 +104,14 @@ def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine
 
     Raises:
         ValueError: a missing or empty file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "train.json"
+        >>> _ = path.write_text('{"audio_filepath": "a.wav", "duration": 1.5, "text": "yes"}\\nnot JSON\\n')
+        >>> entries, bad = parse_manifest(path)
+        >>> len(entries), bad[0].number, bad[0].reason
+        (1, 2, 'manifest line that is not JSON')
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -137,6 +152,12 @@ def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
 
     Raises:
         OSError: the file cannot be written, such as on a full disk; names `path`.
+
+    Example:
+        >>> import tempfile
+        >>> entry = {"audio_filepath": "a.wav", "duration": 1.5, "text": "yes"}
+        >>> print(write_manifest(Path(tempfile.mkdtemp()) / "train.json", [entry]).read_text(), end="")
+        {"audio_filepath": "a.wav", "duration": 1.5, "text": "yes"}
     """
     path = Path(path)
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:

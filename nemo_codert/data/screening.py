@@ -35,7 +35,12 @@ MAX_THREADS = 8
 
 
 class Reason(AudioFault):
-    """Reasons for which an utterance cannot be used: values of "reason" in the list of dropped utterances."""
+    """Reasons for which an utterance cannot be used: values of "reason" in the list of dropped utterances.
+
+    Example:
+        >>> Reason.EMPTY_TEXT
+        'empty transcript'
+    """
 
     EMPTY_TEXT = "empty transcript"
     TOO_LONG_TEXT = "more tokens than encoder frames"
@@ -68,6 +73,11 @@ class Loader:
         resizing: settings by which lhotse changes durations before comparing them with the limits.
         resized_limits: the limits in seconds where `resizing` is not empty; min_duration and max_duration are then
             infinite.
+
+    Example:
+        >>> loader = Loader.of({"use_lhotse": True, "min_duration": 0.5}, "model.train_ds")
+        >>> loader.min_duration, loader.max_duration, loader.mono_only
+        (0.5, inf, False)
     """
 
     min_duration: float = -math.inf
@@ -133,10 +143,19 @@ class Loader:
 class Screening:
     """Entries of one manifest, audio paths resolved, in lists.
 
-    `usable`; `dropped`, which are faulty (lines that cannot be read among them, first), and `outside`, which the
-    loader's limits leave out, each with its "reason". `unspelled` are those of `usable` whose transcript holds
-    a character that the tokenizer lacks, `noticed` those with a "notice", `low_rate` those below the model's
-    sample rate.
+    Args:
+        usable: entries that can be used.
+        dropped: faulty entries, each with its "reason"; lines that cannot be read come first.
+        outside: entries that the loader's limits leave out, each with its "reason".
+        unspelled: those of `usable` whose transcript has a character that the tokenizer lacks.
+        noticed: those of `usable` with a "notice".
+        low_rate: those of `usable` below the model's sample rate.
+        decoded: number of utterances whose samples were all decoded.
+
+    Example:
+        >>> screening = Screening(usable=[{}], dropped=[{"reason": Reason.EMPTY_TEXT}])
+        >>> screening.total, screening.counts()
+        (2, {'empty transcript': 1})
     """
 
     usable: list[dict[str, Any]] = field(default_factory=list)
@@ -145,7 +164,7 @@ class Screening:
     unspelled: list[dict[str, Any]] = field(default_factory=list)
     noticed: list[dict[str, Any]] = field(default_factory=list)
     low_rate: list[dict[str, Any]] = field(default_factory=list)
-    decoded: int = 0  # number of utterances whose samples were all decoded
+    decoded: int = 0
 
     @property
     def total(self) -> int:
@@ -200,6 +219,13 @@ def screen_manifest(
 
     Raises:
         ValueError: a missing or empty manifest, an unknown audio_check, or arguments that need `tokenize`.
+
+    Example:
+        >>> import tempfile
+        >>> entry = {"audio_filepath": "a.wav", "duration": 1.5, "text": "yes"}
+        >>> manifest = write_manifest(Path(tempfile.mkdtemp()) / "train.json", [entry])
+        >>> screen_manifest(manifest, progress=False).counts()
+        {'audio file missing': 1}
     """
     if tokenize is None and (seconds_per_frame is not None or unk_id is not None):
         raise ValueError("seconds_per_frame and unk_id need tokenize: give it too, or neither of them.")
@@ -261,6 +287,16 @@ def screen_dataset(
     Raises:
         ValueError: an unknown policy, faulty utterances with "refuse", no usable utterance left, or no usable
             transcript that the tokenizer can spell.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy, soundfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> soundfile.write(folder / "a.wav", numpy.sin(numpy.arange(16000) / 20), 16000)
+        >>> lines = [{"audio_filepath": f"{name}.wav", "duration": 1.0, "text": "yes"} for name in ("a", "b")]
+        >>> manifest = write_manifest(folder / "train.json", lines)
+        >>> screen_dataset(manifest, policy="drop", output_dir=folder / "run", name="train", progress=False).name
+        'train_usable.json'
     """
     if policy not in ("drop", "refuse"):
         raise ValueError(f"bad_utterances is {policy!r}: use 'drop' (counted and listed) or 'refuse'.")
@@ -272,7 +308,7 @@ def screen_dataset(
     if not any(loader.may_pass(entry["duration"]) for entry in screening.usable):
         raise ValueError(
             f"{manifest_path}: after {', '.join(loader.resizing)} no utterance is within min_duration and "
-            "max_duration, and lhotse would look for one for ever. Change the limits: none is usable."
+            "max_duration, and lhotse would search for one without end. Change the limits: none is usable."
         )
     if screening.unspelled:
         _report_unspelled(manifest_path, screening, tokenize, unk_id, folder / f"{name}_unspelled.json")

@@ -26,8 +26,16 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
         output_dir: folder of the tokenizer.
         vocab_size: number of pieces.
 
+    Returns:
+        `output_dir` as a Path.
+
     Raises:
         ValueError: no text, or texts that support fewer or need more pieces than `vocab_size`.
+
+    Example:
+        >>> folder = train_tokenizer(["put the small lamp to the bed"], tempfile.mkdtemp(), vocab_size=24)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['tokenizer.model', 'tokenizer.vocab', 'vocab.txt']
     """
     output_dir = Path(output_dir)
     lines = [text.strip() for text in texts if text.strip()]

@@ -6,24 +6,27 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nemo_codert.config.criteria import ONE_TERM, TERM_LOSS
+
 Curves = dict[str, list[tuple[int, float]]]  # name -> (optimizer step, value) in order
 
-CURVES = (
-    (
-        "RNN-T loss, nats per utterance",
-        {
-            "train_rnnt_loss_student": "student, training",
-            "train_rnnt_loss_teacher": "teacher, training",
-            "val_loss": "student, dev",
-        },
-    ),
-    ("WER on dev, %", {"val_wer": "student", "val_wer_teacher": "teacher"}),
-    ("Distillation, nats per utterance", {"train_distillation_loss": "KL(teacher || student)"}),
-)
+BRANCH_LOSSES = {
+    "train_rnnt_loss_student": "student, training",
+    "train_rnnt_loss_teacher": "teacher, training",
+    "train_ctc_loss_student": "student's CTC, training",
+    "val_loss": "student, dev",
+}
+WERS = {"val_wer": "student", "val_wer_teacher": "teacher"}
 
 
 def read_curves(folder: str | Path) -> Curves:
-    """Read the scalars of a run: name -> (optimizer step, value) in order.
+    """Read the scalars of a run.
+
+    Args:
+        folder: of the run, with TensorBoard's event files.
+
+    Returns:
+        Name -> (optimizer step, value) in order.
 
     Raises:
         ValueError: no event file in the folder.
@@ -39,15 +42,42 @@ def read_curves(folder: str | Path) -> Curves:
     return {tag: sorted(points) for tag, points in curves.items()}
 
 
+def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
+    """Return the titles of the pictures of a run, each with the names of its curves and their labels.
+
+    Every term of `codert.distillation` that the run logged has a curve, under the name of the term.
+
+    Example:
+        >>> logged = {"train_distillation_loss": [(0, 1.0)], "train_distillation_loss_hidden": [(0, 2.0)]}
+        >>> panels(logged)[-1]
+        ('Distillation', {'train_distillation_loss': 'encoder', 'train_distillation_loss_hidden': 'hidden'})
+    """
+    others = {name: name.removeprefix(f"{TERM_LOSS}_") for name in sorted(curves) if name.startswith(f"{TERM_LOSS}_")}
+    if others:
+        distillation = "Distillation", {TERM_LOSS: ONE_TERM, **others}
+    else:
+        distillation = "Distillation, nats per utterance", {TERM_LOSS: "KL(teacher || student)"}
+    return [("RNN-T loss, nats per utterance", BRANCH_LOSSES), ("WER on dev, %", WERS), distillation]
+
+
 def plot_curves(curves: Curves, path: str | Path) -> Path:
-    """Draw losses, word error rates and the distillation term side by side as a PNG."""
+    """Draw losses, word error rates and the distillation terms side by side as a PNG.
+
+    Args:
+        curves: of `read_curves`.
+        path: of the PNG.
+
+    Returns:
+        `path` as a Path.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(CURVES), figsize=(15, 4), constrained_layout=True)
-    for axis, (title, names) in zip(axes, CURVES, strict=True):
+    shown = panels(curves)
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(15, 4), constrained_layout=True)
+    for axis, (title, names) in zip(axes, shown, strict=True):
         for name, label in names.items():
             if points := curves.get(name):
                 scale = 100.0 if "wer" in name else 1.0
@@ -67,11 +97,19 @@ def plot_curves(curves: Curves, path: str | Path) -> Path:
 def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[int, float, float]:
     """Return the number of common steps of two runs on the curve `name`, and the largest differences there.
 
+    Args:
+        reference, curves: of `read_curves`.
+        name: of the curve.
+
     Returns:
         Number of steps, largest absolute difference, largest relative difference.
 
     Raises:
         ValueError: no step in common.
+
+    Example:
+        >>> largest_difference({"loss": [(1, 4.0), (2, 2.0)]}, {"loss": [(2, 2.5), (3, 1.0)]}, "loss")
+        (1, 0.5, 0.25)
     """
     values, wanted = dict(curves.get(name, [])), dict(reference.get(name, []))
     steps = sorted(values.keys() & wanted.keys())
@@ -86,8 +124,12 @@ def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[in
 class Difference:
     """One curve of a run beside the first run's.
 
-    steps: how many both have. absolute, relative: the largest difference there, and it as a share of the first
-    run's value.
+    Args:
+        curve: its name.
+        run: name of the run.
+        steps: number of steps that both runs have.
+        absolute: the largest difference at these steps.
+        relative: the largest difference as a share of the first run's value.
     """
 
     curve: str

@@ -175,10 +175,10 @@ def report(deployed: Sequence[Deployed], references: Sequence[str], show: int) -
         same = f"{program.agreement(first)} of {len(references)}"
         lines.append(f"| {program.name} | {rate} | {change} | {same} | {program.megabytes:.2f} MB |")
     names = " | ".join(program.name for program in deployed)
-    lines += ["", f"| said | {names} |", "|---" * (len(deployed) + 1) + "|"]
-    for i, said in enumerate(references[:show]):
+    lines += ["", f"| reference | {names} |", "|---" * (len(deployed) + 1) + "|"]
+    for i, reference in enumerate(references[:show]):
         texts = [program.texts[i] if program is first else _against(first, program, i) for program in deployed]
-        lines.append("| " + " | ".join([said, *texts]) + " |")
+        lines.append("| " + " | ".join([reference, *texts]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -58,7 +58,7 @@ def _own_settings(path: Path, complete: DictConfig) -> DictConfig:
     cfg = OmegaConf.load(path)
     missing = [key for key in _leaves(complete) if key not in _leaves(cfg)]
     if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} missing. NeMo has no defaults: begin with a copy of ours")
+        raise ValueError(f"{path}: {', '.join(missing)} missing. NeMo has no defaults: copy the shipped file")
     if cfg.pipeline_type != complete.pipeline_type:
         raise ValueError(f"{path}: pipeline_type is {cfg.pipeline_type!r}, wanted {complete.pipeline_type}")
     return cfg
@@ -83,10 +83,7 @@ def refuse_unfit(cfg: DictConfig, model_cfg: DictConfig) -> None:
 
 def _model_problems(model_cfg: DictConfig) -> list[str]:
     if is_pair(model_cfg):
-        return [
-            "the file is a pair, of which NeMo would run the teacher: export a branch first "
-            "(scripts/export_student.py)"
-        ]
+        return ["the file is a pair, of which NeMo would run the teacher: export a branch first (codert export)"]
     if "subsampling_factor" in model_cfg.encoder and model_cfg.encoder._target_.endswith(".RNNEncoder"):
         return ["encoder is an RNNEncoder, which NeMo's pipelines cannot run (it has no subsampling_factor)"]
     return []
@@ -96,7 +93,7 @@ def _setting_problems(cfg: DictConfig, model_cfg: DictConfig) -> list[str]:
     problems, strategy, rate = [], cfg.asr.decoding.strategy, model_cfg.preprocessor.sample_rate
     keeps_state = cfg.pipeline_type == "cache_aware" or cfg.streaming.get("stateful")
     if keeps_state and strategy != DECODING:
-        problems.append(f"asr.decoding.strategy is {strategy!r}, wanted {DECODING}: it alone can go on from a chunk")
+        problems.append(f"asr.decoding.strategy is {strategy!r}, wanted {DECODING}, which alone continues over chunks")
     if cfg.streaming.sample_rate != rate:
         problems.append(f"streaming.sample_rate is {cfg.streaming.sample_rate}, the model's is {rate} Hz")
     for key, least in (("batch_size", 1), ("chunk_size", 0.01), ("left_padding_size", 0), ("right_padding_size", 0)):
@@ -117,7 +114,7 @@ def _cache_problems(model_cfg: DictConfig) -> list[str]:
         )
     if normalize not in UNNORMALISED:
         problems.append(
-            f"preprocessor.normalize is {normalize!r}, but this pipeline leaves features as they are, without a word: "
+            f"preprocessor.normalize is {normalize!r}, but this pipeline leaves features as they are, silently: "
             "train with NA, or take --pipeline buffered"
         )
     return problems

@@ -31,7 +31,15 @@ RECOGNISED_ALL_THE_SAME = (Reason.EMPTY_TEXT, Reason.SILENT, Reason.CONTRADICTIO
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One manifest: its entries with `pred_text` added, word errors, seconds of audio and of transcribing."""
+    """Outcome of transcribing one manifest.
+
+    Args:
+        manifest: its path.
+        predictions: its entries with `pred_text` added.
+        errors: word errors, summed.
+        audio_seconds: seconds of audio.
+        wall_seconds: seconds of transcribing.
+    """
 
     manifest: str
     predictions: list[dict[str, Any]]
@@ -93,6 +101,14 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
     """Transcribe a manifest with a stock model's own `transcribe`; the first utterance once more, as a warm-up.
 
     `transcribe` reseeds every random generator: never call this inside a run that is to be reproduced.
+
+    Args:
+        model: a stock model; `nemo_codert.models.open_model` opens one from a file.
+        manifest: NeMo manifest with transcripts.
+        batch_size: utterances transcribed at a time.
+
+    Returns:
+        Transcripts, word errors and times.
 
     Raises:
         ValueError: see `usable_entries`; also audio that breaks off.

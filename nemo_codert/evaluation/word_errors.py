@@ -12,7 +12,17 @@ import kaldialign
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Counts of one utterance or of many; instances can be added. `words` is the number of reference words."""
+    """Counts of one utterance or of many; instances can be added.
+
+    Args:
+        substitutions, insertions, deletions: errors by kind.
+        words: reference words.
+
+    Example:
+        >>> total = WordErrors(substitutions=1, words=4) + WordErrors(words=6)
+        >>> total.errors, total.wer
+        (1, 0.1)
+    """
 
     substitutions: int = 0
     insertions: int = 0
@@ -41,7 +51,18 @@ class WordErrors:
 
 
 def word_errors(reference: str, hypothesis: str) -> WordErrors:
-    """Count the errors of the best alignment; words are split at white space and compared unchanged."""
+    """Count the errors of the best alignment; words are split at white space and compared unchanged.
+
+    Args:
+        reference, hypothesis: texts.
+
+    Returns:
+        The counts.
+
+    Example:
+        >>> word_errors("one two three", "one too three four")
+        WordErrors(substitutions=1, insertions=1, deletions=0, words=3)
+    """
     words = reference.split()
     if words == (guess := hypothesis.split()):  # the most frequent case
         return WordErrors(words=len(words))
@@ -52,8 +73,18 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
 def total_word_errors(references: Iterable[str], hypotheses: Iterable[str]) -> WordErrors:
     """Sum the counts of several utterances.
 
+    Args:
+        references, hypotheses: texts, one a utterance, in the same order.
+
+    Returns:
+        The sum.
+
     Raises:
         ValueError: not as many hypotheses as references.
+
+    Example:
+        >>> total_word_errors(["one two", "three"], ["one", "three"]).wer  # 1 of 3 words
+        0.3333333333333333
     """
     pairs = zip(references, hypotheses, strict=True)
     return sum((word_errors(reference, hypothesis) for reference, hypothesis in pairs), WordErrors())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_codert.config.arguments import require_at_least, require_choice, require_file
-from nemo_codert.files.folders import folder_to_fill
+from nemo_codert.files.atomic import folder_to_fill, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +82,6 @@ def check_deployment(settings: DeploymentSettings, output_dir: str | Path) -> De
     from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
     from nemo_codert.export.stock_file import stock_of
-    from nemo_codert.files.atomic import whole_file
     from nemo_codert.models.open_model import open_model
 
     entries = usable_entries(settings.manifest)[: settings.limit]

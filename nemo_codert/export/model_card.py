@@ -1,6 +1,6 @@
 """A model card in the form that model hubs read: YAML front matter, then text. Missing facts are given as unknown.
 
-Does not import NeMo; results come from the files that scripts/evaluate.py and scripts/train.py write.
+Does not import NeMo; results come from the files that `codert evaluate` and `codert train` write.
 """
 
 import json
@@ -68,7 +68,7 @@ def read_error_rates(path: str | Path, *, branch: str, parameters: int) -> list[
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file. Give predictions or a summary that scripts/evaluate.py wrote")
+        raise ValueError(f"{path} is not a file. Give predictions or a summary that codert evaluate wrote")
     is_summary = path.stem.endswith("_summary")
     stem = path.stem.removesuffix("_summary")
     summary_path, predictions = path.with_name(f"{stem}_summary.json"), path.with_name(f"{stem}{path.suffix}")
@@ -95,13 +95,13 @@ def _summary(path: Path) -> dict[str, Any]:
             figures["manifest"], figures["utterances"], figures["words"], figures["wer"]
         return summary
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a summary that scripts/evaluate.py wrote. Evaluate the model") from error
+        raise ValueError(f"{path} is not a summary that codert evaluate wrote. Evaluate the model") from error
 
 
 def _predicted_results(path: Path, summary: dict[str, Any]) -> list[Result]:
     lines = read_manifest(path)
     if any("pred_text" not in line for line in lines):
-        raise ValueError(f"{path} has no pred_text: give predictions that scripts/evaluate.py wrote")
+        raise ValueError(f"{path} has no pred_text: give predictions that codert evaluate wrote")
     only = summary["sets"][0]["manifest"] if summary else str(path)
     sets: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
@@ -247,8 +247,8 @@ def _error_rates(results: Sequence[Result]) -> list[str]:
             f"{each.decoding or UNKNOWN} |"
         )
     note = (
-        f"Intervals: {CONFIDENCE:.0%}, {RESAMPLES:,} resamples of the utterances. They speak of other utterances like "
-        "these, not of other speakers or trainings.\n"
+        f"Intervals: {CONFIDENCE:.0%}, {RESAMPLES:,} resamples of the utterances. They cover other utterances like "
+        "these, not other speakers or trainings.\n"
     )
     return ["## Word error rate\n", *lines, "", note]
 

@@ -103,6 +103,12 @@ def export_student(settings: ExportSettings) -> Exported:
 
     Raises:
         ValueError: settings or files that cannot be used, or a branch that the format cannot hold.
+
+    Example:
+        >>> export_student(ExportSettings("pair.nemo", "student.onnx", format="onnx"))  # no such model here
+        Traceback (most recent call last):
+        ...
+        ValueError: `model` is pair.nemo: no such file. Give the .nemo that training left
     """
     settings.check()
     from nemo_codert.models.open_model import open_model

@@ -1,6 +1,6 @@
 """Record of a training in a model file: data by name and hours, strategy, teacher, versions; no machine path.
 
-`scripts/train.py` puts the record into a model's config as `nemo_codert_training`; model cards are written from it.
+`nemo_codert.training.run` puts the record into a model's config as `nemo_codert_training`; model cards show it.
 Does not import NeMo.
 """
 

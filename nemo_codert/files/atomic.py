@@ -1,13 +1,13 @@
-"""Atomic writing: a file, or the files of a folder, are there as a whole or not at all.
+"""Writing output: a file, the files of a folder, or a new folder is there as a whole or not at all.
 
 Everything is first written under a temporary name in the same folder, and renamed when all of it is there. A name that
-was taken before keeps its old content until then.
+was taken before keeps its old content until then. `folder_to_fill` is for commands that write file by file.
 """
 
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -79,16 +79,89 @@ def whole_folder(folder: str | Path, *, named: str | Path | None = None, last: s
         ['a.txt']
     """
     folder = Path(folder)
+    with (
+        _folder_unless_empty(folder),
+        named_when_full(named or folder),
+        tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name,
+    ):
+        yield Path(name)
+        files = sorted(Path(name).iterdir(), key=lambda file: (bool(last) and file.name.endswith(last), file.name))
+        for file in files:
+            os.replace(file, folder / file.name)
+
+
+@contextmanager
+def whole_new_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, which becomes `folder` when the block ends without an error.
+
+    It may hold folders too. With an error nothing is left, nor are folders above it that were made for it.
+
+    Args:
+        folder: a path that is free, or an empty folder.
+
+    Raises:
+        OSError: the folder cannot be made, or the disk is full.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp()) / "new"
+        >>> with whole_new_folder(folder) as temporary:
+        ...     (temporary / "inner").mkdir()
+        >>> (folder / "inner").is_dir()
+        True
+    """
+    folder = Path(folder)
+    with (
+        _folder_unless_empty(folder.parent),
+        named_when_full(folder),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:NAME_LENGTH]}.") as name,
+    ):
+        temporary = Path(name) / "folder"  # only its owner may read the one around it
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(folder)
+
+
+@contextmanager
+def folder_to_fill(folder: str | Path, name: str) -> Iterator[Path]:
+    """Make a folder to write into; what was made is removed if nothing was written.
+
+    Args:
+        folder: made with its parents where it is missing.
+        name: of the argument that gave the folder, for the message.
+
+    Yields:
+        The folder.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+
+    Example:
+        >>> out = Path(tempfile.mkdtemp()) / "new" / "out"
+        >>> with folder_to_fill(out, "output_dir") as folder:
+        ...     there = folder.is_dir()
+        >>> there, out.exists(), out.parent.exists()
+        (True, False, False)
+    """
+    folder = Path(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_folder_unless_empty(folder))
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            reason = f"cannot write there ({error.strerror}). Give another folder"
+            raise ValueError(f"`{name}` is {folder}: {reason}") from error
+        yield folder
+
+
+@contextmanager
+def _folder_unless_empty(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; at the end remove what was made and is empty."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with named_when_full(named or folder), tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name:
-            yield Path(name)
-            files = sorted(Path(name).iterdir(), key=lambda file: (bool(last) and file.name.endswith(last), file.name))
-            for file in files:
-                os.replace(file, folder / file.name)
+        yield
     finally:
-        with suppress(OSError):  # ends at the first folder that holds something: at once where files were written
+        with suppress(OSError):  # ends at the first folder that holds something
             for each in made:
                 each.rmdir()
 

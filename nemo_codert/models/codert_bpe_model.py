@@ -57,6 +57,25 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     Raises:
         ValueError: faults of the config (all listed), frame rates that cannot be bridged, a checkpoint that does
             not fit.
+
+    Example:
+        The pair of a shipped config, with a tokenizer made on the spot:
+
+        >>> import tempfile
+        >>> from hydra import compose, initialize_config_dir
+        >>> from nemo_codert.config.shipped import conf_folder
+        >>> from nemo_codert.data.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["put the small lamp to the bed"], tempfile.mkdtemp(), vocab_size=24)
+        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
+        ...     cfg = compose("quickstart", [f"model.tokenizer.dir={tokenizer}"]).model
+        >>> cfg.train_ds = cfg.validation_ds = None  # no data yet
+        >>> pair = EncDecCoDERTBPEModel(cfg)
+        >>> list(pair.criteria)  # the terms of the training loss
+        ['rnnt_student', 'rnnt_teacher', 'encoder']
+        >>> pair.student_decoder is pair.decoder  # the strategy of this config shares it
+        True
+        >>> type(pair.student_model()).__name__  # leaves the pair as a stock NeMo model
+        'EncDecRNNTBPEModel'
     """
 
     has_finite_guard = False  # set by the trainer's FiniteGuard, which then decides on losses that are not finite
@@ -244,7 +263,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             self._freeze_teacher()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        # Overrides Module.load_state_dict: a frozen teacher has weights from here on, whoever loads them.
+        # Overrides Module.load_state_dict: marks a frozen teacher as initialised.
         result = super().load_state_dict(*args, **kwargs)
         self._teacher_has_weights = True
         return result
@@ -424,18 +443,19 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     # ---- what leaves the pair --------------------------------------------------------------------------------------
 
     def student_model(self, joint: str = "auto") -> EncDecRNNTModel:
-        """The student as a stock NeMo model with copied weights, in eval mode, without any trace of the teacher.
-
-        An `EncDecRNNTBPEModel`; an `EncDecHybridRNNTCTCBPEModel` where `student.aux_ctc` makes it one.
+        """Return the student as a stock NeMo model with copied weights, in eval mode, without the teacher.
 
         Args:
             joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
+
+        Returns:
+            An `EncDecRNNTBPEModel`, or an `EncDecHybridRNNTCTCBPEModel` where the config has `student.aux_ctc`.
         """
         cfg = stock_branch_config(self.cfg, "student", self.student_geometry.width)
         return stock_model(self, self.student_transducer, cfg, joint, self.student_ctc_decoder)
 
     def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
-        """The teacher as a stock NeMo model with copied weights, in eval mode."""
+        """Return the teacher as a stock NeMo model with copied weights, in eval mode."""
         cfg = stock_branch_config(self.cfg, "teacher", self.joint.encoder_hidden)
         return stock_model(self, self.teacher_transducer, cfg, joint)
 

@@ -11,7 +11,7 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import OmegaConf
 
-TOLERANCE = 0.05  # of the parameters, within which the number of layers is kept in proportion to the width
+TOLERANCE = 0.05  # share of the parameters within which the number of layers is kept in proportion to the width
 
 
 def scaled_encoder(block: dict[str, Any], share: float | Fraction) -> dict[str, Any]:

@@ -6,9 +6,7 @@ What is not the teacher's own (data, optimiser, trainer, run folder) is inherite
 import copy
 import inspect
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +19,13 @@ from omegaconf import OmegaConf
 from nemo_codert.config.model_kinds import KINDS
 from nemo_codert.config.shipped import shipped_configs
 from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.files.atomic import whole_new_folder
 from nemo_codert.models.encoder_sizes import scaled_encoder
 from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_config import DURATION_KEYS, student_config
 from nemo_codert.models.stock_models import write_tokenizer
 
-STRATEGY = "static"  # of the config that is written: the teacher stays as it is
+STRATEGY = "static"  # strategy of the config that is written: the teacher stays as it is
 DEFAULT_SHARE = Fraction(1, 8)
 TOKENIZER = "tokenizer"  # folder beside the YAML file
 # Keys of networks that NeMo fills in from the tokenizer and from the other networks.
@@ -93,6 +92,12 @@ def new_pair(
     Raises:
         ValueError: a model that cannot be a teacher, a name or share that cannot be used, or a folder that is not
             empty. Nothing is written.
+
+    Example:
+        >>> new_pair("teacher.ckpt", "my_pair", share=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: size is 2, wanted a share of the teacher's encoder above 0 and at most 1, such as 1/8
     """
     output = Path(output).absolute()
     _check_request(teacher, output, share, name)
@@ -103,7 +108,7 @@ def new_pair(
         section = _model_section(model, source, output / TOKENIZER, share)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    with _whole_folder(output) as folder:
+    with whole_new_folder(output) as folder:
         (folder / TOKENIZER).mkdir()
         write_tokenizer(model.tokenizer.tokenizer, folder / TOKENIZER)
         student = _built_student(section, folder / TOKENIZER, what)
@@ -119,23 +124,6 @@ def new_pair(
         )
         (folder / f"{name}.yaml").write_text(_text(pair, source, name, section), encoding="utf-8")
     return pair
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Yield a new folder that becomes `output` when the block ends without an error; else nothing is left."""
-    made = [each for each in output.parents if not each.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            folder = Path(temporary) / "pair"  # the folder around it can be read by its owner only
-            folder.mkdir()
-            yield folder
-            folder.replace(output)
-    finally:
-        with suppress(OSError):  # ends at the first folder that holds something
-            for each in made:
-                each.rmdir()
 
 
 def _check_request(teacher: str | Path, output: Path, share: float | Fraction, name: str) -> None:

@@ -37,6 +37,15 @@ def open_model(source: str | Path, what: str | None = None, *, kinds: Sequence[s
     Raises:
         ValueError: no such file or name, a broken file, one that is not safe to open (`nemo_codert.files`), a
             tokenizer that is gone, or a model of another kind.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> open_model("student.nemo")  # no such file here
+        Traceback (most recent call last):
+        ...
+        ValueError: student.nemo is not a file. Give the path of a .nemo or .ckpt file, or a pretrained name
     """
     what = what or str(source)
     path = _file_of(source, what)
@@ -122,7 +131,7 @@ def networks_of(model: EncDecRNNTModel, branch: str = "student") -> Transducer:
         raise ValueError(f"branch is {branch!r}, wanted student or teacher")
     found = branches(model)
     if branch == "teacher" and branch not in found:
-        raise ValueError("branch is 'teacher', but this model is one RNN-T and no pair: leave the branch out")
+        raise ValueError("branch is 'teacher', but this model is a single RNN-T, not a pair: leave the branch out")
     return found.get(branch) or found["model"]
 
 

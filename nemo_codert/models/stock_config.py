@@ -34,8 +34,27 @@ def student_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
     NeMo's own class trained from it is the `student` baseline. With an additive joint the loss follows
     `codert.rnnt_loss`: exact (through NeMo's fused step) unless the value is `nemo`.
 
+    Args:
+        cfg: the `model` section, or one that is checked already (`nemo_codert.config.checked`). It is not changed.
+
+    Returns:
+        A config for `EncDecRNNTBPEModel`, or for NeMo's hybrid model where `student.aux_ctc` is set.
+
     Raises:
         ValueError: the pair's config has faults (all are listed).
+
+    Example:
+        >>> import tempfile
+        >>> from hydra import compose, initialize_config_dir
+        >>> from nemo_codert.config.shipped import conf_folder
+        >>> from nemo_codert.data.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["put the small lamp to the bed"], tempfile.mkdtemp(), vocab_size=24)
+        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
+        ...     cfg = compose("quickstart", [f"model.tokenizer.dir={tokenizer}"]).model
+        >>> cfg.train_ds = cfg.validation_ds = None  # no data yet
+        >>> alone = student_config(cfg)
+        >>> alone.encoder.d_model, "student" in alone, "codert" in alone
+        (64, False, False)
     """
     cfg = _checked(cfg, "student")
     return stock_branch_config(cfg, "student", _built_width(cfg.student.encoder, cfg))
@@ -44,8 +63,27 @@ def student_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
 def teacher_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
     """Return the stock config of the teacher alone, from the `model` section of a pair's config.
 
+    Args:
+        cfg: see `student_config`.
+
+    Returns:
+        A config for `EncDecRNNTBPEModel`.
+
     Raises:
         ValueError: the pair's config has faults (all are listed).
+
+    Example:
+        >>> import tempfile
+        >>> from hydra import compose, initialize_config_dir
+        >>> from nemo_codert.config.shipped import conf_folder
+        >>> from nemo_codert.data.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["put the small lamp to the bed"], tempfile.mkdtemp(), vocab_size=24)
+        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
+        ...     cfg = compose("quickstart", [f"model.tokenizer.dir={tokenizer}"]).model
+        >>> cfg.train_ds = cfg.validation_ds = None  # no data yet
+        >>> alone = teacher_config(cfg)
+        >>> alone.encoder.d_model, "student" in alone, "codert" in alone
+        (96, False, False)
     """
     cfg = _checked(cfg, "teacher")
     return stock_branch_config(cfg, "teacher", _built_width(cfg.encoder, cfg))

@@ -1,6 +1,6 @@
 """Weights from a trained RNN-T: opening their source, comparing it, and loading them without a silent gap.
 
-A teacher may also be a hybrid RNN-T/CTC or a TDT model, which are RNN-Ts with a head or with outputs more.
+A teacher may also be a hybrid RNN-T/CTC or a TDT model, which are RNN-Ts with one more head or more outputs.
 
 A source is a model file or a pretrained name. It is restored as its own class and compared (networks, feature front
 end, tokenizer) before a single weight is copied; every tensor is then loaded strictly.
@@ -120,7 +120,7 @@ def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool
 
 
 def _ctc_head(source: Source, key: str) -> ConvASRDecoder:
-    """The source's CTC head, whose classes must be the joint's in the same order: the word pieces, then the blank."""
+    """Return the source's CTC head, whose classes must be the joint's: the word pieces in order, then the blank."""
     head = source.ctc_head
     if head is None:
         raise ValueError(
@@ -133,7 +133,7 @@ def _ctc_head(source: Source, key: str) -> ConvASRDecoder:
 
 
 def _whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State dict of a network; a student joint that shares its prediction projection names that one too."""
+    """Return the state dict of a network; for a joint that shares its prediction projection, with that projection."""
     state = dict(module.state_dict())
     if hasattr(module, "pred") and "pred.weight" not in state:
         state.update({"pred.weight": module.pred.weight.detach(), "pred.bias": module.pred.bias.detach()})

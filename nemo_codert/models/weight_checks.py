@@ -97,7 +97,7 @@ def check_source(
 
 
 def block_differences(path: str, ours: DictConfig, theirs: DictConfig) -> list[str]:
-    """Differences between two blocks in keys that change what a network computes.
+    """Return the differences between two blocks in keys that change what a network computes.
 
     A key that only one block has is compared with the default of the network's class, where it has one.
     """
@@ -112,14 +112,14 @@ def block_differences(path: str, ours: DictConfig, theirs: DictConfig) -> list[s
 
 
 def _defaults(block: DictConfig | dict) -> dict[str, object]:
-    """Plain defaults of the arguments of the class that a block names."""
+    """Return the plain defaults of the arguments of the class that a block names."""
     parameters = inspect.signature(get_class(block["_target_"]).__init__).parameters.values()
     plain = (bool, int, float, str, list, tuple, type(None))
     return {p.name: p.default for p in parameters if p.default is not p.empty and isinstance(p.default, plain)}
 
 
 def _comparable(value: object) -> object:
-    """NeMo takes null for unlimited attention context, and tuples for lists."""
+    """Return a value in its one comparable form: NeMo takes null for unlimited context, and tuples for lists."""
     value = list(value) if isinstance(value, tuple) else value
     return None if value == [-1, -1] else value
 

@@ -87,6 +87,12 @@ class Transducer:
         """Return every parameter of the branch once, in the order a stock model registers them."""
         return list({id(p): p for network in self.networks() for p in network.parameters()}.values())
 
+    def size(self) -> int:
+        """Return the number of parameters; those of shared networks and of a shared projection count too."""
+        # A shared projection is not a submodule of the student's joint, but the student needs it.
+        parts = self.encoder, self.decoder, self.joint, self.joint.pred
+        return sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())
+
     def run(
         self,
         features: torch.Tensor,

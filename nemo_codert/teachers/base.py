@@ -47,6 +47,9 @@ def build_teacher(networks: Transducer, codert: DictConfig) -> Teacher:
         networks: the pair's teacher.
         codert: the checked block `model.codert`.
 
+    Returns:
+        The source.
+
     Example:
         >>> from omegaconf import OmegaConf
         >>> codert = OmegaConf.create({"teacher": "frozen", "share_decoder": False})

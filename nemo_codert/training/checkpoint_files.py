@@ -46,7 +46,7 @@ class CheckpointFiles(CheckpointIO):
                 if names := unreadable_names(temporary):
                     raise ValueError(
                         f"{path} was not written: it would hold {', '.join(names)}, which a resume would refuse to "
-                        "unpickle. Let whatever adds it keep tensors, numbers, text and containers of them"
+                        "unpickle. Save tensors, numbers, text and containers of them only"
                     )
         except (OSError, RuntimeError) as error:
             # A full disk is already one error about this file, without the remedy: its cause is the error to report.

@@ -4,7 +4,7 @@ import ctypes
 import os
 from contextlib import suppress
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's parameters of mallopt
 LARGEST_BLOCK = 2**25  # bytes, the largest threshold that older versions of glibc take
 MOST_KEPT = 2**31 - 1  # bytes
 

@@ -112,7 +112,7 @@ def _non_finite_gradients(model: nn.Module) -> tuple[dict[str, str], list[str]]:
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             continue
-        network = name.split(".")[0]
+        network = name.split(".")[0] if not name.startswith("criteria.") else ".".join(name.split(".")[:2])
         all_of[network] = all_of.get(network, 0) + 1
         if not _is_finite(parameter.grad):
             bad[network] = bad.get(network, 0) + 1
@@ -177,10 +177,11 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
 
 
 def _branch(name: str, model: nn.Module) -> str:
-    """` (student)` or ` (teacher)` behind a loss part or a network of a pair; nothing where it is of both."""
+    """Return the branch of a loss part or network for a message, such as ` (student)`, or "" outside a pair."""
     if not is_pair(model.cfg) or name == "train_loss":
         return ""
     trains = {term.spec.log_name: term.spec.trains for term in model.criteria.values()}
+    trains |= {f"criteria.{name}": term.spec.trains for name, term in model.criteria.items()}
     if name.startswith("student_") or trains.get(name) == "student":
         return " (student)"
     shared = name == "decoder" and model.cfg.codert.share_decoder

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import DictConfig, open_dict
 
 from nemo_codert.data.data_report import FILE
 from nemo_codert.export.training_record import strategy_name
-from nemo_codert.models import EncDecCoDERTBPEModel
-from nemo_codert.models.build_faults import build_error, try_networks
-from nemo_codert.training.run import build_model, check_optimiser, make_trainer
+from nemo_codert.models.open_model import branches
+from nemo_codert.training.run import make_trainer, tried_model
 from nemo_codert.training.run_checks import check_run
 from nemo_codert.training.usable_data import screen_data
 
@@ -85,33 +83,15 @@ def check_training(cfg: DictConfig) -> Readiness:
         with _without_log("nemo_codert.train"):  # it names the report's file, which is gone at the end
             screen_data(cfg, checked, Path(folder))
         manifests = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))["manifests"]
-        try:
-            model = build_model(cfg, trainer)
-            try_networks(model)
-        except Exception as error:
-            raised = build_error(cfg.model, error)
-            raise raised from (None if raised is error else error)
-        check_optimiser(model)
-    is_pair = isinstance(model, EncDecCoDERTBPEModel)
+        model = tried_model(cfg, checked, trainer)
+    loaded = getattr(model, "loaded", {})  # a stock model has none
     return Readiness(
         strategy=strategy_name(cfg.train, checked.codert),
-        parameters=_branch_parameters(model, cfg.train),
+        parameters={cfg.train if name == "model" else name: own.size() for name, own in branches(model).items()},
         terms={spec.name: spec.weight for spec in checked.criteria} or {f"rnnt_{cfg.train}": 1.0},
         manifests=manifests,
-        loaded={branch: loaded["source"] for branch, loaded in model.loaded.items() if "source" in loaded}
-        if is_pair
-        else {},
+        loaded={branch: each["source"] for branch, each in loaded.items() if "source" in each},
     )
-
-
-def _branch_parameters(model: EncDecRNNTBPEModel, train: str) -> dict[str, int]:
-    branches = {"teacher": model.teacher_transducer, "student": model.student_transducer} if train == "pair" else {}
-    counts = {}
-    for branch, networks in (branches or {train: model}).items():
-        # A shared projection is not a submodule of the student's joint, but the student needs it.
-        parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
-        counts[branch] = sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())
-    return counts
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A training run, from a config to files: what `codert train` and scripts/train.py do, as a library.
+"""A training run, from a config to files: what `codert train` does, as a library.
 
 `prepare` makes everything up to the first step, `train` a whole run. Faults are exceptions; the commands turn them
 into messages and exit codes.
@@ -110,15 +110,9 @@ def prepare(cfg: DictConfig) -> Run:
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
         data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
-        try:
-            model = build_model(cfg, checked, trainer)
-            try_networks(model)
-        except Exception as error:
-            raised = build_error(cfg.model, error)
-            raise raised from (None if raised is error else error)
+        model = tried_model(cfg, checked, trainer)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
-        check_optimiser(model)
         with open_dict(model.cfg):
             model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)
@@ -130,7 +124,7 @@ def prepare(cfg: DictConfig) -> Run:
 
 
 def train(cfg: DictConfig) -> Run:
-    """Train as a config says and write the trained models.
+    """Train from a config and write the trained models.
 
     The run's folder then holds checkpoints, `pair.nemo` and `student.nemo` with its card `student.md` (of a model
     that is trained alone `lone_student.nemo` or `teacher.nemo`), `config.yaml`, and the transcripts of the manifests
@@ -149,8 +143,6 @@ def train(cfg: DictConfig) -> Run:
         SIGTERMException: SIGTERM ended the training; `exp_manager.resume_if_exists=true` resumes it.
 
     Example:
-        >>> import logging
-        >>> from pathlib import Path
         >>> from hydra import compose, initialize_config_dir
         >>> from nemo_codert.config.shipped import conf_folder
         >>> with initialize_config_dir(str(conf_folder()), version_base=None):
@@ -209,6 +201,22 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
     plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
     return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
+
+
+def tried_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
+    """Build the model, run its networks on noise and build its optimizer; see `build_model`.
+
+    Raises:
+        ValueError: one of these fails; the message names the key.
+    """
+    try:
+        model = build_model(cfg, checked, trainer)
+        try_networks(model)
+    except Exception as error:
+        raised = build_error(cfg.model, error)
+        raise raised from (None if raised is error else error)
+    check_optimiser(model)
+    return model
 
 
 def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
@@ -313,15 +321,11 @@ def transcribe_tests(run: Run, branch: str) -> None:
     """Transcribe the test manifests with the stock model of a branch and write the texts, one file a manifest."""
     cfg, trainer, trained = run.config, run.trainer, run.model
     found = branches(trained)
-    networks = found.get(branch) or found["model"]
-    # A shared projection is not a submodule of the student's joint, but the student needs it.
-    parts = networks.encoder, networks.decoder, networks.joint, networks.joint.pred
-    weights = {id(parameter): parameter.numel() for part in parts for parameter in part.parameters()}
     model = stock_of(trained, branch=branch if cfg.train == "pair" else "student").to(trainer.strategy.root_device)
     about = {
         "branch": branch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_parameters": sum(weights.values()),
+        "trained_parameters": (found.get(branch) or found["model"]).size(),
         "updates": trainer.global_step,
         "decoding": model.cfg.decoding.strategy,
         "batch_size": cfg.model.test_ds.get("batch_size") or TEST_BATCH_SIZE,

@@ -29,7 +29,11 @@ logger = logging.getLogger(__name__)
 # What training and validation log, and so what a best checkpoint can be chosen by.
 LOGGED = ("global_step", "train_loss", "val_loss", "val_wer", "val_wer_num", "val_wer_denom")
 LOGGED_ALONE = ("learning_rate", "training_batch_wer")
-LOGGED_OF_PAIRS = ("val_wer_teacher", "val_wer_teacher_num", "val_wer_teacher_denom")  # besides the terms of the loss
+LOGGED_OF_PAIRS = (
+    "val_wer_teacher",
+    "val_wer_teacher_num",
+    "val_wer_teacher_denom",
+)  # logged beside the terms of the loss
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
 RESUME_KEYS = ("every_n_steps", "replay_streams")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
@@ -235,7 +239,7 @@ def _interval_problems(cfg: DictConfig) -> Iterator[str]:
             f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
             "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
         )
-    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # of unknown length
+    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # the length of an epoch is unknown
         is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
     else:
         is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
@@ -321,7 +325,7 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
     if absent and any(_value(block, source) for source in OTHER_SOURCES):
         return
     if absent:
-        yield f"{key} is missing: scripts/prepare_data.py makes manifests"
+        yield f"{key} is missing: codert prepare makes manifests"
     elif is_tarred(block):
         return  # its manifests may be patterns
     elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
@@ -373,18 +377,18 @@ def test_manifests(cfg: DictConfig) -> list[str]:
 def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
     folder = _value(cfg, "model.tokenizer.dir")
     if not folder:
-        yield "model.tokenizer.dir is missing: scripts/prepare_data.py makes a tokenizer"
+        yield "model.tokenizer.dir is missing: codert prepare makes a tokenizer"
         return
     for name in ("tokenizer.model", "vocab.txt"):
         if not os.path.isfile(Path(str(folder)) / name):
-            yield f"model.tokenizer.dir is {folder!r}: no {name} in there. scripts/prepare_data.py makes one"
+            yield f"model.tokenizer.dir is {folder!r}: no {name} in there. codert prepare makes one"
             return
     try:
         sentencepiece.SentencePieceProcessor(model_file=str(Path(str(folder)) / "tokenizer.model"))
     except (OSError, RuntimeError) as error:
         yield (
             f"model.tokenizer.dir is {folder!r}: its tokenizer.model is not a SentencePiece model ({error}). "
-            "scripts/prepare_data.py makes one"
+            "codert prepare makes one"
         )
 
 

@@ -159,7 +159,7 @@ def test_branches_that_a_model_does_not_have_are_refused(shared_pair, make_lone)
     pair, lone = shared_pair("tandem_kd"), make_lone()
     assert [branch.name for branch in measured_branches(pair, "teacher")] == ["teacher"]
     assert [branch.name for branch in measured_branches(lone, "student")] == ["model"]
-    with pytest.raises(ValueError, match="this model is one RNN-T and no pair: leave the branch out"):
+    with pytest.raises(ValueError, match="this model is a single RNN-T, not a pair: leave the branch out"):
         measured_branches(lone, "teacher")
     with pytest.raises(ValueError, match="the model is a pair and has its own: leave the teacher out"):
         measured_branches(pair, teacher=lone)

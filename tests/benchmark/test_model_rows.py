@@ -116,7 +116,7 @@ def test_the_config_is_that_of_a_pair():
     from nemo_codert.config.checked import checked_config
     from nemo_codert.config.stock_checks import ADDITIVE_JOINT
 
-    cfg = checked_config(pair_config(TINY_STEP, ADDITIVE_JOINT, rnnt_loss="auto"))
+    cfg = checked_config(pair_config(TINY_STEP, ADDITIVE_JOINT, rnnt_loss="auto")).model
     assert cfg.encoder.subsampling_factor == cfg.student.encoder.subsampling_factor == 8
     assert cfg.codert.teacher == "co_trained" and cfg.codert.share_decoder
 

@@ -74,7 +74,7 @@ def test_the_report_compares_every_program_with_the_first(tmp_path):
     assert lines[2] == "| NeMo | 16.67% |  | 3 of 3 | 1.23 MB |"
     assert lines[3] == "| other | 16.67% | +0.00 | 1 of 3 | 1.23 MB |"
     assert lines[4] == "| third | 16.67% | +0.00 | 3 of 3 | 1.23 MB |"
-    assert lines[6] == "| said | NeMo | other | third |"
+    assert lines[6] == "| reference | NeMo | other | third |"
     assert lines[8:] == ["| a b | a b | same | same |", "| c d | c | c d | same |"]
 
 

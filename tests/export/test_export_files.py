@@ -66,7 +66,7 @@ def test_pairs_stock_models_and_lone_additive_students_load(shared_pair, make_co
 
 def test_a_lone_model_has_no_teacher_branch(shared_pair):
     student = shared_pair().student_model()
-    with pytest.raises(ValueError, match="this model is one RNN-T and no pair"):
+    with pytest.raises(ValueError, match="this model is a single RNN-T, not a pair"):
         stock_of(student, branch="teacher")
     with pytest.raises(ValueError, match="branch is 'both', wanted student or teacher"):
         stock_of(student, branch="both")

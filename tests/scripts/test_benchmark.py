@@ -160,7 +160,7 @@ def test_a_gpu_gets_the_shape_of_its_targets_and_a_lattice_limit_of_its_own(run,
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_without_a_device_is_refused(run, tmp_path):
     status, _, err = run("--device", "cuda")
-    assert status == 2 and "torch sees no GPU" in err and not (tmp_path / "out").exists()
+    assert status == 2 and "torch finds no GPU" in err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.gpu

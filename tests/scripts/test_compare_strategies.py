@@ -219,7 +219,7 @@ def test_an_interrupted_comparison_ends_its_trainings_and_goes_on_later(number, 
     process = start_process(tmp_path)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted: the same command goes on from here" in err
+    assert process.returncode == 130 and "interrupted: the same command resumes from here" in err
     assert not is_locked(tmp_path / "out")  # a training that were left would hold it
     assert starts() == ["all/student/0", "all/tandem_kd/0"]
     assert "1 of 4 runs finished" in (tmp_path / "out" / "table.md").read_text()

@@ -115,7 +115,7 @@ def test_a_folder_for_sherpa_onnx_is_exported(run, models, tmp_path, source, hid
         (["--model", "absent.nemo"], "--model is absent.nemo: no such file"),
         (["--output", "MODEL"], "--output is --model itself"),
         (["--model", "STUDENT", "--joint", "exact"], "this joint is a stock RNNTJoint already: use auto"),
-        (["--model", "STUDENT", "--branch", "teacher"], "this model is one RNN-T and no pair"),
+        (["--model", "STUDENT", "--branch", "teacher"], "this model is a single RNN-T, not a pair"),
     ],
 )
 def test_export_mistakes_end_in_one_message_and_status_two(run, models, tmp_path, arguments, message):
@@ -259,7 +259,7 @@ def test_audio_that_breaks_off_is_named_wherever_it_stands(student, manifest, tm
         (["--manifest", "SILENT"], "gone.wav: audio file missing"),
         (["--decoding", "bogus"], "decoding is 'bogus', wanted one of greedy, "),
         (["--batch-size", "0"], "--batch-size is 0, wanted 1 or more"),
-        (["--model", "STUDENT", "--branch", "teacher"], "this model is one RNN-T and no pair"),
+        (["--model", "STUDENT", "--branch", "teacher"], "this model is a single RNN-T, not a pair"),
         (["--model", "EMPTY"], "empty.json is not a .nemo or .ckpt file"),
         (["--output", "EMPTY/p.json"], "no file can be made in "),
         (["--output", "EMPTY/deep/p.json"], "no file can be made in "),

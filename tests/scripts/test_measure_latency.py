@@ -72,7 +72,7 @@ def test_several_models_and_manifests_get_a_table_each(run, models, manifest, tm
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--model", "student"], r"student\.nemo is one RNN-T and no pair: name the teacher .* with --teacher"),
+        (["--model", "student"], r"student\.nemo is a single RNN-T, not a pair: name the teacher .* with --teacher"),
         (["--model", "pair", "--teacher", "teacher"], r"pair\.nemo: a teacher is given, but the model is a pair"),
         (["--model", "stranger", "--teacher", "teacher"], "the teacher has 32 word pieces, the student 28"),
         (["--model", "absent.nemo"], r"--model is absent\.nemo: no such file"),

@@ -225,7 +225,7 @@ def test_a_run_that_can_start_passes(strategy, run_config, tmp_path):
         ),
         (
             ["model.train_ds.manifest_filepath=null"],
-            ["train_ds.manifest_filepath is missing", "prepare_data.py"],
+            ["train_ds.manifest_filepath is missing", "codert prepare"],
         ),
         (
             ["model.validation_ds.manifest_filepath=[a.json,b.json]"],
@@ -242,7 +242,7 @@ def test_a_run_that_can_start_passes(strategy, run_config, tmp_path):
         (["~model.validation_ds"], ["model.validation_ds is missing: give it a manifest_filepath"]),
         (
             ["model.tokenizer.dir=absent"],
-            ["model.tokenizer.dir is 'absent'", "no tokenizer.model in there", "prepare_data.py"],
+            ["model.tokenizer.dir is 'absent'", "no tokenizer.model in there", "codert prepare"],
         ),
         (
             ["strategy=student", "model.codert.distillation.weight=0.1"],
@@ -320,7 +320,7 @@ def test_lhotses_other_sources_need_no_manifest(source, absent, run_config):
 def test_manifests_of_tarred_data_may_be_patterns(run_config):
     pattern = "model.train_ds.manifest_filepath='manifest__OP_0..3_CL_.json'"
     tarred = run_config(pattern, "+model.train_ds.tarred_audio_filepaths='audio__OP_0..3_CL_.tar'")
-    assert check_run(tarred).train_ds.manifest_filepath == "manifest__OP_0..3_CL_.json"
+    assert check_run(tarred).model.train_ds.manifest_filepath == "manifest__OP_0..3_CL_.json"
 
 
 def test_faults_of_one_run_are_reported_together(run_config):
@@ -354,7 +354,7 @@ def test_a_tokenizer_that_nemo_cannot_read_is_refused_by_folder(content, words, 
     for name, written in content.items():
         (folder / name).write_bytes(written)
     message = refusal(run_config(f"model.tokenizer.dir={folder}"))
-    for word in (f"model.tokenizer.dir is {str(folder)!r}", "scripts/prepare_data.py makes one", *words):
+    for word in (f"model.tokenizer.dir is {str(folder)!r}", "codert prepare makes one", *words):
         assert word in message
 
 
