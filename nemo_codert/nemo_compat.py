@@ -51,7 +51,7 @@ def is_allowed_target(target: object) -> bool:
 
 
 def targets_in(node: object, path: str) -> Iterator[tuple[str, object]]:
-    """Key path and value of every `_target_` in plain dicts and lists."""
+    """Yield key path and value of every `_target_` in plain dicts and lists."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield f"{path}._target_", node["_target_"]
@@ -63,7 +63,7 @@ def targets_in(node: object, path: str) -> Iterator[tuple[str, object]]:
 
 
 def fastemit_lambda(loss: RNNTLoss) -> float:
-    """FastEmit's lambda of a NeMo RNN-T loss (its CUDA and CPU kernels keep it under one name)."""
+    """Return FastEmit's lambda of a NeMo RNN-T loss (its CUDA and CPU kernels keep it under one name)."""
     return float(getattr(loss._loss, "fastemit_lambda", 0.0))
 
 
@@ -103,7 +103,7 @@ def switch_cuda_graphs(decoding: object, *, on: bool) -> bool:
 
 
 def is_being_restored() -> bool:
-    """True inside a `restore_from` or `load_from_checkpoint`, whose weights replace whatever is loaded now."""
+    """Return whether a `restore_from` or `load_from_checkpoint` runs, whose weights replace what is loaded now."""
     return bool(AppState().is_model_being_restored)
 
 
@@ -140,7 +140,7 @@ def refuse_scaled_clipping(trainer: Trainer | None, optimizer: torch.optim.Optim
 
 
 def augmentation_generators(module: torch.nn.Module) -> list[random.Random]:
-    """SpecAugment's generators, in the order of the modules."""
+    """Return SpecAugment's generators, in the order of the modules."""
     return [rng for part in module.modules() if isinstance(rng := part.__dict__.get("_rng"), random.Random)]
 
 
@@ -170,17 +170,17 @@ def save_last_checkpoint(trainer: Trainer) -> None:
 
 
 def was_just_saved(trainer: Trainer) -> bool:
-    """True where the checkpoint callback has saved this optimizer step."""
+    """Return whether the checkpoint callback has saved this optimizer step."""
     return trainer.checkpoint_callback._last_global_step_saved == trainer.global_step
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """At the end of a batch: whether Lightning will validate now."""
+    """Return whether Lightning will validate now. To be called at the end of a batch."""
     return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
 
 
 def answer_validation_after_resume(trainer: Trainer, *, due: bool) -> None:
-    """Before the first batch of a resumed run, validate only if the checkpoint was saved before a due validation.
+    """Validate before the first batch of a resumed run only if the checkpoint was saved before a due validation.
 
     Left alone, Lightning's loop always validates there; NeMo's never does, nor after that first batch.
     """
@@ -197,7 +197,7 @@ def answer_validation_after_resume(trainer: Trainer, *, due: bool) -> None:
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """At the end of a batch: whether its gradient waits for more batches before the optimizer steps."""
+    """Return whether the gradient waits for more batches before the optimizer steps, at the end of a batch."""
     return trainer.fit_loop._should_accumulate()
 
 

@@ -15,6 +15,8 @@ ROOMS = ("losses", "modules", "models", "criteria", "teachers", "data")
 # Rooms without `__all__`: importing the room imports none of its modules, and users import these functions from there.
 CALLS = {
     "training.run": ("prepare", "train"),
+    "training.finite_guard": ("FiniteGuard",),
+    "training.resume": ("ResumeState",),
     "models.new_pair": ("new_pair",),
     "models.open_model": ("open_model",),
     "config.checked": ("checked_config",),

@@ -3,7 +3,7 @@
     codert configs ls
     codert configs cp fsdd my_pair/
 
-A copy goes on inheriting from the shipped configs. It is trained with --config-dir:
+A copy still inherits from the shipped configs. It is trained with --config-dir:
 
     codert train --config-dir my_pair --config-name fsdd strategy=static ...
 """
@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def header_line(path: Path) -> str:
-    """Return the first line of a YAML file's header comment, without a clause that goes on in the next line."""
+    """Return the first line of a YAML file's header comment, without a clause that continues in the next line."""
     comments = re.match(r"(?:#.*\n)*", path.read_text(encoding="utf-8"))[0].splitlines()
     line = next((line.lstrip("# ") for line in comments if "@package" not in line), "")
     return line if line.endswith(".") else re.sub(r"(?<=\w)[.:;]( .*|$)", "", line)

@@ -22,6 +22,9 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
         branch: `student` or `teacher` of a pair; a model trained alone is its own `student`.
         joint: form of the stock joint that replaces an additive one, see `nemo_codert.modules.to_stock_joint`.
 
+    Returns:
+        The copy, in eval mode.
+
     Raises:
         ValueError: unknown branch or form, or a branch that the model does not have.
     """
@@ -32,7 +35,18 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
-    """Save by `save_to`, leaving either the whole file under `path` or nothing."""
+    """Save by `save_to`, leaving either the whole file under `path` or nothing.
+
+    Args:
+        model: any NeMo model.
+        path: `NAME.nemo`.
+
+    Returns:
+        `path` as a Path.
+
+    Raises:
+        OSError: the folder cannot be made, or the disk is full.
+    """
     path = Path(path)
     with whole_folder(path.parent, named=path) as folder:
         model.save_to(str(folder / path.name))
@@ -40,7 +54,19 @@ def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
 
 
 def save_with_card(model: EncDecRNNTBPEModel, path: str | Path, card: str) -> tuple[Path, Path]:
-    """Save with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`."""
+    """Save with a model card: `NAME.md` beside `NAME.nemo`, and the same text inside as `model_card`.
+
+    Args:
+        model: a stock model.
+        path: `NAME.nemo`.
+        card: Markdown, see `nemo_codert.export.model_card`.
+
+    Returns:
+        The paths of the model and of the card.
+
+    Raises:
+        OSError: the folder cannot be made, or the disk is full.
+    """
     path = Path(path)
     with open_dict(model.cfg):
         model.cfg[CARD_KEY] = card
@@ -57,7 +83,11 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
     projections first (`nemo_codert.modules.unprojected_lstm`); the joint's output is raw logits.
 
     Args:
+        model: a stock model or a pair.
         path: `folder/NAME.onnx`.
+
+    Returns:
+        The paths of encoder and decoder.
 
     Raises:
         ValueError: `path` does not end in `.onnx`.

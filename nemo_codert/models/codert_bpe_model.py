@@ -129,7 +129,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self.teacher_frames_per_student_frame = self.student_geometry.stride // teacher.stride
 
     def _build_student_output(self) -> None:
-        """Prediction network and joint of the student, for the teacher's present vocabulary."""
+        """Build prediction network and joint of the student, for the teacher's present vocabulary."""
         decoder_cfg = copy.deepcopy(self.cfg.student.decoder or self.cfg.decoder)
         joint_cfg = student_block(self.cfg, "joint")
         with open_dict(decoder_cfg), open_dict(joint_cfg):

@@ -37,6 +37,15 @@ class FiniteGuard(Callback):
     Args:
         action: `stop` raises FloatingPointError, `skip` drops the step.
         max_skips: steps of the whole run, resumed or not, that may be skipped; one more stops the run.
+
+    Raises:
+        ValueError: unknown action.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> trainer = pl.Trainer(callbacks=[FiniteGuard("skip", max_skips=5)], accelerator="cpu", logger=False)
+        >>> any(isinstance(callback, FiniteGuard) for callback in trainer.callbacks)
+        True
     """
 
     def __init__(self, action: str = "stop", max_skips: int = 10) -> None:

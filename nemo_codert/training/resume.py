@@ -41,6 +41,11 @@ class ResumeState(pl.Callback):
     Args:
         every_n_steps: optimizer steps between checkpoints besides those of the validations; 0: none.
         replay_streams: read tarred or sharded data again up to the position; False starts them from scratch.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[ResumeState(every_n_steps=500)], accelerator="cpu", logger=False)
+        >>> any(isinstance(callback, ResumeState) for callback in trainer.callbacks)
+        True
     """
 
     def __init__(self, every_n_steps: int = 0, replay_streams: bool = True) -> None:

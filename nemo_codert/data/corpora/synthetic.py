@@ -84,7 +84,7 @@ def speak(set_name: str, texts: list[str], seed: int) -> Iterator[Utterance]:
 
 
 def _record(synthesiser: Espeak, text: str, voice: str, generator: np.random.Generator) -> np.ndarray:
-    """Record [S] float32 at SAMPLE_RATE: speech between two silences, noise over all of it."""
+    """Return [S] float32 at SAMPLE_RATE: speech between two silences, noise over all of it."""
     raw = synthesiser.say(
         text,
         voice=voice,
