@@ -61,6 +61,7 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(tree: ast.AST) -> set[str]:
     """Absolute names of everything that a file imports, functions included."""
     names: set[str] = set()

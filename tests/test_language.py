@@ -10,6 +10,7 @@ import json
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,13 @@ def wrong_first_words(path: Path) -> Iterator[tuple[int, str]]:
             yield line, text.splitlines()[0]
 
 
+@cache
+def tokens(path: Path) -> list[tokenize.TokenInfo]:
+    return list(tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline))
+
+
 def comments(path: Path) -> Iterator[tuple[int, str]]:
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+    for token in tokens(path):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
 
@@ -96,7 +102,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix == ".py":
         yield from comments(path)
         kinds = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        for token in tokens(path):
             if token.type in kinds:
                 # Names in back quotes and fields of formatted texts are identifiers.
                 text = re.sub(r"`[^`\n]*`|\{[^{}\n]*\}", "", token.string)
