@@ -46,6 +46,7 @@ test-reliability: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# The variable silences an announcement of mkdocs-material about a later mkdocs; it is not about these pages.
 docs: $(VENV)-docs/.installed
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
 

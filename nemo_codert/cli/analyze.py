@@ -116,3 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

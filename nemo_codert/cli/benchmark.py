@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -119,3 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.device == "cpu":
         keep_freed_memory()
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nemo_codert.cli.console import exit_status, quieten_libraries
+from nemo_codert.cli.console import exit_status, fault, quieten_libraries, setting_errors
 from nemo_codert.config.search import ConfigSearch, check_names, config_search
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         quieten_libraries()
         from nemo_codert.training.readiness import check_training
 
-        print(check_training(composed(search)).summary())
+        try:
+            print(check_training(composed(search)).summary())
+        except setting_errors() as error:
+            raise ValueError(fault(error)) from error
         print(f"Ready to train: {shlex.join(['codert', 'train', *arguments])}")
 
     return exit_status(work)
@@ -59,8 +62,12 @@ def composed(search: ConfigSearch) -> "DictConfig":
 
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(search.places[0]), version_base=None):
+        with initialize_config_dir(str(search.primary()), version_base=None):
             return compose(search.name, list(search.hydra_overrides()))
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"config {search.name!r} cannot be composed: {reason}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

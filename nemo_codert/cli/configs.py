@@ -10,12 +10,14 @@ A copy still inherits from the shipped configs. It is trained with --config-dir:
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_codert.cli.console import exit_status
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.shipped import shipped_configs
+from nemo_codert.files.atomic import whole_file
 
 # Heading and prefix of the name on the command line, by folder.
 GROUPS = {
@@ -75,9 +77,8 @@ def copy_config(name: str, output: Path) -> Path:
     path = output if output.suffix == ".yaml" else output / f"{name}.yaml"
     if path.exists():
         raise ValueError(f"{path} is there already and is not replaced. Give another folder or name")
-    content = configs[name].read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(configs[name].read_bytes())
     return path
 
 
@@ -95,3 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"Use it with: codert train --config-dir {path.parent} --config-name {path.stem} ...")
 
     return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

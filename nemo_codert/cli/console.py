@@ -62,6 +62,15 @@ def exit_status(work: Callable[[], None], options: argparse.Namespace | None = N
     return 0
 
 
+def setting_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of this package, NeMo, Lightning and Hydra for settings that cannot be used, and of paths."""
+    from hydra.errors import InstantiationException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return ValueError, TypeError, OSError, OmegaConfBaseException, InstantiationException, MisconfigurationException
+
+
 def with_option_names(message: str, names: Container[str]) -> str:
     """Return a message of the library with arguments written as options.
 

@@ -1,6 +1,7 @@
 """`codert curves`: learning curves of runs over each other. The work is `nemo_codert.evaluation.learning_curves`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from nemo_codert.cli import console
@@ -52,3 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

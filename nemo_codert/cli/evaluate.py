@@ -1,6 +1,7 @@
 """`codert evaluate`: trained models on test manifests. The work is `nemo_codert.benchmark.trained_models`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,3 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

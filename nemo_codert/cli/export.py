@@ -1,6 +1,7 @@
 """`codert export`: a trained branch as files. The work is `nemo_codert.export.student_files`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from nemo_codert.cli import console
@@ -69,3 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

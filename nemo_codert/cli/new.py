@@ -13,6 +13,7 @@ and narrower layers. Then give the config your data:
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -58,3 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Next: codert check --config-dir {options.output} --config-name {options.name} ...")
 
     return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from nemo_codert.cli import console
@@ -109,3 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """`codert stream`: a model in NeMo's streaming pipelines. The work is `nemo_codert.evaluation.streamed_files`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,3 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parser().parse_args(argv)
     return console.exit_status(lambda: run(options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

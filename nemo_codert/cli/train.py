@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_codert.cli.console import fault, quieten_libraries
+from nemo_codert.cli.console import fault, quieten_libraries, setting_errors
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder
 
@@ -72,10 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_or_exit(cfg: "DictConfig") -> None:
     """Train from a config; for a failure with a known reason, exit with one `error:` line and status 1."""
     import torch
-    from hydra.errors import InstantiationException
     from lhotse.audio.utils import AudioLoadingError
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-    from omegaconf.errors import OmegaConfBaseException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nemo_codert.files.checkpoints import RefusedCheckpoint
     from nemo_codert.training import run as training
@@ -83,11 +81,9 @@ def train_or_exit(cfg: "DictConfig") -> None:
 
     if not torch.cuda.is_available():
         keep_freed_memory()
-    # Raised by NeMo, Lightning, Hydra and this package for settings that cannot be used; OSError for their paths.
-    library_errors = (OmegaConfBaseException, InstantiationException, MisconfigurationException)
     try:
         run = training.prepare(cfg)
-    except (ValueError, TypeError, OSError, *library_errors) as error:
+    except setting_errors() as error:
         sys.exit(f"error: {fault(error)}")
     try:
         training.complete(run)

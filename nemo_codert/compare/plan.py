@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.compare.folds import Fold
 from nemo_codert.config.hydra_text import hydra_value
+from nemo_codert.config.nearest import nearest
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.config.shipped import conf_folder
@@ -243,12 +244,11 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
 def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     known = sorted(path.stem for path in (conf_folder() / "strategy").glob("*.yaml"))
     if strategy not in known:
-        raise ValueError(f"there is no strategy {strategy!r}, wanted one of {', '.join(known)}")
+        wanted = f"wanted one of {', '.join(known)}; the nearest is {nearest(strategy, known)!r}"
+        raise ValueError(f"there is no strategy {strategy!r}, {wanted}")
     GlobalHydra.instance().clear()
-    search = config_search(["--config-name", config_name, f"strategy={strategy}"])
     try:
-        if search.file(search.name) is None:
-            check_names(search)
+        check_names(config_search(["--config-name", config_name, f"strategy={strategy}", *overrides]))
         with initialize_config_dir(str(conf_folder()), version_base=None):
             cfg = compose(config_name, [f"strategy={strategy}", *overrides])
     except ValueError as error:

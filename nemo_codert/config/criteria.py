@@ -19,6 +19,7 @@ from nemo_codert.config.schema import DistillationConfig
 ONE_TERM = "encoder"  # name of the single term that a flat block `codert.distillation` describes
 TERM_LOSS = "train_distillation_loss"  # log name of that term; another term's name is appended
 FLAT_KEYS = tuple(vars(DistillationConfig()))  # keys of a flat block, which therefore cannot name a term
+BRANCH_LOSSES = ("rnnt_student", "ctc_student", "rnnt_teacher")  # names of the terms that are not distillation
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 REDUCTIONS = ("per_utterance", "per_frame")
 
@@ -218,8 +219,11 @@ def typed_terms(
                 f"{path}.{name} stands beside named terms: keys of a single term and named terms cannot be mixed. "
                 f"Move {name} into a term of its own, e.g. {ONE_TERM}: {{{name}: ...}}"
             )
-        elif not TERM_NAME.fullmatch(str(name)):
-            problems.append(f"{path}.{name} is not a name for a term: use small letters, digits and _")
+        elif not TERM_NAME.fullmatch(str(name)) or name in BRANCH_LOSSES:
+            problems.append(
+                f"{path}.{name} is not a name for a term: use small letters, digits and _, and none of "
+                f"{', '.join(BRANCH_LOSSES)}"
+            )
         elif (kind := _kind_of(block[name])) not in named_kinds():
             problems.append(f"{path}.{name} has at.by {kind!r}, wanted one of {', '.join(named_kinds())}")
         else:

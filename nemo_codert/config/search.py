@@ -41,6 +41,11 @@ class ConfigSearch:
         paths = [place / f"{name}.yaml" for place in self.places]
         return next((path for path in paths if path.is_file()), None)
 
+    def primary(self) -> Path:
+        """Return the folder that holds the config; the first one where none does."""
+        file = self.file(self.name)
+        return file.parents[self.name.count("/")] if file else self.places[0]
+
     def names(self, group: str = "") -> list[str]:
         """Return the names of the files in a subfolder, such as `strategy`, of any of the folders."""
         return sorted({path.stem for place in self.places for path in (place / group).glob("*.yaml")})
@@ -57,14 +62,15 @@ class ConfigSearch:
         """Return the command line for Hydra.
 
         Hydra itself would look into `--config-dir` last, and a copy of a shipped config there would never be read.
-        The arguments that are returned name the user's folder as the primary one, and the others in its search path.
+        The arguments that are returned name the folder of the config as the primary one, and the others in its search
+        path.
         """
-        options = ["--config-path", str(self.places[0]), "--config-name", self.name, *self.options]
+        options = ["--config-path", str(self.primary()), "--config-name", self.name, *self.options]
         return [*options, *self.hydra_overrides()]
 
     def hydra_overrides(self) -> list[str]:
-        """Return the overrides with one that adds all but the first folder to Hydra's search path."""
-        others = self.places[1:]
+        """Return the overrides with one that adds all but the primary folder to Hydra's search path."""
+        others = [place for place in self.places if place != self.primary()]
         if not others or any(_key(override) == "hydra.searchpath" for override in self.overrides):
             return [*self.overrides]
         places = ",".join(hydra_value(f"{FILE_PLACE}{place}") for place in others)
@@ -227,7 +233,9 @@ class _Walk:
                 parts = key.split(".")
                 for end in range(1, len(parts) + 1):
                     keys.setdefault(".".join(parts[:end]), None)
-            elif self.complete and key not in self.choices and key.split(".")[0] != "hydra":
+            elif override.startswith("~") and key in self.groups:
+                continue
+            elif self.complete and key not in self.choices and re.split(r"[./]", key)[0] != "hydra":
                 self._check_key(key, keys)
 
     def _check_key(self, key: str, keys: dict[str, Any]) -> None:

@@ -22,7 +22,17 @@ class Criteria(nn.ModuleDict):
     """
 
     def __init__(self, specs: Iterable[CriterionSpec], parts: PairParts) -> None:
-        super().__init__({spec.name: _class_of(spec)(spec, parts) for spec in specs})
+        super().__init__()
+        self._specs = tuple(specs)
+        for spec in self._specs:
+            if spec.is_distillation and spec.weight == 0:
+                continue  # left out altogether, with its parameters
+            if hasattr(self, spec.name):
+                raise ValueError(
+                    f"model.codert.distillation.{spec.name}: torch's modules have an attribute of that name. Choose "
+                    "another name"
+                )
+            self[spec.name] = _class_of(spec)(spec, parts)
 
     def active(self, step: int) -> list[Criterion]:
         """Return the terms that are computed at an optimizer step."""
@@ -30,8 +40,8 @@ class Criteria(nn.ModuleDict):
 
     def weights(self, step: int) -> dict[str, float]:
         """Return the weights of the scheduled terms at an optimizer step, under their log names."""
-        specs = [term.spec for term in self.values() if term.spec.is_distillation]
-        return {spec.weight_log_name: float(spec.weight_at(step)) for spec in specs}
+        scheduled = [spec for spec in self._specs if spec.is_distillation]
+        return {spec.weight_log_name: float(spec.weight_at(step)) for spec in scheduled}
 
     def parameters_of(self, branch: str) -> list[nn.Parameter]:
         """Return the parameters of the terms that train a branch, `student` or `teacher`."""

@@ -207,7 +207,7 @@ def _training(record: TrainingRecord | None, options: CardOptions) -> list[str]:
     if record is None:
         lines = [f"- Strategy, teacher, data and updates: {UNKNOWN} (the file has no record of its training)"]
     else:
-        meaning = STRATEGIES.get(record.strategy)
+        meaning = STRATEGIES.get(record.strategy.split(" by ")[0])
         wer = UNKNOWN if record.best_val_wer is None else f"{record.best_val_wer:.2%}"
         lines = [
             f"- Strategy: `{record.strategy}`" + (f" ({meaning})" if meaning else ""),

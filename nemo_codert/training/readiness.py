@@ -1,6 +1,5 @@
 """All that a training run checks before its first step, without a run folder and without training."""
 
-import copy
 import json
 import logging
 import tempfile
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig, open_dict
+from nemo.utils.exp_manager import ExpManagerConfig
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.data.data_report import FILE
 from nemo_codert.export.training_record import strategy_name
 from nemo_codert.models.open_model import branches
-from nemo_codert.training.run import make_trainer, tried_model
-from nemo_codert.training.run_checks import check_run
+from nemo_codert.training.run import checked_run, make_trainer, tried_model
 from nemo_codert.training.usable_data import screen_data
 
 
@@ -73,10 +72,8 @@ def check_training(cfg: DictConfig) -> Readiness:
         ValueError: faults of the config, a manifest or a checkpoint, each with its key, value and remedy.
         OSError: a file that cannot be read.
     """
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):  # a stock NeMo config has neither
-        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
-    checked = check_run(cfg)
+    cfg, checked = checked_run(cfg)
+    OmegaConf.merge(OmegaConf.structured(ExpManagerConfig), cfg.exp_manager)  # raises for a key or value of no use
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
     with tempfile.TemporaryDirectory(prefix="nemo_codert_") as folder:

@@ -95,10 +95,7 @@ def prepare(cfg: DictConfig) -> Run:
           - model is missing: a config needs the model section of a stock RNN-T plus student and codert
         ...
     """
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):  # a stock NeMo config has neither
-        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
-    checked = check_run(cfg)
+    cfg, checked = checked_run(cfg)
     if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
     pl.seed_everything(cfg.seed, verbose=False)
@@ -121,6 +118,18 @@ def prepare(cfg: DictConfig) -> Run:
         raise
     pl.seed_everything(cfg.seed, verbose=False)  # same data order, independent of the model's size
     return Run(cfg, trainer, model, folder)
+
+
+def checked_run(cfg: DictConfig) -> tuple[DictConfig, CheckedConfig]:
+    """Return a copy of a root config with `train` and `seed` filled in, and its checked model section.
+
+    Raises:
+        ValueError: see `check_run`.
+    """
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):  # a stock NeMo config has neither
+        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+    return cfg, check_run(cfg)
 
 
 def train(cfg: DictConfig) -> Run:

@@ -147,7 +147,10 @@ def _folder_problems(folder: Path) -> Iterator[str]:
 def _distillation_alone(distillation: DictConfig, train: str) -> Iterator[str]:
     """Yield the terms of the distillation that a branch trained alone cannot have."""
     named = is_named(distillation)
-    weights = {f"{name}.weight": term.get("weight", 1) for name, term in distillation.items()} if named else {}
+    weights = {}
+    if named:
+        terms = {name: term for name, term in distillation.items() if OmegaConf.is_dict(term)}
+        weights = {f"{name}.weight": term.get("weight", 1) for name, term in terms.items()}
     weights = weights or {"weight": distillation.get("weight")}
     for key, weight in weights.items():
         if weight:

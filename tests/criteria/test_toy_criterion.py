@@ -94,6 +94,25 @@ def test_keys_of_a_single_term_and_named_terms_are_not_mixed(toy_config):
         checked_config(cfg)
 
 
+@pytest.mark.parametrize("name", ["rnnt_student", "ctc_student", "rnnt_teacher", "Encoder", "a.b"])
+def test_a_term_cannot_take_the_name_of_a_branchs_own_loss(toy_config, name):
+    cfg = OmegaConf.merge(toy_config(), {"codert": {"distillation": {name: {"weight": 0.1}}}})
+    with pytest.raises(ValueError, match=f"distillation.{name} is not a name for a term"):
+        checked_config(cfg)
+
+
+def test_a_name_that_torch_has_taken_is_refused_by_name(toy_config):
+    cfg = OmegaConf.merge(toy_config(), {"codert": {"distillation": {"values": {"weight": 0.1}}}})
+    with pytest.raises(ValueError, match="distillation.values: torch's modules have an attribute of that name"):
+        EncDecCoDERTBPEModel(cfg)
+
+
+def test_a_term_of_weight_0_is_left_out_with_its_parameters_and_its_weight_is_logged(toy_config):
+    model = EncDecCoDERTBPEModel(toy_config(weight=0.0))
+    assert list(model.criteria) == ["rnnt_student", "rnnt_teacher", "encoder"]
+    assert model.criteria.weights(1)["train_distillation_weight_likeness"] == 0.0
+
+
 def test_a_flat_block_is_one_term_named_encoder():
     flat = OmegaConf.create({"weight": 0.3, "start_step": 7})
     assert distillation_terms(flat) == {

@@ -55,6 +55,13 @@ def test_where_configs_are_looked_for(train, tmp_path):
     for options in (
         ["--config-dir", "mine", "--config-name", "pair"],
         ["--config-path", CONF, "--config-name", "fsdd"],
+        [
+            "--config-dir",
+            "mine",
+            "--config-name",
+            "fsdd",
+            "hydra/job_logging=disabled",
+        ],  # only the folder is the user's
         ["--config-path", "../conf"],  # relative to scripts/
         [],
     ):

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from nemo_codert.cli.check import composed
 from nemo_codert.compare.plan import _check_overrides
 from nemo_codert.config.criteria import CRITERIA, CriterionKind
+from nemo_codert.config.search import check_names, config_search
 from nemo_codert.evaluation.learning_curves import panels, plot_curves, read_curves
 from nemo_codert.training.run import train
 from nemo_codert.training.run_checks import check_run
 from tests.criteria.test_toy_criterion import Likeness, LikenessConfig, likeness_problems
 from tests.training.run_configs import SMALL
 
-TERMS = {"encoder": {"weight": 0.1}, "likeness": {"at": "hidden", "by": "likeness", "weight": 0.5, "power": 2.0}}
 SHORT = ["trainer.max_steps=3", "trainer.val_check_interval=3", "model.train_ds.batch_size=4"]
 SHORT += ["trainer.log_every_n_steps=1", "strategy=tandem_kd"]
 
@@ -27,17 +27,35 @@ class Broken(Likeness):
         return super().forward(student, teacher, batch) * (float("nan") if Broken.calls > 1 else 1.0)
 
 
+# In a user's folder, as in docs/configuration.md: the flat keys of the shipped configs are left out before the terms.
+FILES = {
+    "no_terms.yaml": "# @package _global_\nmodel: {codert: {distillation: null}}\n",
+    "toy.yaml": "defaults: [fsdd, no_terms, _self_]\nmodel:\n  codert:\n    distillation:\n"
+    "      encoder: {weight: 0.1}\n      likeness: {at: hidden, by: likeness, weight: 0.5, power: 2.0}\n",
+}
+
+
 @pytest.fixture
-def yaml_config(run_config, manifest, tmp_path, monkeypatch):
-    """A run's config with the named terms, written to a YAML file and read again."""
+def yaml_config(run_config, manifest, tokenizer_dir, tmp_path, monkeypatch):
+    """Composes the YAML file in a user's folder that inherits from a shipped config and names the terms."""
     monkeypatch.setitem(CRITERIA, "hidden.likeness", CriterionKind(Likeness, LikenessConfig, likeness_problems))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    (tmp_path / "dev.json").write_text(manifest.read_text())
+    data = [f"model.train_ds.manifest_filepath={manifest}", f"model.tokenizer.dir={tokenizer_dir}"]
+    data += [
+        f"model.validation_ds.manifest_filepath={tmp_path / 'dev.json'}",
+        f"exp_manager.exp_dir={tmp_path / 'runs'}",
+    ]
+    data += ["model.preprocessor.window_stride=0.01"]
 
     def make(*overrides: str):
-        (tmp_path / "dev.json").write_text(manifest.read_text())
-        cfg = run_config(*SMALL, *SHORT, f"model.validation_ds.manifest_filepath={tmp_path / 'dev.json'}", *overrides)
-        cfg.model.codert.distillation = TERMS
-        OmegaConf.save(cfg, tmp_path / "toy.yaml")
-        return OmegaConf.load(tmp_path / "toy.yaml")
+        options = ["--config-dir", str(folder), "--config-name", "toy", *SMALL, *SHORT, *data, *overrides]
+        search = config_search(options)
+        check_names(search)
+        return composed(search)
 
     return make
 
@@ -75,8 +93,7 @@ def test_the_guard_names_it_and_the_branch_that_it_trains(yaml_config, monkeypat
 
 
 def test_a_branch_alone_has_no_terms(yaml_config):
-    cfg = yaml_config()
-    cfg.train = "student"
+    cfg = yaml_config("strategy=student")
     with pytest.raises(ValueError, match="distillation.likeness.weight is 0.5 but train is student: there is no pair"):
         check_run(cfg)
 
