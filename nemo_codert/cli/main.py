@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         The exit status: 0 or None, 2 for an unknown subcommand, otherwise that of the subcommand.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
     name, *rest = arguments

@@ -13,7 +13,7 @@ Is my export right? Exports a student in every format and transcribes a manifest
 --model is a pair (--branch selects a half, the student by default) or one RNN-T. --output-dir gets student.nemo,
 onnx/ (NeMo's layout) and sherpa-onnx/ (float and int8), as `codert export` writes them, and deployment.md: a table
 of the formats (word error rate, utterances with NeMo's text, size), and the texts of the first --show utterances.
-Needs pip install -r requirements-deploy.txt.
+Needs pip install "nemo_codert[deploy]".
 
 The four programs: NeMo's `transcribe`; onnxruntime with a greedy loop, on NeMo's features; sherpa-onnx, which computes
 its own features, with the float and with the int8 files (its online recognizer where the encoder is cache-aware, its

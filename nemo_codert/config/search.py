@@ -201,7 +201,7 @@ class _Walk:
                 if isinstance(value, dict):
                     self.keys[path] = {}
                     self._add_keys(value, path)
-                else:
+                elif not isinstance(self.keys.get(path), dict):
                     self.keys[path] = value
 
     def check_options(self) -> None:

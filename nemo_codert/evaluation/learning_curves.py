@@ -31,7 +31,9 @@ def read_curves(folder: str | Path) -> Curves:
     Raises:
         ValueError: no event file in the folder.
     """
-    files = sorted(Path(folder).glob("events.out.tfevents.*"))
+    # NeMo puts the events of a run that may be resumed into a folder for each start.
+    name = "events.out.tfevents.*"
+    files = [*sorted(Path(folder).glob(name)), *sorted(Path(folder).glob(f"version_*/{name}"))]
     if not files:
         raise ValueError(f"{folder} has no events.out.tfevents.* file: give the folder of a run")
     curves: Curves = {}

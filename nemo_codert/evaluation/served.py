@@ -129,7 +129,7 @@ class SherpaOnnx:
         try:
             import sherpa_onnx
         except ImportError as error:
-            raise ValueError("sherpa-onnx is not installed: pip install -r requirements-deploy.txt") from error
+            raise ValueError('sherpa-onnx is not installed: pip install "nemo_codert[deploy]"') from error
         suffix = ".int8.onnx" if int8 else ".onnx"
         files = {name: folder / f"{name}{suffix}" for name in ("encoder", "decoder", "joiner")}
         files["tokens"] = folder / "tokens.txt"

@@ -48,7 +48,7 @@ class DeploymentSettings:
 
         for package in PROGRAMS:
             if find_spec(package) is None:
-                raise ValueError(f"{package} is not installed: pip install -r requirements-deploy.txt")
+                raise ValueError(f'{package} is not installed: pip install "nemo_codert[deploy]"')
         require_file("model", self.model, "Give the path of a .nemo file")
         require_choice("branch", self.branch, ("student", "teacher"))
         require_at_least("limit", self.limit, 1)

@@ -389,7 +389,7 @@ def _quantization() -> tuple:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise ValueError(
-            "int8 needs onnxruntime, which is not installed: pip install -r requirements-deploy.txt"
+            'int8 needs onnxruntime, which is not installed: pip install "nemo_codert[deploy]"'
         ) from error
     # Unsigned weights: signed ones overflow in the 16-bit sums of x86 processors without VNNI (half of the encoder's
     # largest output off; with unsigned ones a hundredth).

@@ -82,7 +82,7 @@ def whole_folder(folder: str | Path, *, named: str | Path | None = None, last: s
     with (
         _folder_unless_empty(folder),
         named_when_full(named or folder),
-        tempfile.TemporaryDirectory(dir=folder, prefix=".writing_") as name,
+        _temporary_folder(folder, ".writing_") as name,
     ):
         yield Path(name)
         files = sorted(Path(name).iterdir(), key=lambda file: (bool(last) and file.name.endswith(last), file.name))
@@ -113,12 +113,20 @@ def whole_new_folder(folder: str | Path) -> Iterator[Path]:
     with (
         _folder_unless_empty(folder.parent),
         named_when_full(folder),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:NAME_LENGTH]}.") as name,
+        _temporary_folder(folder.parent, f".{folder.name[:NAME_LENGTH]}.") as name,
     ):
         temporary = Path(name) / "folder"  # only its owner may read the one around it
         temporary.mkdir()
         yield temporary
         temporary.replace(folder)
+
+
+def _temporary_folder(place: Path, prefix: str) -> tempfile.TemporaryDirectory:
+    """Make a temporary folder; where that fails the error names the place, not the folder."""
+    try:
+        return tempfile.TemporaryDirectory(dir=place, prefix=prefix)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(place)) from None
 
 
 @contextmanager

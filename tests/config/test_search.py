@@ -126,3 +126,11 @@ def test_what_the_files_do_not_say_is_left_to_hydra(own):
     (own / "pair.yaml").write_text("defaults: [base, {strategy@model.other: static}, _self_]\n")
     check_names(config_search(["--config-dir", str(own), "--config-name", "pair", "model.other.train=pair"]))
     check_names(config_search(["model.student.decoder.prednet=1", "model.optim.betas.0=0.8", "hydra.verbose=true"]))
+
+
+def test_a_key_below_a_block_that_base_leaves_open_has_a_nearest_name():
+    search = config_search(["--config-name", "quickstart", "model.student.encoder.n_layer=2"])
+    with pytest.raises(
+        ValueError, match="no key 'model.student.encoder.n_layer'.*nearest is 'model.student.encoder.n_l"
+    ):
+        check_names(search)

@@ -84,5 +84,5 @@ def test_a_folder_that_lacks_a_file_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no decoder.onnx, joiner.onnx, tokens.txt: export again"):
         SherpaOnnx(tmp_path, SAMPLE_RATE)
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", None)
-    with pytest.raises(ValueError, match="sherpa-onnx is not installed: pip install -r requirements-deploy.txt"):
+    with pytest.raises(ValueError, match=r'sherpa-onnx is not installed: pip install "nemo_codert\[deploy\]"'):
         SherpaOnnx(tmp_path, SAMPLE_RATE)

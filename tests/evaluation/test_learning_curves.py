@@ -24,6 +24,12 @@ def test_curves_are_read_in_the_order_of_their_steps(tmp_path):
     assert read_curves(tmp_path) == {"train_loss": [(0, 4.0), (1, 2.0)]}
 
 
+def test_the_starts_of_a_run_that_was_resumed_are_one_curve(tmp_path):
+    make_run(tmp_path / "version_0", [4.0, 2.0])
+    make_run(tmp_path / "version_1", [1.0], first=2)
+    assert read_curves(tmp_path) == {"train_loss": [(0, 4.0), (1, 2.0), (2, 1.0)]}
+
+
 def test_a_folder_without_curves_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no events"):
         read_curves(tmp_path)

@@ -40,5 +40,5 @@ def test_mistakes_end_in_one_message_and_status_two(run, manifest, tmp_path, arg
 
 def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sherpa_onnx" else name)
-    with pytest.raises(ValueError, match="sherpa_onnx is not installed: pip install -r requirements-deploy.txt"):
+    with pytest.raises(ValueError, match=r'sherpa_onnx is not installed: pip install "nemo_codert\[deploy\]"'):
         DeploymentSettings("model.nemo", manifest).check()
