@@ -73,17 +73,14 @@ def teacher_config(cfg: DictConfig | CheckedConfig) -> DictConfig:
         ValueError: the pair's config has faults (all are listed).
 
     Example:
-        >>> import tempfile
-        >>> from hydra import compose, initialize_config_dir
-        >>> from nemo_codert.config.shipped import conf_folder
-        >>> from nemo_codert.data.tokenizer import train_tokenizer
-        >>> tokenizer = train_tokenizer(["put the small lamp to the bed"], tempfile.mkdtemp(), vocab_size=24)
-        >>> with initialize_config_dir(str(conf_folder()), version_base=None):
-        ...     cfg = compose("quickstart", [f"model.tokenizer.dir={tokenizer}"]).model
-        >>> cfg.train_ds = cfg.validation_ds = None  # no data yet
-        >>> alone = teacher_config(cfg)
-        >>> alone.encoder.d_model, "student" in alone, "codert" in alone
-        (96, False, False)
+        With the `cfg` of `student_config`'s example, `teacher_config(cfg).encoder.d_model` is 96. Faults are listed:
+
+        >>> from omegaconf import OmegaConf
+        >>> teacher_config(OmegaConf.create({"codert": {}}))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: The model config cannot be used:
+          - model.student is missing: add the block ...
     """
     cfg = _checked(cfg, "teacher")
     return stock_branch_config(cfg, "teacher", _built_width(cfg.encoder, cfg))
