@@ -54,14 +54,12 @@ class CriterionKind:
         schema: dataclass of a named term's keys, a subclass of `TermConfig`; None where no named term is of this kind.
         problems: yields the faults of such a term's values, given the term and its config path.
         needs_teacher: whether the term reads the teacher's output.
-        needs_text: whether the term reads the transcript.
     """
 
     target: str | type
     schema: type[TermConfig] | None = None
     problems: Callable[[DictConfig, str], Iterator[str]] = lambda term, path: iter(())
     needs_teacher: bool = True
-    needs_text: bool = False
 
 
 def _encoder_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
@@ -74,8 +72,8 @@ def _encoder_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
 
 # Kind of term -> its entry. Named terms are chosen by their keys `at` and `by`: the kind is "AT.BY".
 CRITERIA: dict[str, CriterionKind] = {
-    "rnnt": CriterionKind("nemo_codert.criteria.rnnt.RNNT", needs_teacher=False, needs_text=True),
-    "ctc": CriterionKind("nemo_codert.criteria.ctc.CTC", needs_teacher=False, needs_text=True),
+    "rnnt": CriterionKind("nemo_codert.criteria.rnnt.RNNT", needs_teacher=False),
+    "ctc": CriterionKind("nemo_codert.criteria.ctc.CTC", needs_teacher=False),
     "encoder.kl": CriterionKind("nemo_codert.criteria.encoder_kl.EncoderKL", EncoderKLConfig, _encoder_kl_problems),
 }
 
