@@ -170,6 +170,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         )
         with student_generator():  # parameters of the terms change no other initial weights
             self.criteria = Criteria(criteria_specs(self.cfg), parts)
+        self.teacher: Teacher = build_teacher(self.teacher_transducer, self.cfg.codert)
 
     def _setup_student_decoding(self) -> None:
         self.student_decoding = RNNTBPEDecoding(
@@ -279,11 +280,6 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         return loader
 
     # ---- training --------------------------------------------------------------------------------------------------
-
-    @property
-    def teacher(self) -> Teacher:
-        """Source of the teacher's output in training, as `codert.teacher` names it."""
-        return build_teacher(self.teacher_transducer, self.cfg.codert)
 
     @property
     def optimizer_steps(self) -> int:
