@@ -20,6 +20,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.collections.common.parts.optional_cuda_graphs import WithOptionalCudaGraphs
 from nemo.core.classes import common
+from nemo.core.classes.mixins import AccessMixin
 from nemo.utils.app_state import AppState
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.exp_manager import get_log_dir
@@ -231,3 +232,27 @@ def let_lstms_run_under_bfloat16() -> None:
         "torch.nn.LSTM.forward is replaced: under autocast on the CPU, LSTMs run in float32, because oneDNN has no "
         "bfloat16 LSTM for this processor (no AVX-512)"
     )
+
+
+def has_layer_access(encoder: nn.Module) -> bool:
+    """Return whether NeMo can register the outputs of an encoder's layers."""
+    return isinstance(encoder, AccessMixin) and hasattr(encoder, "interctc_capture_at_layers")
+
+
+@contextmanager
+def access_to_layers(encoder: nn.Module, places: list[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Let an encoder register the outputs [B, D, T] of its layers at `places`, 0 the first; filled in on leaving.
+
+    Access is switched on for the whole model: both encoders of a pair share its guid, but each has its own places.
+    """
+    guid, outputs = getattr(encoder, "model_guid", None), {}
+    before = encoder.interctc_capture_at_layers, AccessMixin.is_access_enabled(guid)
+    encoder.interctc_capture_at_layers = places
+    AccessMixin.set_access_enabled(True, guid)
+    try:
+        yield outputs
+        outputs.update((place, encoder._registry[f"interctc/layer_output_{place}"][0]) for place in places)
+    finally:
+        encoder._registry.clear()
+        encoder.interctc_capture_at_layers = before[0]
+        AccessMixin.set_access_enabled(before[1], guid)

@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert import __version__
-from nemo_codert.config.criteria import CriterionSpec, criteria_specs, is_named, typed_terms
+from nemo_codert.config.criteria import CriterionSpec, PairBlocks, criteria_specs, pair_problems, typed_terms
 from nemo_codert.config.derived import encoders
 from nemo_codert.config.number_checks import size_problems
 from nemo_codert.config.pair_checks import (
     checkpointing_problems,
     codert_problems,
+    doubtful_terms,
     frame_rate_problems,
     keys_without_effect,
     student_problems,
@@ -94,8 +95,10 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
     shares = codert.share_decoder and not alone
     problems += [*student_problems(student, shares), *codert_problems(codert), *stock_block_problems(cfg)]
-    problems += teacher_source_problems(cfg, student, codert) if alone is None else ()
-    trains_teacher = alone == "teacher" or (alone is None and codert.teacher != "frozen")
+    if alone is None:
+        problems += teacher_source_problems(cfg, student, codert)
+        problems += pair_problems(PairBlocks(cfg, student, codert))
+    trains_teacher = alone == "teacher" or (alone is None and codert.teacher == "co_trained")
     problems += [*unsupported_options(cfg, takes_tdt=not trains_teacher), *optimisation_problems(cfg, shares)]
     for name, encoder in encoders(cfg, student).items():
         problems += encoder_problems(name, encoder)
@@ -103,8 +106,8 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     problems += [*frame_rate_problems(cfg, student), *width_problems(cfg, student), *size_problems(cfg)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
-    for key in keys_without_effect(cfg, codert, alone):
-        logger.warning("%s", key)
+    for warning in (*keys_without_effect(cfg, codert, alone), *(() if alone else doubtful_terms(codert))):
+        logger.warning("%s", warning)
     with open_dict(cfg):
         if "sched" in sub_block(cfg, "optim") and cfg.optim.sched is None:
             cfg.optim.pop("sched")  # NeMo takes the key for a schedule
@@ -127,16 +130,13 @@ def _typed_block(cfg: DictConfig, name: str, schema: type, problems: list[str]) 
         problems.append(f"model.{name} is missing: add the block (docs/configuration.md lists its keys)")
     elif not OmegaConf.is_dict(block):
         problems.append(f"model.{name} is {block!r}, wanted a block of keys")
-    typed, terms = OmegaConf.structured(schema), None
-    block = sub_block(cfg, name)
-    if "distillation" in typed and is_named(block.get("distillation")):
-        terms = typed_terms(block.distillation, f"model.{name}.distillation", _merge, problems)
-        block = {key: block[key] for key in block if key != "distillation"}
-    _merge(typed, OmegaConf.create(block), f"model.{name}", problems)
-    plain = OmegaConf.create(OmegaConf.to_container(typed))
-    if terms:
-        plain.distillation = terms
-    return plain
+    typed = OmegaConf.structured(schema)
+    block = OmegaConf.create(sub_block(cfg, name))
+    if "distillation" in typed and not OmegaConf.is_missing(block, "distillation"):
+        terms = block.pop("distillation", typed.distillation)
+        typed.distillation = typed_terms(terms, f"model.{name}.distillation", _merge, problems)
+    _merge(typed, block, f"model.{name}", problems)
+    return OmegaConf.create(OmegaConf.to_container(typed))
 
 
 def _merge(typed: DictConfig, block: DictConfig | dict, path: str, problems: list[str]) -> None:

@@ -9,19 +9,19 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.config.schema import DistillationConfig
-
 ONE_TERM = "encoder"  # name of the single term that a flat block `codert.distillation` describes
 TERM_LOSS = "train_distillation_loss"  # log name of that term; another term's name is appended
-FLAT_KEYS = tuple(vars(DistillationConfig()))  # keys of a flat block, which therefore cannot name a term
 BRANCH_LOSSES = ("rnnt_student", "ctc_student", "rnnt_teacher")  # names of the terms that are not distillation
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
+OLDER_KEYS = {"start_step": "from_step"}  # older names of a term's keys
 REDUCTIONS = ("per_utterance", "per_frame")
+PRIORS = ("none", "mean_prediction")
+ADAPTIVE = "adaptive"
 
 
 @dataclass
@@ -40,9 +40,27 @@ class TermConfig:
 class EncoderKLConfig(TermConfig):
     """Keys of a term at the encoder by KL divergence (arXiv:2106.07734)."""
 
-    temperature: float = 1.0  # tau > 0, the term is scaled by tau squared
+    temperature: Any = 1.0  # tau > 0, the term is scaled by tau squared; adaptive: one tau a frame
+    temperature_floor: float = 0.5  # nats, with adaptive: the least tau >= 1 that lifts the teacher's entropy to it
+    prior: str = "none"  # none | mean_prediction: the utterance's mean prediction logits are added to both sides
     reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
     frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
+    both_ways: bool = False  # co-trained pairs: the teacher learns from the student too
+
+
+# Keys of a flat block, which therefore cannot name a term.
+FLAT_KEYS = (*(key for key in vars(EncoderKLConfig()) if key not in ("at", "by")), *OLDER_KEYS)
+
+
+class PairBlocks(NamedTuple):
+    """The blocks that the checks of a term may read: the `model` section, and its checked `student` and `codert`."""
+
+    model: DictConfig
+    student: DictConfig
+    codert: DictConfig
+
+
+Layers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,28 +71,75 @@ class CriterionKind:
         target: the `nemo_codert.criteria.Criterion` behind it, as a class or its dotted name.
         schema: dataclass of a named term's keys, a subclass of `TermConfig`; None where no named term is of this kind.
         problems: yields the faults of such a term's values, given the term and its config path.
+        pair_problems: yields the faults of such a term in its pair, given the term, its config path and `PairBlocks`.
         needs_teacher: whether the term reads the teacher's output.
+        needs_text: whether the term reads transcripts; utterances without text are left out of it.
+        any_vocabulary: whether the teacher of such a term may have another tokenizer.
+        layers: the encoder layers of student and teacher that a term reads, given its options; 1 is the first layer.
     """
 
     target: str | type
     schema: type[TermConfig] | None = None
     problems: Callable[[DictConfig, str], Iterator[str]] = lambda term, path: iter(())
+    pair_problems: Callable[[DictConfig, str, PairBlocks], Iterator[str]] = lambda term, path, pair: iter(())
     needs_teacher: bool = True
+    needs_text: bool = False
+    any_vocabulary: bool = False
+    layers: Callable[[Mapping[str, Any]], tuple[Layers, Layers]] = lambda options: ((), ())
+
+
+def temperature_problems(term: DictConfig, path: str) -> Iterator[str]:
+    """Yield the faults of a term's keys `temperature` and `temperature_floor`."""
+    tau, floor = term.temperature, term.temperature_floor
+    is_above_0 = isinstance(tau, (int, float)) and not isinstance(tau, bool) and math.isfinite(tau) and tau > 0
+    if tau != ADAPTIVE and not is_above_0:
+        yield f"{path}.temperature is {tau!r}, wanted a number above 0, or {ADAPTIVE}"
+    yield from at_least_zero(path, {"temperature_floor": floor})
+
+
+def frame_problems(term: DictConfig, path: str) -> Iterator[str]:
+    """Yield the faults of a term's keys `reduction` and `frame_shift`."""
+    if term.reduction not in REDUCTIONS:
+        yield f"{path}.reduction is {term.reduction!r}, wanted one of {', '.join(REDUCTIONS)}"
+    yield from at_least_zero(path, {"frame_shift": term.frame_shift})
+
+
+def mirror_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
+    """Yield the faults of a term's key `both_ways` in a pair."""
+    if not term.both_ways:
+        return
+    if pair.codert.teacher != "co_trained":
+        yield (
+            f"{path}.both_ways is true but model.codert.teacher is {pair.codert.teacher}: only a teacher that is "
+            "trained in the same run can learn from the student. Set both_ways to false"
+        )
+    if term.frame_shift:
+        yield f"{path}.both_ways is true with frame_shift {term.frame_shift}: set frame_shift to 0 or both_ways to false"
 
 
 def _encoder_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
-    if term.reduction not in REDUCTIONS:
-        yield f"{path}.reduction is {term.reduction!r}, wanted one of {', '.join(REDUCTIONS)}"
-    if not (math.isfinite(term.temperature) and term.temperature > 0):
-        yield f"{path}.temperature is {term.temperature}, wanted a number above 0"
-    yield from at_least_zero(path, {"frame_shift": term.frame_shift})
+    if term.prior not in PRIORS:
+        yield f"{path}.prior is {term.prior!r}, wanted one of {', '.join(PRIORS)}"
+    yield from temperature_problems(term, path)
+    yield from frame_problems(term, path)
+
+
+def _encoder_kl_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
+    yield from mirror_problems(term, path, pair)
+    if term.prior == "mean_prediction" and pair.codert.teacher_logits == "ctc":
+        yield (
+            f"{path}.prior is mean_prediction but model.codert.teacher_logits is ctc: the logits of a CTC head have no "
+            "prediction network beside them. Set prior to none or teacher_logits to joint"
+        )
 
 
 # Kind of term -> its entry. Named terms are chosen by their keys `at` and `by`: the kind is "AT.BY".
 CRITERIA: dict[str, CriterionKind] = {
-    "rnnt": CriterionKind("nemo_codert.criteria.rnnt.RNNT", needs_teacher=False),
-    "ctc": CriterionKind("nemo_codert.criteria.ctc.CTC", needs_teacher=False),
-    "encoder.kl": CriterionKind("nemo_codert.criteria.encoder_kl.EncoderKL", EncoderKLConfig, _encoder_kl_problems),
+    "rnnt": CriterionKind("nemo_codert.criteria.rnnt.RNNT", needs_teacher=False, needs_text=True),
+    "ctc": CriterionKind("nemo_codert.criteria.ctc.CTC", needs_teacher=False, needs_text=True),
+    "encoder.kl": CriterionKind(
+        "nemo_codert.criteria.encoder_kl.EncoderKL", EncoderKLConfig, _encoder_kl_problems, _encoder_kl_pair_problems
+    ),
 }
 
 
@@ -113,13 +178,28 @@ class CriterionSpec:
         return self.weight * min(1.0, (step - self.from_step + 1) / self.ramp_steps)
 
     def is_active(self, step: int) -> bool:
-        """Return whether the term is computed at an optimizer step. The branches' own losses always are."""
-        return not self.is_distillation or self.weight_at(step) > 0
+        """Return whether the term is computed at an optimizer step, a branch's own loss also where its weight is 0."""
+        return step >= self.from_step if not self.is_distillation else self.weight_at(step) > 0
 
     @property
     def needs_teacher(self) -> bool:
         """True if the term reads the teacher's output."""
         return self.trains == "teacher" or CRITERIA[self.kind].needs_teacher
+
+    @property
+    def needs_text(self) -> bool:
+        """True if utterances without text are left out of the term."""
+        return CRITERIA[self.kind].needs_text
+
+    @property
+    def student_layers(self) -> Layers:
+        """Encoder layers of the student that the term reads; 1 is the first."""
+        return CRITERIA[self.kind].layers(self.options)[0]
+
+    @property
+    def teacher_layers(self) -> Layers:
+        """Encoder layers of the teacher that the term reads; 1 is the first."""
+        return CRITERIA[self.kind].layers(self.options)[1]
 
     @property
     def log_names(self) -> list[str]:
@@ -149,20 +229,22 @@ def criteria_specs(cfg: DictConfig) -> tuple[CriterionSpec, ...]:
     """
     codert, ctc = cfg.codert, cfg.student.aux_ctc
     of_ctc = ctc.ctc_loss_weight if ctc else 0
-    specs = [_branch_loss("rnnt", "student", codert.student_loss_weight * (1 - of_ctc))]
+    first = codert.get("student_loss_from_step", 0)
+    specs = [_branch_loss("rnnt", "student", codert.student_loss_weight * (1 - of_ctc), first)]
     if ctc:
-        specs.append(_branch_loss("ctc", "student", codert.student_loss_weight * of_ctc))
-    if codert.teacher != "frozen":
+        specs.append(_branch_loss("ctc", "student", codert.student_loss_weight * of_ctc, first))
+    if codert.teacher == "co_trained":
         specs.append(_branch_loss("rnnt", "teacher", codert.teacher_loss_weight))
     specs += [_term_spec(name, term) for name, term in distillation_terms(codert.distillation).items()]
     return tuple(specs)
 
 
-def _branch_loss(kind: str, branch: str, weight: float) -> CriterionSpec:
-    return CriterionSpec(f"{kind}_{branch}", kind, f"train_{kind}_loss_{branch}", weight, trains=branch)
+def _branch_loss(kind: str, branch: str, weight: float, from_step: int = 0) -> CriterionSpec:
+    log_name = f"train_{kind}_loss_{branch}"
+    return CriterionSpec(f"{kind}_{branch}", kind, log_name, weight, trains=branch, from_step=from_step)
 
 
-def _term_spec(name: str, term: DictConfig) -> CriterionSpec:
+def _term_spec(name: str, term: Mapping[str, Any]) -> CriterionSpec:
     log_name = TERM_LOSS if name == ONE_TERM else f"{TERM_LOSS}_{name}"
     plain = OmegaConf.to_container(term) if OmegaConf.is_config(term) else dict(term)
     kind = f"{plain.pop('at')}.{plain.pop('by')}"
@@ -170,28 +252,45 @@ def _term_spec(name: str, term: DictConfig) -> CriterionSpec:
     return CriterionSpec(name, kind, log_name, **schedule, is_distillation=True, options=plain)
 
 
-def distillation_terms(distillation: DictConfig) -> dict[str, Any]:
+def distillation_terms(distillation: DictConfig | None) -> dict[str, Any]:
     """Return the named terms of a block `codert.distillation`; a flat block is one term at the encoder by KL.
 
     Args:
-        distillation: the block, with or without its defaults.
+        distillation: the block, with or without its defaults; null or empty: no terms.
 
     Returns:
         Name -> keys of the term, with those of `TermConfig` and of its kind's schema.
+
+    Example:
+        >>> terms = distillation_terms(OmegaConf.create({"weight": 0.3, "start_step": 100}))
+        >>> {name: (term["at"], term["weight"], term["from_step"]) for name, term in terms.items()}
+        {'encoder': ('encoder', 0.3, 100)}
     """
-    if is_named(distillation):
-        return dict(distillation)
-    flat = {**vars(DistillationConfig()), **distillation}
-    flat["from_step"] = flat.pop("start_step")
-    return {ONE_TERM: {**vars(EncoderKLConfig()), **flat}}
+    terms = {}
+    for name, term in named(distillation).items():
+        given = {OLDER_KEYS.get(key, key): value for key, value in (term or {}).items()}
+        schema = CRITERIA[_kind_of(given)].schema
+        terms[name] = {**vars(schema()), **given}
+    return terms
+
+
+def named(distillation: DictConfig | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a block as a mapping of named terms as they are given; a flat block is the term `encoder`."""
+    if not distillation:
+        return {}
+    return dict(distillation) if is_named(distillation) else {ONE_TERM: dict(distillation)}
 
 
 def is_named(distillation: object) -> bool:
     """Return whether a block `codert.distillation` is a mapping of named terms, not the flat keys of one term."""
-    if not OmegaConf.is_dict(distillation):
+    if not isinstance(distillation, Mapping) and not OmegaConf.is_dict(distillation):
         return False
     names = [key for key in distillation if key not in FLAT_KEYS and not OmegaConf.is_missing(distillation, key)]
-    return any(OmegaConf.is_dict(distillation[name]) for name in names)
+    return any(_is_block(distillation[name]) for name in names)
+
+
+def _is_block(value: object) -> bool:
+    return isinstance(value, dict) or OmegaConf.is_dict(value)
 
 
 def distils(codert: DictConfig) -> bool:
@@ -200,16 +299,22 @@ def distils(codert: DictConfig) -> bool:
 
 
 def typed_terms(
-    block: DictConfig, path: str, merge: Callable[..., None], problems: list[str]
+    block: DictConfig | None, path: str, merge: Callable[..., None], problems: list[str]
 ) -> dict[str, DictConfig]:
-    """Return the named terms of a block, each merged into the schema of its kind.
+    """Return the terms of a block, each merged into the schema of its kind, with every fault of its values listed.
 
     Args:
-        block: the mapping of named terms.
+        block: named terms, the flat keys of the one term `encoder`, or null.
         path: config path of the block, for messages.
         merge: merges a block into a typed config and appends its faults to a list.
         problems: list to which every fault is appended.
     """
+    if block is None or not OmegaConf.is_dict(block):
+        if block is not None:
+            problems.append(f"{path} is {block!r}, wanted a block of keys")
+        return {}
+    if not is_named(block):
+        return {ONE_TERM: _typed_term(block, path, f"{ONE_TERM}.kl", merge, problems)} if block else {}
     typed = {}
     for name in block:
         if name in FLAT_KEYS or OmegaConf.is_missing(block, name) or not OmegaConf.is_dict(block[name]):
@@ -225,10 +330,29 @@ def typed_terms(
         elif (kind := _kind_of(block[name])) not in named_kinds():
             problems.append(f"{path}.{name} has at.by {kind!r}, wanted one of {', '.join(named_kinds())}")
         else:
-            term = OmegaConf.structured(CRITERIA[kind].schema)
-            merge(term, block[name], f"{path}.{name}", problems)
-            typed[name] = OmegaConf.create(OmegaConf.to_container(term))
+            typed[name] = _typed_term(block[name], f"{path}.{name}", kind, merge, problems)
     return typed
+
+
+def _typed_term(
+    block: DictConfig, path: str, kind: str, merge: Callable[..., None], problems: list[str]
+) -> DictConfig:
+    given = {}
+    for key in block:
+        if key in OLDER_KEYS and OLDER_KEYS[key] in block:
+            problems.append(f"{path}.{key} is the older name of {OLDER_KEYS[key]}, which is there too: leave it out")
+        elif key in OLDER_KEYS and not OmegaConf.is_missing(block, key):
+            given[OLDER_KEYS[key]] = block[key]
+        else:
+            given[key] = block._get_node(key)
+    typed = OmegaConf.structured(CRITERIA[kind].schema)
+    merge(typed, OmegaConf.create(given), path, problems)
+    term = OmegaConf.create(OmegaConf.to_container(typed))
+    problems += at_least_zero(path, {key: term[key] for key in ("weight", "from_step", "ramp_steps")})
+    if term.until_step is not None and term.until_step <= term.from_step:
+        problems.append(f"{path}.until_step is {term.until_step}, wanted a step after from_step ({term.from_step})")
+    problems += CRITERIA[kind].problems(term, path)
+    return term
 
 
 def named_kinds() -> list[str]:
@@ -236,7 +360,12 @@ def named_kinds() -> list[str]:
     return [name for name, kind in CRITERIA.items() if kind.schema is not None]
 
 
-def _kind_of(term: DictConfig) -> str:
+def kind_of(term: Mapping[str, Any]) -> CriterionKind:
+    """Return the entry of `CRITERIA` of a term with its defaults."""
+    return CRITERIA[f"{term['at']}.{term['by']}"]
+
+
+def _kind_of(term: Mapping[str, Any]) -> str:
     defaults = TermConfig()
     try:
         return f"{term.get('at', defaults.at)}.{term.get('by', defaults.by)}"
@@ -244,18 +373,10 @@ def _kind_of(term: DictConfig) -> str:
         return "???"
 
 
-def distillation_problems(distillation: DictConfig, path: str = "model.codert.distillation") -> Iterator[str]:
-    """Yield the faults in the values of a block `codert.distillation` whose keys and types are right."""
-    if not is_named(distillation):
-        schedule = {key: distillation[key] for key in ("weight", "start_step", "ramp_steps")}
-        yield from at_least_zero(path, schedule)
-        yield from _encoder_kl_problems(distillation, path)
-        return
-    for name, term in distillation.items():
-        yield from at_least_zero(f"{path}.{name}", {key: term[key] for key in ("weight", "from_step", "ramp_steps")})
-        if term.until_step is not None and term.until_step <= term.from_step:
-            yield f"{path}.{name}.until_step is {term.until_step}, wanted a step after from_step ({term.from_step})"
-        yield from CRITERIA[f"{term['at']}.{term['by']}"].problems(term, f"{path}.{name}")
+def pair_problems(pair: PairBlocks, path: str = "model.codert.distillation") -> Iterator[str]:
+    """Yield the faults of terms whose own values are right, but which cannot be computed in this pair."""
+    for name, term in pair.codert.distillation.items():
+        yield from kind_of(term).pair_problems(term, f"{path}.{name}", pair)
 
 
 def at_least_zero(path: str, values: Mapping[str, float]) -> Iterator[str]:

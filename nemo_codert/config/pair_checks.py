@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_codert.config.criteria import at_least_zero, distillation_problems, distils, is_named
+from nemo_codert.config.criteria import ONE_TERM, at_least_zero, distils, kind_of
 from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
-from nemo_codert.config.schema import DistillationConfig, NonFiniteConfig
+from nemo_codert.config.schema import NonFiniteConfig
 from nemo_codert.config.stock_checks import decoder_problems, is_tdt, missing_values
 from nemo_codert.config.teachers import TEACHERS
 from nemo_codert.config.values import is_number, sub_block
@@ -62,10 +62,9 @@ def codert_problems(codert: DictConfig) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         if codert[key] not in allowed:
             yield f"model.codert.{key} is {codert[key]!r}, wanted one of {', '.join(allowed)}"
-    yield from distillation_problems(codert.distillation)
-    yield from at_least_zero(
-        "model.codert", {key: codert[key] for key in ("teacher_loss_weight", "student_loss_weight")}
-    )
+    numbers = "teacher_loss_weight", "student_loss_weight", "student_loss_from_step"
+    yield from at_least_zero("model.codert", {key: codert[key] for key in numbers})
+    yield from _first_stage_problems(codert)
     if codert.non_finite.action not in NON_FINITE_ACTIONS:
         wanted = ", ".join(NON_FINITE_ACTIONS)
         yield f"model.codert.non_finite.action is {codert.non_finite.action!r}, wanted one of {wanted}"
@@ -79,7 +78,17 @@ def codert_problems(codert: DictConfig) -> Iterator[str]:
     if codert.student_loss_weight == 0 and not (distils(codert) and codert.share_decoder):
         yield (
             "model.codert.student_loss_weight is 0: nothing would train the student's prediction network. "
-            "Set it above 0 (0 is for a shared decoder with distillation.weight above 0)"
+            "Set it above 0 (0 is for a shared decoder with a distillation term)"
+        )
+
+
+def _first_stage_problems(codert: DictConfig) -> Iterator[str]:
+    first = codert.student_loss_from_step
+    starts = [term.from_step for term in codert.distillation.values() if term.weight > 0]
+    if first > 0 and min(starts, default=first) > 0:
+        yield (
+            f"model.codert.student_loss_from_step is {first} but no term of model.codert.distillation starts at step "
+            "0: nothing would train the student before. Set it to 0, or the from_step of a term to 0"
         )
 
 
@@ -115,7 +124,7 @@ def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictCo
 
 def checkpointing_problems(name: str, encoder: DictConfig | dict, codert: DictConfig) -> Iterator[str]:
     """Yield a fault where the layers of a trained encoder, at the config path `name`, cannot be computed again."""
-    is_trained = name == "model.student.encoder" or codert.teacher != "frozen"
+    is_trained = name == "model.student.encoder" or codert.teacher == "co_trained"
     if not (codert.activation_checkpointing and is_trained and "_target_" in encoder):
         return
     if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
@@ -143,13 +152,14 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
     yield from _terms_without_effect(codert.distillation)
     if codert.teacher == "frozen" and not distils(codert) and not codert.share_decoder:
         yield (
-            "model.codert.teacher has no effect on the student: it is frozen, distillation.weight is 0 and "
-            "share_decoder is false. Set the weight above 0, share_decoder to true, or take strategy=student."
+            "model.codert.teacher has no effect on the student: it is frozen, model.codert.distillation has no term "
+            "with a weight above 0 and share_decoder is false. Add a term, set share_decoder to true, or take "
+            "strategy=student."
         )
     if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
         yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
     if codert.teacher_logits == "ctc" and not distils(codert):
-        yield "model.codert.teacher_logits has no effect: distillation.weight is 0."
+        yield "model.codert.teacher_logits has no effect: model.codert.distillation has no term with a weight above 0."
     if cfg.joint.get("preserve_memory"):
         yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
     if cfg.joint.get("log_softmax") is not None:
@@ -160,12 +170,24 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
 
 
 def _terms_without_effect(distillation: DictConfig) -> Iterator[str]:
-    path = "model.codert.distillation"
-    if is_named(distillation):
-        yield from (
-            f"{path}.{name} has no effect: its weight is 0." for name, term in distillation.items() if term.weight == 0
-        )
+    for name, term in distillation.items():
+        defaults = {**vars(kind_of(term).schema()), "weight": term.weight}
+        if term.weight == 0 and (name != ONE_TERM or dict(term) != defaults):
+            yield f"model.codert.distillation.{name} has no effect: its weight is 0."
+
+
+def doubtful_terms(codert: DictConfig) -> Iterator[str]:
+    """Yield one warning for each term that compares the encoder logits of two decoders of their own.
+
+    An additive joint does not determine its encoder logits: `E + c, G - c` is the same model for every c. Two decoders
+    have different c, a mean prediction added to both sides removes it.
+    """
+    if codert.share_decoder or codert.teacher == "ema" or codert.teacher_logits == "ctc":
         return
-    for key, default in vars(DistillationConfig()).items() if distillation.weight == 0 else ():
-        if key != "weight" and distillation[key] != default:
-            yield f"{path}.{key} has no effect: distillation.weight is 0."
+    for name, term in codert.distillation.items():
+        if term.weight > 0 and (term["at"], term.get("prior")) == ("encoder", "none"):
+            yield (
+                f"model.codert.distillation.{name} compares encoder logits of two decoders of their own, which are "
+                "determined up to a constant per class only (docs/methods.md). Consider prior: mean_prediction, "
+                "at: joint, or share_decoder: true."
+            )

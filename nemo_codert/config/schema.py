@@ -5,18 +5,6 @@ from typing import Any
 
 
 @dataclass
-class DistillationConfig:
-    """`model.codert.distillation`."""
-
-    weight: float = 0.1  # lambda of the distillation term, >= 0; 0 leaves the term out altogether
-    temperature: float = 1.0  # tau > 0, the term is scaled by tau squared
-    reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
-    start_step: int = 0  # optimizer step before which lambda is 0
-    ramp_steps: int = 0  # steps in which lambda then grows linearly to weight
-    frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
-
-
-@dataclass
 class NonFiniteConfig:
     """`model.codert.non_finite`: an optimizer step whose loss or gradient is not finite."""
 
@@ -35,7 +23,8 @@ class CoDERTConfig:
     teacher_loss_weight: float = 1.0  # > 0 when co_trained, unused when frozen
     student_loss_weight: float = 1.0  # > 0; may be 0 when the decoder is shared and the encoder is distilled
     rnnt_loss: str = "auto"  # auto | exact | nemo
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    student_loss_from_step: int = 0  # first optimizer step with the student's own loss: a first stage without it
+    distillation: Any = field(default_factory=lambda: {"encoder": {}})  # named terms, see config.criteria; null: none
     bad_utterances: str = "drop"  # drop: counted and listed | refuse
     audio_check: str = "auto"  # headers | samples: all audio is decoded first | auto: samples where it is quick
     non_finite: NonFiniteConfig = field(default_factory=NonFiniteConfig)

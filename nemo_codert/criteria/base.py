@@ -63,6 +63,14 @@ class Criterion(nn.Module, ABC):
         super().__init__()
         self.spec = spec
 
+    def refuse_mirror(self, parts: PairParts) -> None:
+        """Raise ValueError for `both_ways` where the teacher has more frames than the student."""
+        if self.spec.options["both_ways"] and parts.teacher_frames_per_student_frame > 1:
+            raise ValueError(
+                f"model.codert.distillation.{self.spec.name}.both_ways is true but the teacher has "
+                f"{parts.teacher_frames_per_student_frame} frames for each of the student: set both_ways to false"
+            )
+
     @abstractmethod
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         """Return the unweighted term, a scalar.
@@ -70,5 +78,6 @@ class Criterion(nn.Module, ABC):
         Args:
             student: output of the student.
             teacher: output of the teacher; None where no active term needs it.
-            batch: the batch that both were computed from.
+            batch: the batch that both were computed from. Of a term that needs text all three hold the utterances with
+                text alone.
         """

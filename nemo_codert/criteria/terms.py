@@ -38,6 +38,12 @@ class Criteria(nn.ModuleDict):
         """Return the terms that are computed at an optimizer step."""
         return [term for term in self.values() if term.spec.is_active(step)]
 
+    def layers(self, step: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the encoder layers of student and teacher that the active terms read; 1 is the first."""
+        specs = [term.spec for term in self.active(step)]
+        student = {number for spec in specs for number in spec.student_layers}
+        return tuple(sorted(student)), tuple(sorted({number for spec in specs for number in spec.teacher_layers}))
+
     def weights(self, step: int) -> dict[str, float]:
         """Return the weights of the scheduled terms at an optimizer step, under their log names."""
         scheduled = [spec for spec in self._specs if spec.is_distillation]

@@ -7,12 +7,14 @@ from nemo_codert.losses.additive_rnnt import additive_rnnt_loss
 from nemo_codert.losses.encoder_kl import EncoderDistillationLoss, encoder_distillation_loss
 from nemo_codert.losses.frames import group_frames, paired_frames, valid_frames
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
+from nemo_codert.losses.temperature import frame_temperatures
 
 __all__ = [
     "EncoderDistillationLoss",
     "additive_rnnt_loss",
     "chunked_joint_rnnt_loss",
     "encoder_distillation_loss",
+    "frame_temperatures",
     "group_frames",
     "joint_rnnt_loss",
     "paired_frames",

@@ -32,7 +32,12 @@ def _divergence(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
     return divergence, torch.where(student_above, q - p, p * shrink)
 
 
-def _row_log_probs(logits: torch.Tensor, rows: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
+Temperature = float | torch.Tensor  # one number, or one a row [N, 1]
+
+
+def _row_log_probs(
+    logits: torch.Tensor, rows: torch.Tensor, temperature: Temperature, dtype: torch.dtype
+) -> torch.Tensor:
     """Return log-probabilities [N, V+1] of the valid frames of [B, T, V+1], finite for a class at -inf too."""
     selected = logits.flatten(0, 1).index_select(0, rows).to(dtype).div_(temperature)
     return selected.log_softmax(-1).clamp_(min=torch.finfo(dtype).min)
@@ -43,7 +48,7 @@ class _FrameDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, student: torch.Tensor, teacher: torch.Tensor, rows: torch.Tensor, temperature: float
+        ctx: FunctionCtx, student: torch.Tensor, teacher: torch.Tensor, rows: torch.Tensor, temperature: Temperature
     ) -> torch.Tensor:
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         sides = (_row_log_probs(side, rows, temperature, dtype) for side in (student, teacher))
@@ -84,9 +89,9 @@ def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, leng
     return valid.flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
-def _check_settings(temperature: float, reduction: str) -> None:
+def _check_settings(temperature: float | torch.Tensor, reduction: str) -> None:
     """Raise ValueError for a temperature that is not positive and finite or an unknown reduction."""
-    if not 0 < temperature < math.inf:
+    if not isinstance(temperature, torch.Tensor) and not 0 < temperature < math.inf:
         raise ValueError(f"distillation temperature must be above 0 and finite, got {temperature}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"distillation reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
@@ -97,7 +102,7 @@ def encoder_distillation_loss(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
     lengths: torch.Tensor,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     reduction: str = "per_utterance",
 ) -> torch.Tensor:
     """Return KL(teacher || student) of the encoder logits over valid frames, times temperature^2.
@@ -109,7 +114,7 @@ def encoder_distillation_loss(
         student_logits: [B, T, V+1] float.
         teacher_logits: [B, T, V+1] float.
         lengths: [B] int64 in frames, 0 <= lengths <= T.
-        temperature: divides both logits, above 0.
+        temperature: divides both logits, above 0; a tensor [B, T] has one for each frame (`frame_temperatures`).
         reduction: `per_utterance` sums over frames and averages over the batch, as `mean_batch` does for the RNN-T
             loss; `per_frame` divides by the number of valid frames (by 1 if there is none).
 
@@ -140,8 +145,12 @@ def encoder_distillation_loss(
     """
     _check_settings(temperature, reduction)
     rows = _valid_rows(student_logits, teacher_logits, lengths)
-    divergence = _FrameDivergence.apply(student_logits, teacher_logits.detach(), rows, temperature)  # [N]
     count = max(len(lengths) if reduction == "per_utterance" else len(rows), 1)
+    if isinstance(temperature, torch.Tensor):
+        of_rows = temperature.flatten().index_select(0, rows)[:, None]  # [N, 1]
+        divergence = _FrameDivergence.apply(student_logits, teacher_logits.detach(), rows, of_rows)  # [N]
+        return (divergence * of_rows[:, 0] ** 2).sum() / count
+    divergence = _FrameDivergence.apply(student_logits, teacher_logits.detach(), rows, temperature)  # [N]
     return divergence.sum() * temperature**2 / count
 
 

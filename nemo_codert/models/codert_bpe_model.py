@@ -295,9 +295,10 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         # Overrides EncDecRNNTModel.training_step: two branches, one set of features, named terms of the loss.
         batch, step = Batch.of(batch), self.optimizer_steps
         features = self.extract_features(batch.signal, batch.signal_len)  # augmented once for both
-        student = self.student_transducer.run(*features, batch.transcript, batch.transcript_len)
+        of_student, of_teacher = self.criteria.layers(step)
+        student = self.student_transducer.run(*features, batch.transcript, batch.transcript_len, layers=of_student)
         needs_teacher = any(term.spec.needs_teacher for term in self.criteria.active(step))
-        teacher = self.teacher.output(*features, batch, student) if needs_teacher else None
+        teacher = self.teacher.output(*features, batch, student, of_teacher) if needs_teacher else None
         losses = self.codert_losses(student, teacher, batch, step)
         self._keep_losses(losses, step)
         if self._trainer is not None:
@@ -322,8 +323,16 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             step: optimizer step, for the schedules of the terms.
         """
         active = [term for term in self.criteria.active(step) if teacher is not None or not term.spec.needs_teacher]
-        losses = {term.spec.log_name: term(student, teacher, batch) for term in active}
-        losses["train_loss"] = sum(term.spec.weight_at(step) * losses[term.spec.log_name] for term in active)
+        everything = with_text = student, teacher, batch
+        if (labelled := batch.labelled()) is not None:  # the others train the terms that need no text
+            active = [term for term in active if len(labelled) or not term.spec.needs_text]
+            with_text = tuple(part and part.rows(labelled) for part in everything)
+        losses = {term.spec.log_name: term(*(with_text if term.spec.needs_text else everything)) for term in active}
+        loss = sum(term.spec.weight_at(step) * losses[term.spec.log_name] for term in active)
+        if not active or (torch.distributed.is_initialized() and len(active) < len(self.criteria)):
+            # Gradients of 0 for what no term reads: DistributedDataParallel waits for those of every parameter.
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+        losses["train_loss"] = loss
         return losses
 
     def _keep_losses(self, losses: dict[str, torch.Tensor], step: int) -> None:

@@ -4,8 +4,8 @@ B batch, S audio samples, F mel bins, T_in feature frames, T encoder frames, D c
 U target tokens, V vocabulary without blank.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Optional
 
@@ -13,6 +13,8 @@ import torch
 from nemo.collections.asr.modules import ConvASRDecoder, RNNTJoint
 from torch import nn
 
+from nemo_codert.losses import valid_frames
+from nemo_codert.modules.encoder_layers import captured_layers, layer_width
 from nemo_codert.modules.encoder_logits import ctc_logits, projected_logits
 
 
@@ -22,7 +24,7 @@ class Batch:
 
     Args:
         signal: [B, S]. signal_len: [B] int64, samples.
-        transcript: [B, U] token ids. transcript_len: [B] int64, tokens.
+        transcript: [B, U] token ids. transcript_len: [B] int64, tokens; 0 for an utterance without text.
         sample_id: [B] utterance ids where the loader gives them, else None; see `Batch.of`.
     """
 
@@ -49,6 +51,19 @@ class Batch:
         signal, signal_len, transcript, transcript_len, *utterances = batch
         sample_id = tuple(str(getattr(each, "id", each)) for each in _plain(utterances[0])) if utterances else None
         return cls(signal, signal_len, transcript, transcript_len, sample_id)
+
+    def labelled(self) -> torch.Tensor | None:
+        """Return the indices [N] int64 of the utterances with text; None where all have text."""
+        tokens = self.transcript_len.tolist()
+        if all(tokens):
+            return None
+        return torch.tensor([b for b, count in enumerate(tokens) if count], device=self.transcript_len.device)
+
+    def rows(self, index: torch.Tensor) -> "Batch":
+        """Return the utterances `index` [N] int64, padded as before."""
+        tensors = self.signal, self.signal_len, self.transcript, self.transcript_len
+        names = self.sample_id and tuple(self.sample_id[b] for b in index.tolist())
+        return Batch(*(tensor[index] for tensor in tensors), names)
 
     def row(self, b: int) -> "Batch":
         """Return utterance b alone, without padding."""
@@ -101,6 +116,7 @@ class Transducer:
         transcript_len: torch.Tensor | None = None,
         *,
         prediction_of: Optional["BranchOutput"] = None,
+        layers: Sequence[int] = (),
     ) -> "BranchOutput":
         """Run the encoder; the other parts of the output are computed when a criterion first reads them.
 
@@ -108,9 +124,19 @@ class Transducer:
             features: [B, F, T_in]. features_len: [B] int64, feature frames.
             transcript: [B, U] token ids, None where only the encoder is of interest. transcript_len: [B] int64.
             prediction_of: output of a branch whose prediction network and prediction projection are this one's.
+            layers: encoder layers whose outputs are kept; 1 is the first.
         """
-        encoded, encoded_len = self.encoder(audio_signal=features, length=features_len)[:2]
-        return BranchOutput(self, encoded, encoded_len, transcript, transcript_len, prediction_of)
+        with captured_layers(self.encoder, layers) as kept:
+            encoded, encoded_len = self.encoder(audio_signal=features, length=features_len)[:2]
+        return BranchOutput(self, encoded, encoded_len, transcript, transcript_len, prediction_of, kept)
+
+    def layer_width(self) -> int:
+        """Return the channels of an encoder layer's output.
+
+        Raises:
+            ValueError: an encoder whose layers cannot be captured.
+        """
+        return layer_width(self.encoder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +148,7 @@ class BranchOutput:
         encoded: [B, D, T]. encoded_len: [B] int64, encoder frames.
         transcript: [B, U] token ids, or None. transcript_len: [B] int64, tokens.
         prediction_of: output of the branch that shares this one's prediction network and prediction projection.
+        layers: outputs [B, D, T] of the encoder layers that were asked for, 1 is the first; see `Transducer.run`.
     """
 
     networks: Transducer
@@ -130,6 +157,7 @@ class BranchOutput:
     transcript: torch.Tensor | None = None
     transcript_len: torch.Tensor | None = None
     prediction_of: Optional["BranchOutput"] = None
+    layers: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def encoder_side(self) -> torch.Tensor:
@@ -163,6 +191,22 @@ class BranchOutput:
         with torch.no_grad():
             return BranchOutput.encoder_logits.func(self).detach()
 
+    @cached_property
+    def prediction_logits(self) -> torch.Tensor:
+        """Raw logits of the prediction network alone, [B, U+1, V+1]. Needs a transcript."""
+        return projected_logits(self.networks.joint, self.prediction_side)
+
+    @cached_property
+    def mean_prediction(self) -> torch.Tensor:
+        """Mean of `prediction_logits` over the states 0..U_b of an utterance, [B, 1, V+1]: of state 0 without text."""
+        logits = self.prediction_logits
+        states = valid_frames(self.transcript_len + 1, logits.shape[1])[:, :, None]  # [B, U+1, 1]
+        return logits.masked_fill(~states, 0.0).sum(1, keepdim=True) / (self.transcript_len + 1)[:, None, None]
+
+    def rows(self, index: torch.Tensor) -> "BranchOutput":
+        """Return the utterances `index` [N] int64, padded as before; no part is computed a second time."""
+        return _Rows(self, index)
+
     def row(self, b: int) -> "BranchOutput":
         """Return utterance b alone, without padding; computed from its encoder frames."""
         frames, tokens = int(self.encoded_len[b]), int(self.transcript_len[b])
@@ -174,3 +218,24 @@ class BranchOutput:
             self.transcript_len[b : b + 1],
             self.prediction_of and self.prediction_of.row(b),
         )
+
+
+class _Rows(BranchOutput):
+    """Some utterances of an output: every part is gathered from that of the whole."""
+
+    def __init__(self, whole: BranchOutput, index: torch.Tensor) -> None:
+        layers = {number: layer[index] for number, layer in whole.layers.items()}
+        gathered = (part[index] for part in (whole.encoded, whole.encoded_len, whole.transcript, whole.transcript_len))
+        super().__init__(whole.networks, *gathered, None, layers)
+        self.__dict__.update(whole=whole, index=index)
+
+
+def _gathered(name: str) -> cached_property:
+    part = cached_property(lambda self: getattr(self.whole, name)[self.index])
+    part.__set_name__(_Rows, name)
+    return part
+
+
+for _name, _part in vars(BranchOutput).items():
+    if isinstance(_part, cached_property):
+        setattr(_Rows, _name, _gathered(_name))

@@ -1,6 +1,7 @@
 """The protocol of a source of the teacher's output, and the way from `model.codert.teacher` to one."""
 
 import importlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -28,7 +29,12 @@ class Teacher(Protocol):
     def __init__(self, networks: Transducer, codert: DictConfig) -> None: ...
 
     def output(
-        self, features: torch.Tensor, features_len: torch.Tensor, batch: Batch, student: BranchOutput
+        self,
+        features: torch.Tensor,
+        features_len: torch.Tensor,
+        batch: Batch,
+        student: BranchOutput,
+        layers: Sequence[int] = (),
     ) -> BranchOutput:
         """Return the teacher's output for a batch.
 
@@ -36,6 +42,7 @@ class Teacher(Protocol):
             features: [B, F, T_in]. features_len: [B] int64.
             batch: the batch that they were computed from, with the utterance ids where the loader gives them.
             student: the student's output for it, whose prediction network may be shared.
+            layers: encoder layers whose outputs a criterion reads; 1 is the first.
         """
         ...
 

@@ -1,5 +1,7 @@
 """Teachers whose networks run beside the student: trained in the same run, or frozen."""
 
+from collections.abc import Sequence
+
 import torch
 from omegaconf import DictConfig
 
@@ -13,19 +15,30 @@ class CoTrained:
         self.networks, self.shares_decoder = networks, codert.share_decoder
 
     def output(
-        self, features: torch.Tensor, features_len: torch.Tensor, batch: Batch, student: BranchOutput
+        self,
+        features: torch.Tensor,
+        features_len: torch.Tensor,
+        batch: Batch,
+        student: BranchOutput,
+        layers: Sequence[int] = (),
     ) -> BranchOutput:
         """Return the teacher's output for the features that the student got; see `Teacher.output`."""
         shared = student if self.shares_decoder else None
-        return self.networks.run(features, features_len, batch.transcript, batch.transcript_len, prediction_of=shared)
+        given = features, features_len, batch.transcript, batch.transcript_len
+        return self.networks.run(*given, prediction_of=shared, layers=layers)
 
 
 class Frozen(CoTrained):
     """A teacher that nothing trains: its encoder runs without a graph."""
 
     def output(
-        self, features: torch.Tensor, features_len: torch.Tensor, batch: Batch, student: BranchOutput
+        self,
+        features: torch.Tensor,
+        features_len: torch.Tensor,
+        batch: Batch,
+        student: BranchOutput,
+        layers: Sequence[int] = (),
     ) -> BranchOutput:
         # Overrides CoTrained.output.
         with torch.no_grad():
-            return super().output(features, features_len, batch, student)
+            return super().output(features, features_len, batch, student, layers)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
-from nemo_codert.config.criteria import is_named
+from nemo_codert.config.criteria import is_named, named
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
@@ -146,14 +146,10 @@ def _folder_problems(folder: Path) -> Iterator[str]:
 
 def _distillation_alone(distillation: DictConfig, train: str) -> Iterator[str]:
     """Yield the terms of the distillation that a branch trained alone cannot have."""
-    named = is_named(distillation)
-    weights = {}
-    if named:
-        terms = {name: term for name, term in distillation.items() if OmegaConf.is_dict(term)}
-        weights = {f"{name}.weight": term.get("weight", 1) for name, term in terms.items()}
-    weights = weights or {"weight": distillation.get("weight")}
-    for key, weight in weights.items():
+    for name, term in named(distillation).items():
+        weight = term.get("weight", 1) if OmegaConf.is_dict(term) or isinstance(term, dict) else 0
         if weight:
+            key = f"{name}.weight" if is_named(distillation) else "weight"
             yield (
                 f"model.codert.distillation.{key} is {weight} but train is {train}: there is no pair to distil in. "
                 "Set the weight to 0 or choose a strategy with a teacher"
