@@ -4,9 +4,12 @@ Importing this package imports torch only; compiled kernels are imported by the 
 """
 
 from nemo_codert.losses.additive_rnnt import additive_rnnt_loss
+from nemo_codert.losses.ctc_divergence import softmax_l2_loss
 from nemo_codert.losses.encoder_kl import EncoderDistillationLoss, encoder_distillation_loss
-from nemo_codert.losses.frames import group_frames, paired_frames, valid_frames
+from nemo_codert.losses.features import feature_distance
+from nemo_codert.losses.frames import group_features, group_frames, paired_frames, valid_frames
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
+from nemo_codert.losses.sequence import full_sum_distillation_loss
 from nemo_codert.losses.temperature import frame_temperatures
 
 __all__ = [
@@ -14,9 +17,13 @@ __all__ = [
     "additive_rnnt_loss",
     "chunked_joint_rnnt_loss",
     "encoder_distillation_loss",
+    "feature_distance",
+    "full_sum_distillation_loss",
+    "group_features",
     "frame_temperatures",
     "group_frames",
     "joint_rnnt_loss",
     "paired_frames",
+    "softmax_l2_loss",
     "valid_frames",
 ]

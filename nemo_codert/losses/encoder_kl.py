@@ -11,7 +11,7 @@ import math
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from nemo_codert.losses.frames import valid_frames
+from nemo_codert.losses.frames import valid_rows
 
 REDUCTIONS = ("per_utterance", "per_frame")
 
@@ -66,7 +66,7 @@ class _FrameDivergence(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def paired_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Return the indices [N] of the valid frames in B*T; the lengths are copied to the host once.
 
     Raises ValueError unless the two sides have one shape [B, T, V+1] and lengths is [B] within [0, T].
@@ -80,16 +80,10 @@ def _valid_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, leng
     batch, num_frames, _ = student_logits.shape
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},) like the logits' batch, got {tuple(lengths.shape)}")
-    if lengths.is_floating_point():
-        raise ValueError(f"lengths must be whole numbers of frames, got {lengths.dtype}")
-    counts = lengths.tolist()
-    if batch and not 0 <= min(counts) <= max(counts) <= num_frames:
-        raise ValueError(f"lengths must lie between 0 and the {num_frames} frames given, got {counts}")
-    valid = valid_frames(lengths.to(student_logits.device), num_frames)
-    return valid.flatten().nonzero_static(size=sum(counts)).squeeze(1)
+    return valid_rows(lengths, num_frames, student_logits.device)
 
 
-def _check_settings(temperature: float | torch.Tensor, reduction: str) -> None:
+def check_settings(temperature: float | torch.Tensor, reduction: str) -> None:
     """Raise ValueError for a temperature that is not positive and finite or an unknown reduction."""
     if not isinstance(temperature, torch.Tensor) and not 0 < temperature < math.inf:
         raise ValueError(f"distillation temperature must be above 0 and finite, got {temperature}")
@@ -143,8 +137,8 @@ def encoder_distillation_loss(
         tensor([[[-0.3000,  0.3000],
                  [ 0.0000,  0.0000]]])
     """
-    _check_settings(temperature, reduction)
-    rows = _valid_rows(student_logits, teacher_logits, lengths)
+    check_settings(temperature, reduction)
+    rows = paired_rows(student_logits, teacher_logits, lengths)
     count = max(len(lengths) if reduction == "per_utterance" else len(rows), 1)
     if isinstance(temperature, torch.Tensor):
         of_rows = temperature.flatten().index_select(0, rows)[:, None]  # [N, 1]
@@ -175,7 +169,7 @@ class EncoderDistillationLoss(torch.nn.Module):
 
     def __init__(self, temperature: float = 1.0, reduction: str = "per_utterance") -> None:
         super().__init__()
-        _check_settings(temperature, reduction)
+        check_settings(temperature, reduction)
         self.temperature = temperature
         self.reduction = reduction
 

@@ -3,7 +3,7 @@
 Imports torch only.
 """
 
-# B batch, T encoder frames, V vocabulary without blank
+# B batch, T encoder frames, D channels, V vocabulary without blank, N valid frames of the batch
 
 import torch
 from torch.nn.functional import pad
@@ -27,6 +27,25 @@ def valid_frames(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
                 [ True, False, False]])
     """
     return torch.arange(num_frames, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def valid_rows(lengths: torch.Tensor, num_frames: int, device: torch.device) -> torch.Tensor:
+    """Return the places [N] of the valid frames in B*T, on a device; the lengths are copied to the host once.
+
+    Args:
+        lengths: [B] int in frames, 0 <= lengths <= num_frames.
+        num_frames: T.
+        device: of the result.
+
+    Raises:
+        ValueError: lengths that are not integers or out of range.
+    """
+    if lengths.is_floating_point():
+        raise ValueError(f"lengths must be whole numbers of frames, got {lengths.dtype}")
+    counts = lengths.tolist()
+    if counts and not 0 <= min(counts) <= max(counts) <= num_frames:
+        raise ValueError(f"lengths must lie between 0 and the {num_frames} frames given, got {counts}")
+    return valid_frames(lengths.to(device), num_frames).flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
 def valid_cells(
@@ -80,6 +99,45 @@ def group_frames(logits: torch.Tensor, lengths: torch.Tensor, factor: int) -> tu
     count = valid.sum(-1, keepdim=True).clamp(min=1)  # [B, T / factor, 1]
     grouped = log_probs.masked_fill(~valid[..., None], -torch.inf).logsumexp(2) - count.log()  # [B, T / factor, V+1]
     return grouped.masked_fill(~valid.any(-1, keepdim=True), 0.0), (lengths + factor - 1) // factor
+
+
+def group_features(features: torch.Tensor, lengths: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Group frames `factor` by `factor` by their mean: for features as `group_frames` is for logits.
+
+    Args:
+        features: [B, T, D] float.
+        lengths: [B] int64 in frames, 0 <= lengths <= T.
+        factor: frames per group, at least 1.
+
+    Returns:
+        Means of the valid frames of each group, [B, ceil(T / factor), D] (at least float32; zeros in groups without a
+        valid frame), and ceil(lengths / factor). Both arguments unchanged for factor 1.
+
+    Raises:
+        ValueError: factor below 1.
+
+    Example:
+        The last group has one valid frame:
+
+        >>> import torch
+        >>> from nemo_codert.losses import group_features
+        >>> features = torch.tensor([[[1.0], [3.0], [5.0], [100.0]]])  # B = 1, T = 4, D = 1
+        >>> group_features(features, torch.tensor([3]), 2)
+        (tensor([[[2.],
+                 [5.]]]), tensor([2]))
+    """
+    if factor < 1:
+        raise ValueError(f"frames can be grouped by a factor of 1 or more, got {factor}")
+    if factor == 1:
+        return features, lengths
+    batch, num_frames, channels = features.shape
+    num_groups = -(-num_frames // factor)
+    missing = num_groups * factor - num_frames
+    valid = pad(valid_frames(lengths, num_frames), (0, missing)).view(batch, num_groups, factor)
+    features = pad(features.to(torch.promote_types(features.dtype, torch.float32)), (0, 0, 0, missing))
+    features = features.view(batch, num_groups, factor, channels).masked_fill(~valid[..., None], 0.0)
+    count = valid.sum(-1, keepdim=True).clamp(min=1)  # [B, T / factor, 1]
+    return features.sum(2) / count, (lengths + factor - 1) // factor
 
 
 def paired_frames(
