@@ -15,7 +15,7 @@ def softmax_l2_loss(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
     lengths: torch.Tensor,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     reduction: str = "per_utterance",
 ) -> torch.Tensor:
     """Return the squared distance of the heads' distributions, summed over classes, times temperature^2.
@@ -27,7 +27,7 @@ def softmax_l2_loss(
         student_logits: [B, T, V+1] float.
         teacher_logits: [B, T, V+1] float.
         lengths: [B] int64 in frames, 0 <= lengths <= T.
-        temperature: divides both logits, above 0.
+        temperature: divides both logits, above 0; a tensor [B, T] has one for each frame.
         reduction: `per_utterance` sums over frames and averages over the batch; `per_frame` divides by the number of
             valid frames (by 1 if there is none).
 
@@ -52,12 +52,14 @@ def softmax_l2_loss(
     check_settings(temperature, reduction)
     rows = paired_rows(student_logits, teacher_logits, lengths)
     dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
+    if isinstance(temperature, torch.Tensor):
+        temperature = temperature.flatten().index_select(0, rows)[:, None]  # [N, 1]
     student, teacher = (
         (logits.flatten(0, 1).index_select(0, rows).to(dtype) / temperature).softmax(-1)
         for logits in (student_logits, teacher_logits.detach())
     )
     count = max(len(lengths) if reduction == "per_utterance" else len(rows), 1)
-    return (student - teacher).square().sum() * temperature**2 / count
+    return (temperature**2 * (student - teacher).square()).sum() / count
 
 
 CTC_DIVERGENCES = {"kl": encoder_distillation_loss, "l2": softmax_l2_loss}

@@ -58,6 +58,20 @@ def _correlation(student: torch.Tensor, teacher: torch.Tensor, self_weight: floa
     return distance * (count / channels)
 
 
+def _centred(features: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Return [B, T, D] less each utterance's mean over its valid frames [B, T]; zeros in padding.
+
+    Layers often end with a layer norm, after which every frame has nearly the same energy: frames differ only in what
+    they have beyond the mean.
+    """
+    features = features.masked_fill(~valid[:, :, None], 0.0)
+    mean = features.sum(1, keepdim=True) / valid.sum(1).clamp(min=1)[:, None, None]
+    centred = (features - mean).masked_fill(~valid[:, :, None], 0.0)
+    # Frames that are all alike leave rounding errors of the mean, which division would blow up.
+    squares, rounding = centred.square().sum((1, 2)), 8 * torch.finfo(features.dtype).eps
+    return centred * (squares > rounding**2 * features.square().sum((1, 2)))[:, None, None]
+
+
 def _scaled(maps: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Return each utterance's map [B, T, ...] scaled so that its squares sum to its number of frames [B]."""
     squares = maps.square().flatten(1).sum(1) / counts.clamp(min=1)
@@ -114,10 +128,11 @@ def feature_distance(
       the batch, against the unit matrix: sum of (C - I)^2, over D. With `self_weight` w the student's correlations
       with itself are added: w times their off-diagonal squares, over D. A copy of the teacher is at 0 only if the
       teacher's channels are uncorrelated; else it is at their off-diagonal squares.
-    - `energy`: each frame's mean square over channels, scaled so that its squares average to 1 over the utterance;
-      squared difference. 0 for any positive multiple of the teacher.
-    - `gram`: products [T, T] of all frames with each other, scaled so that a frame's squares average to 1 over the
-      utterance; squared difference. 0 for any rotation and any multiple of the teacher. It takes memory of B * T * T.
+    - `energy`: features less their mean over the utterance; each frame's mean square over channels, scaled so that its
+      squares average to 1 over the utterance; squared difference. 0 for any multiple of the teacher, and any shift.
+    - `gram`: features less their mean over the utterance; products [T, T] of all frames with each other, scaled so
+      that a frame's squares average to 1 over the utterance; squared difference: 2 (1 - linear CKA, arXiv:1905.00414)
+      a frame. 0 for any rotation, multiple and shift of the teacher. It takes memory of B * T * T.
 
     Args:
         student: [B, T, D] float.
@@ -143,8 +158,8 @@ def feature_distance(
         >>> teacher = torch.tensor([[[3.0, 4.0], [0.0, 9.0]]])  # B = 1, T = 2, D = 2
         >>> student, lengths = torch.tensor([[[4.0, 3.0], [7.0, 0.0]]]), torch.tensor([1])
         >>> [f"{feature_distance(student=student, teacher=teacher, lengths=lengths, by=by):.2f}"
-        ...  for by in ("mse", "cosine", "energy")]
-        ['1.00', '0.04', '0.00']
+        ...  for by in ("mse", "cosine")]
+        ['1.00', '0.04']
     """
     _check(student, teacher, lengths, by, reduction)
     num_frames, dtype = student.shape[1], torch.promote_types(student.dtype, torch.float32)
@@ -158,7 +173,7 @@ def feature_distance(
             total = FRAME_MEASURES[by](*frames, **options)
         else:
             counts = lengths.to(student.device)
-            padding = ~valid_frames(counts, num_frames)[:, :, None]
-            maps = (_scaled(MAPS[by](side.to(dtype).masked_fill(padding, 0.0)), counts) for side in sides)
+            valid = valid_frames(counts, num_frames)
+            maps = (_scaled(MAPS[by](_centred(side.to(dtype), valid)), counts) for side in sides)
             total = (next(maps) - next(maps)).square().sum()
     return total / max(len(lengths) if reduction == "per_utterance" else len(rows), 1)

@@ -138,8 +138,8 @@ def test_a_copy_of_a_white_teacher_has_no_correlation_left():
 @pytest.mark.parametrize("name, changed", [
     ("cosine", lambda x: 3 * x),
     ("correlation", lambda x: x * torch.tensor([1.0, 5.0, 0.1, 100.0]) + torch.tensor([0.0, 1.0, -2.0, 30.0])),
-    ("energy", lambda x: 0.01 * x),
-    ("gram", lambda x: 7 * x @ torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]),
+    ("energy", lambda x: 0.01 * x + 3),
+    ("gram", lambda x: 7 * x @ torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0] - 2),
     ("softmax_l2", lambda x: x + torch.randn(3, 7, 1, dtype=torch.float64)),
 ])  # fmt: skip
 def test_what_it_does_not_see_changes_nothing(name, changed):
@@ -148,6 +148,11 @@ def test_what_it_does_not_see_changes_nothing(name, changed):
     torch.testing.assert_close(distance(name, changed(student), teacher), value, rtol=1e-12, atol=0)
     torch.testing.assert_close(distance(name, student, changed(teacher)), value, rtol=1e-12, atol=0)
     assert value > 0.01
+
+
+def test_frames_of_one_energy_still_have_an_energy_map():
+    normed = torch.nn.functional.layer_norm(features(1), (4,))  # as the output of a Conformer layer
+    assert distance("energy", normed, features(2)) > 0.1 < distance("energy", features(2), normed)
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -27,18 +27,19 @@ def correlation(student, teacher, self_weight=0.0):
 
 
 def energy(student, teacher):
-    """T times the squared distance of attention transfer: maps of unit length (arXiv:1612.03928, equation 2)."""
+    """T times the squared distance of energy maps of unit length (arXiv:1612.03928), of centred frames."""
     total = 0.0
     for S, T in zip(student, teacher, strict=True):
-        s, t = np.sum(S**2, axis=1), np.sum(T**2, axis=1)
+        s, t = (np.sum((X - X.mean(0)) ** 2, axis=1) for X in (S, T))
         total += len(S) * np.sum((s / np.linalg.norm(s) - t / np.linalg.norm(t)) ** 2)
     return total
 
 
 def gram(student, teacher):
-    """2 T (1 - CKA), linear and without centring (arXiv:1905.00414): from products of channels, not of frames."""
+    """2 T (1 - linear CKA) (arXiv:1905.00414), from products of channels, not of frames."""
     total = 0.0
     for S, T in zip(student, teacher, strict=True):
+        S, T = (X - X.mean(0) for X in (S, T))
         likeness = np.linalg.norm(S.T @ T) ** 2 / (np.linalg.norm(S.T @ S) * np.linalg.norm(T.T @ T))
         total += 2 * len(S) * (1 - likeness)
     return total
