@@ -8,11 +8,14 @@ checks, training records and comparisons. A new criterion is one file in `nemo_c
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.values import is_count, sub_block
 
 ONE_TERM = "encoder"  # name of the single term that a flat block `codert.distillation` describes
 TERM_LOSS = "train_distillation_loss"  # log name of that term; another term's name is appended
@@ -22,6 +25,7 @@ OLDER_KEYS = {"start_step": "from_step"}  # older names of a term's keys
 REDUCTIONS = ("per_utterance", "per_frame")
 PRIORS = ("none", "mean_prediction")
 ADAPTIVE = "adaptive"
+HEADS = "ctc_heads"  # kind of the CTC loss of heads in the middle of the student's encoder
 
 
 @dataclass
@@ -46,6 +50,44 @@ class EncoderKLConfig(TermConfig):
     reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
     frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
     both_ways: bool = False  # co-trained pairs: the teacher learns from the student too
+
+
+@dataclass
+class HiddenConfig(TermConfig):
+    """Keys of a term at hidden layers."""
+
+    by: str = "mse"
+    layers: Any = None  # required: {student layer: teacher layer}, 1 is the first; the term is the mean over the pairs
+    reduction: str = "per_utterance"  # per_utterance: summed over frames | per_frame: mean over frames
+    frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
+
+
+@dataclass
+class CorrelationConfig(HiddenConfig):
+    """Keys of a term at hidden layers by correlation (arXiv:2312.12153)."""
+
+    by: str = "correlation"
+    self_weight: float = 0.0  # >= 0, factor of the student's correlations among its own channels
+
+
+@dataclass
+class CTCConfig(TermConfig):
+    """Keys of a term at CTC heads (arXiv:2211.15075)."""
+
+    layers: Any = None  # student layers that get a head of their own, 1 is the first; null: the hybrid student's head
+    ctc_weight: float = 0.3  # factor of the heads' own CTC loss, >= 0; 0 leaves it out; read where there are layers
+    temperature: Any = 1.0  # tau > 0, the term is scaled by tau squared; adaptive: one tau a frame
+    temperature_floor: float = 0.5  # nats, with adaptive: the least tau >= 1 that lifts the teacher's entropy to it
+    reduction: str = "per_utterance"  # per_utterance: summed over frames | per_frame: mean over frames
+    frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
+
+
+@dataclass
+class SequenceConfig(TermConfig):
+    """Keys of a term at the log-likelihood of the transcript (arXiv:2303.05958)."""
+
+    at: str = "sequence"
+    by: str = "l2"
 
 
 # Keys of a flat block, which therefore cannot name a term.
@@ -133,12 +175,127 @@ def _encoder_kl_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> 
         )
 
 
+def layer_pairs(options: Mapping[str, Any]) -> tuple[Layers, Layers]:
+    """Return the layers of student and teacher that a term at hidden layers compares, pair by pair."""
+    pairs = options["layers"] or {}
+    return tuple(map(int, pairs)), tuple(map(int, pairs.values()))
+
+
+def head_layers(options: Mapping[str, Any]) -> tuple[Layers, Layers]:
+    """Return the layers of the student that have a CTC head of a term, and none of the teacher's."""
+    return tuple(options["layers"] or ()), ()
+
+
+def _hidden_problems(term: DictConfig, path: str) -> Iterator[str]:
+    yield from frame_problems(term, path)
+    if "self_weight" in term:
+        yield from at_least_zero(path, {"self_weight": term.self_weight})
+    pairs = term.layers if OmegaConf.is_dict(term.layers) else {}
+    if not pairs or not all(_is_layer(number) for pair in pairs.items() for number in pair):
+        yield (
+            f"{path}.layers is {_plain(term.layers)!r}, wanted student layers with the teacher layers that they learn "
+            "from, e.g. {4: 8}; 1 is the first layer"
+        )
+
+
+def _ctc_problems(term: DictConfig, path: str) -> Iterator[str]:
+    yield from temperature_problems(term, path)
+    yield from frame_problems(term, path)
+    yield from at_least_zero(path, {"ctc_weight": term.ctc_weight})
+    numbers = list(term.layers) if OmegaConf.is_list(term.layers) else []
+    is_right = bool(numbers) and all(type(number) is int and number >= 1 for number in numbers)
+    if term.layers is not None and not (is_right and len(set(numbers)) == len(numbers)):
+        yield (
+            f"{path}.layers is {_plain(term.layers)!r}, wanted different layers of the student as a list, e.g. "
+            "[4, 6], where 1 is the first; null for the head of a hybrid student"
+        )
+
+
+def _is_layer(number: object) -> bool:
+    return str(number).isdecimal() and int(number) >= 1
+
+
+def _plain(value: object) -> object:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _layer_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
+    """Yield a fault for each encoder whose layers cannot be read, and for each layer that it does not have."""
+    if any(kind_of(term).problems(term, path)):
+        return
+    blocks = sub_block(pair.student, "encoder"), sub_block(pair.model, "encoder")
+    names = "model.student.encoder", "model.encoder"
+    for name, block, numbers in zip(names, blocks, kind_of(term).layers(term), strict=True):
+        count = block.get("n_layers")
+        if numbers and not str(block.get("_target_")).endswith(".ConformerEncoder"):
+            yield f"{path}.layers needs a ConformerEncoder, {name}._target_ is {block.get('_target_')!r}"
+        elif numbers and block.get("reduction"):
+            yield f"{path}.layers needs layers of one frame rate, {name}.reduction is {block.get('reduction')!r}"
+        elif is_count(count) and numbers and max(numbers) > count:
+            yield f"{path}.layers has layer {max(numbers)} of {name}, whose n_layers is {count}"
+
+
+def _ctc_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
+    name = path.rpartition(".")[2]
+    if term.layers and heads_name(name) in pair.codert.distillation:
+        yield f"{path}: its heads' CTC loss is named {heads_name(name)}, as another term is. Rename one of them"
+    if not term.layers and not pair.student.aux_ctc:
+        yield (
+            f"{path} compares CTC heads but model.student.aux_ctc is null: give the student a head, or the term "
+            "layers for heads in the middle"
+        )
+    if term.weight > 0 and pair.codert.teacher_logits != "ctc" and pair.codert.teacher != "cached":
+        yield (
+            f"{path} compares CTC heads but model.codert.teacher_logits is {pair.codert.teacher_logits}: set it to "
+            "ctc, for a frozen hybrid teacher"
+        )
+    yield from _layer_problems(term, path, pair)
+
+
+def _sequence_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
+    if is_tdt(pair.model):
+        yield (
+            f"{path} compares log-likelihoods but the teacher is a TDT model, whose likelihood is that of its "
+            "durations too: choose another at"
+        )
+
+
 # Kind of term -> its entry. Named terms are chosen by their keys `at` and `by`: the kind is "AT.BY".
 CRITERIA: dict[str, CriterionKind] = {
     "rnnt": CriterionKind("nemo_codert.criteria.rnnt.RNNT", needs_teacher=False, needs_text=True),
     "ctc": CriterionKind("nemo_codert.criteria.ctc.CTC", needs_teacher=False, needs_text=True),
     "encoder.kl": CriterionKind(
         "nemo_codert.criteria.encoder_kl.EncoderKL", EncoderKLConfig, _encoder_kl_problems, _encoder_kl_pair_problems
+    ),
+    **{
+        f"hidden.{by}": CriterionKind(
+            "nemo_codert.criteria.hidden.Hidden",
+            CorrelationConfig if by == "correlation" else HiddenConfig,
+            _hidden_problems,
+            _layer_problems,
+            any_vocabulary=True,
+            layers=layer_pairs,
+        )
+        for by in ("mse", "cosine", "correlation", "energy", "gram")
+    },
+    **{
+        f"ctc.{by}": CriterionKind(
+            "nemo_codert.criteria.ctc_heads.CTCDivergence",
+            CTCConfig,
+            _ctc_problems,
+            _ctc_pair_problems,
+            layers=head_layers,
+        )
+        for by in ("kl", "l2")
+    },
+    HEADS: CriterionKind(
+        "nemo_codert.criteria.ctc_heads.HeadsCTC", needs_teacher=False, needs_text=True, layers=head_layers
+    ),
+    "sequence.l2": CriterionKind(
+        "nemo_codert.criteria.sequence.SequenceL2",
+        SequenceConfig,
+        pair_problems=_sequence_pair_problems,
+        needs_text=True,
     ),
 }
 
@@ -235,7 +392,10 @@ def criteria_specs(cfg: DictConfig) -> tuple[CriterionSpec, ...]:
         specs.append(_branch_loss("ctc", "student", codert.student_loss_weight * of_ctc, first))
     if codert.teacher == "co_trained":
         specs.append(_branch_loss("rnnt", "teacher", codert.teacher_loss_weight))
-    specs += [_term_spec(name, term) for name, term in distillation_terms(codert.distillation).items()]
+    for name, term in distillation_terms(codert.distillation).items():
+        specs.append(_term_spec(name, term))
+        if specs[-1].options.get("ctc_weight") and specs[-1].student_layers:
+            specs.append(_heads_spec(specs[-1]))
     return tuple(specs)
 
 
@@ -250,6 +410,17 @@ def _term_spec(name: str, term: Mapping[str, Any]) -> CriterionSpec:
     kind = f"{plain.pop('at')}.{plain.pop('by')}"
     schedule = {key: plain.pop(key) for key in ("weight", "from_step", "until_step", "ramp_steps")}
     return CriterionSpec(name, kind, log_name, **schedule, is_distillation=True, options=plain)
+
+
+def heads_name(term: str) -> str:
+    """Return the name of the CTC loss that trains the heads of a term in the middle of the student's encoder."""
+    return f"{term}_heads"
+
+
+def _heads_spec(term: CriterionSpec) -> CriterionSpec:
+    name, options = heads_name(term.name), {"of": term.name, "layers": term.options["layers"]}
+    weight = term.options["ctc_weight"]
+    return replace(term, name=name, kind=HEADS, log_name=f"train_ctc_loss_{name}", weight=weight, options=options)
 
 
 def distillation_terms(distillation: DictConfig | None) -> dict[str, Any]:
@@ -296,6 +467,17 @@ def _is_block(value: object) -> bool:
 def distils(codert: DictConfig) -> bool:
     """Return whether any term of a block `codert` has a weight above 0."""
     return any(term["weight"] > 0 for term in distillation_terms(codert.distillation).values())
+
+
+def reads_encoder_alone(codert: DictConfig) -> bool:
+    """Return whether a frozen teacher is compared at hidden layers alone: its encoder is all that is loaded of it.
+
+    The teacher may then have another tokenizer, and need not be an RNN-T.
+    """
+    if codert.teacher != "frozen" or codert.share_decoder:
+        return False
+    kinds = [kind_of(term) for term in distillation_terms(codert.distillation).values() if term["weight"] > 0]
+    return bool(kinds) and all(kind.any_vocabulary for kind in kinds)
 
 
 def typed_terms(

@@ -1,7 +1,7 @@
 """The base of every term of the training loss, and what a term is built from. Imports torch and NeMo's loss."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from nemo.collections.asr.losses.rnnt import RNNTLoss
@@ -22,6 +22,7 @@ class PairParts:
         student_ctc_head: of a hybrid student, else None.
         teacher_frames_per_student_frame: 1 or more, see `nemo_codert.losses.group_frames`.
         nemo_loss: NeMo's RNN-T loss of the model: its kernel, blank, FastEmit and reduction.
+        heads: name of a term -> its CTC heads in the middle of the student's encoder, once a criterion has built them.
 
     Example:
         A criterion with parameters of its own reads their sizes here:
@@ -39,6 +40,7 @@ class PairParts:
     student_ctc_head: nn.Module | None
     teacher_frames_per_student_frame: int
     nemo_loss: RNNTLoss
+    heads: dict[str, nn.ModuleDict] = field(default_factory=dict)
 
 
 class Criterion(nn.Module, ABC):

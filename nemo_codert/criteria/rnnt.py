@@ -42,19 +42,8 @@ class RNNT(Criterion):
             # NeMo's kernel leaves FastEmit's factor out without gradients; other kernels' validation losses have it.
             scale = 1.0 if torch.is_grad_enabled() else 1.0 + fastemit_lambda(nemo_loss)
             return reduce_losses(scale * torch.cat(losses), batch.transcript_len, nemo_loss.reduction)
-        settings = {
-            "blank": joint.num_classes_with_blank - 1,
-            "reduction": nemo_loss.reduction,
-            "fastemit_lambda": fastemit_lambda(nemo_loss),
-        }
-        if isinstance(joint, AdditiveRNNTJoint):
-            return additive_rnnt_loss(*given, **settings)
-        return chunked_joint_rnnt_loss(
-            lambda encoder, prediction: joint.joint_net(encoder + prediction),
-            *given,
-            num_classes=joint.num_classes_with_blank,
-            **settings,
-        )
+        settings = {"reduction": nemo_loss.reduction, "fastemit_lambda": fastemit_lambda(nemo_loss)}
+        return exact_loss(branch, batch, encoder, prediction, **settings)
 
     def _lattice_losses(
         self,
@@ -71,6 +60,41 @@ class RNNT(Criterion):
         frames, tokens = int(lengths.max()), int(target_lengths.max())
         logits = joint.joint_net(encoder[rows, :frames, None] + prediction[rows, None, : tokens + 1])
         return utterance_losses(self.parts.nemo_loss, logits, transcript[rows, :tokens], lengths, target_lengths)
+
+
+def exact_loss(
+    branch: BranchOutput,
+    batch: Batch,
+    encoder: torch.Tensor,
+    prediction: torch.Tensor,
+    *,
+    reduction: str,
+    fastemit_lambda: float = 0.0,
+) -> torch.Tensor:
+    """Return the RNN-T loss of a branch by this package's losses, for any joint.
+
+    Args:
+        branch: the branch, whose joint and frames they are.
+        batch: the transcripts.
+        encoder: [B, T, H], the branch's `encoder_side`.
+        prediction: [B, U+1, H], its `prediction_side`.
+        reduction, fastemit_lambda: see `nemo_codert.losses.additive_rnnt_loss`.
+    """
+    joint = branch.networks.joint
+    given = encoder, prediction, batch.transcript, branch.encoded_len, batch.transcript_len
+    settings = {
+        "blank": joint.num_classes_with_blank - 1,
+        "reduction": reduction,
+        "fastemit_lambda": fastemit_lambda,
+    }
+    if isinstance(joint, AdditiveRNNTJoint):
+        return additive_rnnt_loss(*given, **settings)
+    return chunked_joint_rnnt_loss(
+        lambda encoder, prediction: joint.joint_net(encoder + prediction),
+        *given,
+        num_classes=joint.num_classes_with_blank,
+        **settings,
+    )
 
 
 def _sub_batches(joint: RNNTJoint, batch_size: int) -> list[slice]:

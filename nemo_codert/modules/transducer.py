@@ -217,6 +217,7 @@ class BranchOutput:
             self.transcript[b : b + 1, :tokens],
             self.transcript_len[b : b + 1],
             self.prediction_of and self.prediction_of.row(b),
+            {number: layer[b : b + 1, :, :frames] for number, layer in self.layers.items()},
         )
 
 

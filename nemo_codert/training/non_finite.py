@@ -160,10 +160,9 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
     note(batch.signal, batch.signal_len, "signal")
     features, features_len = model.preprocessor(input_signal=batch.signal, length=batch.signal_len)
     note(features, features_len, "spectrogram")
-    outputs = {
-        name: networks.run(features, features_len, batch.transcript, batch.transcript_len)
-        for name, networks in branches(model).items()
-    }
+    given, found = (features, features_len, batch.transcript, batch.transcript_len), branches(model)
+    layers = {} if "model" in found else dict(zip(("student", "teacher"), model.criteria.layers(step), strict=True))
+    outputs = {name: networks.run(*given, layers=layers.get(name, ())) for name, networks in found.items()}
     for name, output in outputs.items():
         note(output.encoded, output.encoded_len, "encoder output" if name == "model" else f"{name} encoder output")
     if "model" in outputs:

@@ -80,7 +80,7 @@ def test_the_specs_list_the_term_beside_the_others(toy_config):
     ({"pover": 2}, "model.codert.distillation.likeness.pover is not a key of this version, known are at, by, weight"),
     ({"weight": -1}, "model.codert.distillation.likeness.weight is -1.0, wanted a number that is 0 or above"),
     ({"until_step": 1}, "model.codert.distillation.likeness.until_step is 1, wanted a step after from_step (1)"),
-    ({"by": "distance"}, "likeness has at.by 'hidden.distance', wanted one of encoder.kl, hidden.likeness"),
+    ({"by": "distance"}, "likeness has at.by 'hidden.distance', wanted one of encoder.kl, hidden.mse, "),
 ])  # fmt: skip
 def test_its_values_are_checked_by_name(toy_config, changes, fault):
     with pytest.raises(ValueError) as refused:

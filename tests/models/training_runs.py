@@ -30,8 +30,9 @@ def branch_losses(model, batch, step: int = 0) -> dict[str, torch.Tensor]:
 
     batch = Batch.of(batch)
     features = model.extract_features(batch.signal, batch.signal_len)
-    student = model.student_transducer.run(*features, batch.transcript, batch.transcript_len)
-    teacher = model.teacher.output(*features, batch, student)
+    of_student, of_teacher = model.criteria.layers(step)
+    student = model.student_transducer.run(*features, batch.transcript, batch.transcript_len, layers=of_student)
+    teacher = model.teacher.output(*features, batch, student, of_teacher)
     return model.codert_losses(student, teacher, batch, step)
 
 

@@ -1,0 +1,100 @@
+"""Terms at CTC heads: the student's last head, or heads in the middle of its encoder (Inter-KD, arXiv:2211.15075).
+
+B batch, T encoder frames, D channels, V vocabulary without blank.
+"""
+
+import torch
+from nemo.collections.asr.losses.ctc import CTCLoss
+from nemo.collections.asr.modules import ConvASRDecoder
+from torch import nn
+
+from nemo_codert.config.criteria import ADAPTIVE, CriterionSpec
+from nemo_codert.criteria.base import Criterion, PairParts
+from nemo_codert.losses import frame_temperatures, group_frames, paired_frames
+from nemo_codert.losses.ctc_divergence import CTC_DIVERGENCES
+from nemo_codert.modules.encoder_logits import ctc_logits
+from nemo_codert.modules.shared_modules import refer
+from nemo_codert.modules.transducer import Batch, BranchOutput
+
+
+class CTCDivergence(Criterion):
+    """Divergence of the student's CTC heads from the teacher's, a mean over heads; the teacher gets no gradient.
+
+    Without `layers` the head is the hybrid student's own. Each of `layers` has a head that belongs to the term; the
+    heads' own CTC loss is `HeadsCTC`. Frames of a faster teacher are grouped; the student's frame t + `frame_shift`
+    learns from the teacher's frame t.
+    """
+
+    def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
+        super().__init__(spec, parts)
+        self.parts = parts  # not the student's head itself: it belongs to the pair, under one name
+        self.by = spec.kind.partition(".")[2]
+        _share_heads(self, parts, spec.name)
+
+    def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
+        # Overrides Criterion.forward.
+        with torch.no_grad():
+            grouped = group_frames(
+                teacher.target_logits, teacher.encoded_len, self.parts.teacher_frames_per_student_frame
+            )
+        values = [self._divergence(logits, student.encoded_len, *grouped) for logits in self._logits(student)]
+        return sum(values) / len(values)
+
+    def _logits(self, student: BranchOutput) -> list[torch.Tensor]:
+        """Return the logits [B, T', V+1] of each head."""
+        if not self.heads:
+            return [ctc_logits(self.parts.student_ctc_head, student.encoded)]
+        return [ctc_logits(head, student.layers[int(number)]) for number, head in self.heads.items()]
+
+    def _divergence(self, logits: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        options = self.spec.options
+        logits, targets, lengths = paired_frames(logits, *given, shift=options["frame_shift"])
+        temperature = options["temperature"]
+        if temperature == ADAPTIVE:
+            temperature = frame_temperatures(targets, options["temperature_floor"])
+        return CTC_DIVERGENCES[self.by](
+            student_logits=logits,
+            teacher_logits=targets,
+            lengths=lengths,
+            temperature=temperature,
+            reduction=options["reduction"],
+        )
+
+
+class HeadsCTC(Criterion):
+    """CTC loss of a term's heads in the middle of the student's encoder, a mean over heads, as NeMo's InterCTC.
+
+    Reduced by `student.aux_ctc.ctc_reduction`; a student without that block has the mean over utterances.
+    """
+
+    def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
+        super().__init__(spec, parts)
+        _share_heads(self, parts, spec.options["of"])
+        reduction = (parts.cfg.student.aux_ctc or {}).get("ctc_reduction", "mean_batch")
+        blank = len(parts.student.joint.vocabulary)
+        self.loss = CTCLoss(num_classes=blank, zero_infinity=True, reduction=reduction)
+
+    def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
+        # Overrides Criterion.forward.
+        values = [
+            self.loss(
+                log_probs=head(encoder_output=student.layers[int(number)]),
+                targets=batch.transcript,
+                input_lengths=student.encoded_len,
+                target_lengths=batch.transcript_len,
+            )
+            for number, head in self.heads.items()
+        ]
+        return sum(values) / len(values)
+
+
+def _share_heads(criterion: Criterion, parts: PairParts, term: str) -> None:
+    """Give a criterion the heads of a term: the first of its criteria builds and owns them, the next refers to it."""
+    if term in parts.heads:
+        refer(criterion, "heads", parts.heads[term])
+        return
+    pieces, width = list(parts.student.joint.vocabulary), None
+    criterion.heads = parts.heads[term] = nn.ModuleDict()
+    for number in criterion.spec.student_layers:
+        width = width or parts.student.layer_width()
+        criterion.heads[str(number)] = ConvASRDecoder(feat_in=width, num_classes=len(pieces), vocabulary=pieces)
