@@ -57,7 +57,10 @@ def measured_branches(
     if "model" not in found:
         if teacher is not None:
             raise ValueError("a teacher is given, but the model is a pair and has its own: leave the teacher out")
-        return [_branch(name, model, networks) for name, networks in found.items() if which in (name, "both")]
+        wanted = {name: networks for name, networks in found.items() if which in (name, "both")}
+        if not model.teacher_transcribes:
+            wanted.pop("teacher", None)
+        return [_branch(name, model, networks) for name, networks in wanted.items()]
     own = _branch("model" if teacher is None else "student", model, found["model"])
     if teacher is None:
         return [own]

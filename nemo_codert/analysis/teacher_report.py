@@ -35,8 +35,11 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         `CTC head`); `ctc_wer`: WER of the head's greedy text; per frame, in nats, `encoder_entropy`, `joint_entropy`;
         `encoder_joint_top1_agreement`: share of frames in which the encoder logits and the joint have the same
         likeliest class, at the joint node that the transcript's alignment most likely passes; the mode of the
-        teacher's modules.
+        teacher's modules. Of a teacher whose encoder alone was loaded neither word errors nor logits are measured, and
+        `encoder_logits` is `none`.
     """
+    if not model.teacher_transcribes:
+        return {**model.loaded.get("teacher", {}), "encoder_logits": "none", **_modes(model)}
     was_training = model.training
     model.eval()
     totals = Counter()
@@ -68,16 +71,25 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
 
 def format_teacher_report(report: dict[str, Any]) -> str:
     """Format the report as readable lines."""
+    opening = (
+        f"Teacher {report.get('source', '(not loaded)')}: {report.get('tensors', 0)} tensors, "
+        f"{report.get('parameters', 0):,} parameters loaded, none missing, none unexpected"
+    )
+    closing = (
+        f"  in training: {report['mode']}; dropout {report['dropout']}, batch-norm statistics "
+        f"{report['batch_norm_statistics']}, SpecAugment {report['spec_augment']}"
+    )
+    if report["encoder_logits"] == "none":
+        nothing = "  its encoder alone was loaded, for terms at hidden layers: WER and logits cannot be measured"
+        return "\n".join([opening, nothing, closing])
     ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""
     source = "" if report["encoder_logits"] == "joint" else f" of its {report['encoder_logits']}"
     lines = [
-        f"Teacher {report.get('source', '(not loaded)')}: {report.get('tensors', 0)} tensors, "
-        f"{report.get('parameters', 0):,} parameters loaded, none missing, none unexpected",
+        opening,
         f"  WER on the dev set {report['wer']:.2%}{ctc} over {report['words']} words",
         f"  encoder logits{source}: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
         f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
-        f"  in training: {report['mode']}; dropout {report['dropout']}, batch-norm statistics "
-        f"{report['batch_norm_statistics']}, SpecAugment {report['spec_augment']}",
+        closing,
     ]
     return "\n".join(lines)
 

@@ -33,19 +33,19 @@ def is_pair(config: DictConfig) -> bool:
     return _class_name(config) == PAIR_CLASS if config.get("target") else "codert" in config
 
 
-def refuse_other_models(config: DictConfig, what: str, kinds: Sequence[str] = ()) -> None:
+def refuse_other_models(config: DictConfig, what: str, kinds: Sequence[str] | None = ()) -> None:
     """Check that a built model's config is that of a pair, of a standard RNN-T or of one of `kinds`.
 
     Args:
         config: a model's config, with its class as `target`.
         what: the model in messages.
-        kinds: other kinds that will do, of `KINDS`.
+        kinds: other kinds that will do, of `KINDS`; None: any model.
 
     Raises:
         OtherModelKind: names the kind of the model.
     """
     name = _class_name(config)
-    if name == PAIR_CLASS or not (found := set(_kinds(config, name)) - set(kinds)):
+    if kinds is None or name == PAIR_CLASS or not (found := set(_kinds(config, name)) - set(kinds)):
         return
     wanted = " or ".join(("a standard RNN-T (EncDecRNNTBPEModel)", *kinds))
     raise OtherModelKind(f"{what} is {', '.join(sorted(found))}, wanted {wanted} with a bpe tokenizer")

@@ -21,11 +21,12 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
-from nemo_codert.config.criteria import criteria_specs
+from nemo_codert.config.criteria import criteria_specs, reads_encoder_alone
 from nemo_codert.config.derived import rate_problem
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.criteria import Criteria, PairParts
 from nemo_codert.models.layer_copy import start_from_teacher
+from nemo_codert.models.open_model import ENCODER_ALONE
 from nemo_codert.models.safe_restoring import CheckedRestoring
 from nemo_codert.models.stock_config import NETWORK_BLOCKS, stock_branch_config, student_block
 from nemo_codert.models.stock_models import stock_model
@@ -195,8 +196,9 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         if self.cfg.student.init_from:
             loaded["student"] = load(self._student_request())
         if self.cfg.student.init_from_teacher:
-            networks = self.teacher_transducer, self.student_transducer
-            loaded["student"] = start_from_teacher(*networks, decoder=not self.cfg.codert.share_decoder)
+            networks, whole = (self.teacher_transducer, self.student_transducer), self.teacher_transcribes
+            own = not self.cfg.codert.share_decoder
+            loaded["student"] = start_from_teacher(*networks, decoder=own and whole, joint=whole)
         return loaded
 
     def _teacher_request(self) -> LoadRequest:
@@ -209,6 +211,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             pieces=list(self.joint.vocabulary),
             front_end=self.preprocessor,
             durations=list(self.cfg.decoding.get("durations") or ()),
+            encoder_alone=not self.teacher_transcribes,
         )
 
     def _student_request(self) -> LoadRequest:
@@ -244,6 +247,11 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def teacher_is_frozen(self) -> bool:
         """True where `codert.teacher` is `frozen`."""
         return self.cfg.codert.teacher == "frozen"
+
+    @property
+    def teacher_transcribes(self) -> bool:
+        """False where only the encoder of a frozen teacher was loaded, for terms at hidden layers."""
+        return not reads_encoder_alone(self.cfg.codert)
 
     def _freeze_teacher(self) -> None:
         for network in self.teacher_transducer.networks():
@@ -411,11 +419,13 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         batch = Batch.of(batch)
         features = self.extract_features(batch.signal, batch.signal_len)
         student = self.student_transducer.run(*features, batch.transcript, batch.transcript_len)
-        teacher = self.teacher_transducer.run(*features)
+        measured = [("", self.student_wer, student)]
+        if self.teacher_transcribes:
+            measured.append(("_teacher", self.wer, self.teacher_transducer.run(*features)))
         logs = {}
         if self.compute_eval_loss:
             logs["val_loss"] = self.criteria["rnnt_student"](student, None, batch)
-        for suffix, metric, branch in (("", self.student_wer, student), ("_teacher", self.wer, teacher)):
+        for suffix, metric, branch in measured:
             metric.update(
                 predictions=branch.encoded,
                 predictions_lengths=branch.encoded_len,
@@ -460,7 +470,13 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         return stock_model(self, self.student_transducer, cfg, joint, self.student_ctc_decoder)
 
     def teacher_model(self, joint: str = "auto") -> EncDecRNNTBPEModel:
-        """Return the teacher as a stock NeMo model with copied weights, in eval mode."""
+        """Return the teacher as a stock NeMo model with copied weights, in eval mode.
+
+        Raises:
+            ValueError: a teacher that does not transcribe.
+        """
+        if not self.teacher_transcribes:
+            raise ValueError(f"there is no teacher model to make: {ENCODER_ALONE}")
         cfg = stock_branch_config(self.cfg, "teacher", self.joint.encoder_hidden)
         return stock_model(self, self.teacher_transducer, cfg, joint)
 
@@ -518,6 +534,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
 
 def _with_teacher_wer(result: dict, outputs: list[dict], stem: str) -> dict:
+    if f"{stem}_wer_teacher_num" not in outputs[0]:
+        return result  # a teacher that does not transcribe
     errors = torch.stack([output[f"{stem}_wer_teacher_num"] for output in outputs]).sum()
     words = torch.stack([output[f"{stem}_wer_teacher_denom"] for output in outputs]).sum()
     result["log"][f"{stem}_wer_teacher"] = errors.float() / words

@@ -25,11 +25,14 @@ def spaced_layers(of_teacher: int, of_student: int) -> list[int]:
 
 
 @torch.no_grad()
-def start_from_teacher(teacher: Transducer, student: Transducer, *, decoder: bool) -> dict[str, Any]:
+def start_from_teacher(
+    teacher: Transducer, student: Transducer, *, decoder: bool, joint: bool = True
+) -> dict[str, Any]:
     """Copy evenly spaced layers of a Conformer into a smaller one, and of the rest each part whose shapes agree.
 
     Args:
         decoder: False leaves the prediction network and `joint.pred` (the teacher's own modules) alone.
+        joint: False leaves the joint alone, of which the teacher then has no trained weights.
 
     Returns:
         As `load_networks`; besides, `left` names the parts that start from scratch.
@@ -38,7 +41,8 @@ def start_from_teacher(teacher: Transducer, student: Transducer, *, decoder: boo
         ValueError: more layers than the teacher has, or layers of other shapes.
     """
     layers = _paired_layers(teacher.encoder, student.encoder)
-    wanted = _named_tensors(student, ("encoder", "joint", "decoder") if decoder else ("encoder", "joint"))
+    networks = ("encoder", *(("joint",) if joint else ()), *(("decoder",) if decoder else ()))
+    wanted = _named_tensors(student, networks)
     offered = _offered(teacher, layers)
     copied, left = {}, []
     for part in dict.fromkeys(map(_part_of, wanted)):

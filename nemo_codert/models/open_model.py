@@ -20,10 +20,13 @@ from nemo_codert.modules.transducer import Transducer
 from nemo_codert.nemo_compat import forget_failed_restore
 
 SUFFIXES = (".nemo", ".ckpt")
+ENCODER_ALONE = "of this pair's teacher only the encoder was loaded, for terms at hidden layers"
 KEPT = {"global_step": int, "hyper_parameters": Mapping, "state_dict": Mapping}  # what is read of a .ckpt
 
 
-def open_model(source: str | Path, what: str | None = None, *, kinds: Sequence[str] = (HYBRID,)) -> EncDecRNNTModel:
+def open_model(
+    source: str | Path, what: str | None = None, *, kinds: Sequence[str] | None = (HYBRID,)
+) -> EncDecRNNTModel:
     """Restore a pair, or an RNN-T with any joint, as its own class, in eval mode on the CPU.
 
     The kind of the model is checked before anything is built.
@@ -32,7 +35,8 @@ def open_model(source: str | Path, what: str | None = None, *, kinds: Sequence[s
         source: path of a `.nemo` file or of a `.ckpt` of training. A string that is neither such a path nor anything
             that exists is a pretrained name; a `Path` never is one.
         what: the source in messages (default: `source`).
-        kinds: kinds that will do besides a standard RNN-T, of `nemo_codert.config.model_kinds.KINDS`.
+        kinds: kinds that will do besides a standard RNN-T, of `nemo_codert.config.model_kinds.KINDS`; None: any
+            model of NeMo's speech recognition.
 
     Raises:
         ValueError: no such file or name, a broken file, one that is not safe to open (`nemo_codert.files`), a
@@ -60,7 +64,9 @@ def open_model(source: str | Path, what: str | None = None, *, kinds: Sequence[s
     return model.eval()
 
 
-def restored_config(path: str | Path, what: str | None = None, *, kinds: Sequence[str] = (HYBRID,)) -> DictConfig:
+def restored_config(
+    path: str | Path, what: str | None = None, *, kinds: Sequence[str] | None = (HYBRID,)
+) -> DictConfig:
     """Return the config of the model in a `.nemo` or `.ckpt` file, which is not built.
 
     Args:
@@ -125,13 +131,15 @@ def networks_of(model: EncDecRNNTModel, branch: str = "student") -> Transducer:
         branch: `student` or `teacher`.
 
     Raises:
-        ValueError: unknown branch, or the teacher of a model trained alone.
+        ValueError: unknown branch, the teacher of a model trained alone, or a teacher that does not transcribe.
     """
     if branch not in ("student", "teacher"):
         raise ValueError(f"branch is {branch!r}, wanted student or teacher")
     found = branches(model)
     if branch == "teacher" and branch not in found:
         raise ValueError("branch is 'teacher', but this model is a single RNN-T, not a pair: leave the branch out")
+    if branch == "teacher" and not model.teacher_transcribes:
+        raise ValueError(f"branch is 'teacher', but {ENCODER_ALONE}: take the branch student")
     return found.get(branch) or found["model"]
 
 
@@ -149,7 +157,7 @@ def _file_of(source: str | Path, what: str) -> Path | None:
     return None
 
 
-def _restored(restore: Callable[..., Any], name: str, what: str, kinds: Sequence[str], **options: Any) -> Any:
+def _restored(restore: Callable[..., Any], name: str, what: str, kinds: Sequence[str] | None, **options: Any) -> Any:
     """Restore by NeMo's function, with one error for whatever keeps it from restoring."""
     archive = CheckedArchive(accept=partial(_accept, what=what, kinds=kinds))
     try:
@@ -165,11 +173,11 @@ def _restored(restore: Callable[..., Any], name: str, what: str, kinds: Sequence
         raise ValueError(f"{what} cannot be restored as a NeMo model: {reason}") from error
 
 
-def _accept(config: dict[str, Any], what: str, kinds: Sequence[str]) -> None:
+def _accept(config: dict[str, Any], what: str, kinds: Sequence[str] | None) -> None:
     refuse_other_models(OmegaConf.create(config), what, kinds)
 
 
-def _from_checkpoint(path: Path, what: str, kinds: Sequence[str]) -> EncDecRNNTModel:
+def _from_checkpoint(path: Path, what: str, kinds: Sequence[str] | None) -> EncDecRNNTModel:
     checkpoint = _opened(path, what)
     cfg = _config_of(checkpoint, what, kinds)
     folder = OmegaConf.select(cfg, "tokenizer.dir")
@@ -185,7 +193,7 @@ def _from_checkpoint(path: Path, what: str, kinds: Sequence[str]) -> EncDecRNNTM
         raise ValueError(f"{what} cannot be restored as a checkpoint: {' '.join(str(error).split())}") from error
 
 
-def _config_of(checkpoint: Mapping[str, Any], what: str, kinds: Sequence[str]) -> DictConfig:
+def _config_of(checkpoint: Mapping[str, Any], what: str, kinds: Sequence[str] | None) -> DictConfig:
     cfg = checkpoint["hyper_parameters"].get("cfg")
     cfg = cfg if isinstance(cfg, Mapping) else {}
     check_config(cfg, what)

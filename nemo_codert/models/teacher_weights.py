@@ -15,11 +15,13 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.modules import ConvASRDecoder
 from omegaconf import DictConfig
 
-from nemo_codert.config.model_kinds import KINDS
+from nemo_codert.config.model_kinds import KINDS, is_pair
 from nemo_codert.models.open_model import branches, open_model
 from nemo_codert.models.stock_config import NETWORK_BLOCKS, network_blocks
 from nemo_codert.models.weight_checks import Source, check_source
 from nemo_codert.modules.transducer import Transducer
+
+ENCODER_BLOCKS = ("encoder", "preprocessor")  # that describe an encoder and its features
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class LoadRequest:
         target: networks that take the weights.
         blocks, pieces, front_end, durations: see `check_source`.
         decoder: see `load_networks`.
+        encoder_alone: only the encoder is compared and loaded: the source may be any model of NeMo's speech
+            recognition, with any tokenizer.
     """
 
     name: str
@@ -45,6 +49,7 @@ class LoadRequest:
     front_end: torch.nn.Module
     durations: Sequence[int] = ()
     decoder: bool = True
+    encoder_alone: bool = False
 
 
 def load(request: LoadRequest) -> dict[str, Any]:
@@ -56,9 +61,27 @@ def load(request: LoadRequest) -> dict[str, Any]:
     Raises:
         ValueError: no such source, a model of another kind, trained with other settings, or tensors that do not fit.
     """
+    if request.encoder_alone:
+        return _load_encoder(request)
     source = load_source(request.name, request.key, request.branch)
     check_source(source, request.key, request.blocks, request.pieces, request.front_end, request.durations)
     return {"source": request.name, **load_networks(source, request.target, key=request.key, decoder=request.decoder)}
+
+
+def _load_encoder(request: LoadRequest) -> dict[str, Any]:
+    """Load the encoder alone of a source, as `load`."""
+    model = open_model(request.name, f"{request.key} {request.name!r}", kinds=None)
+    blocks = {path: block for path, block in request.blocks.items() if path.rsplit(".", 1)[-1] in ENCODER_BLOCKS}
+    cfg = network_blocks(model.cfg, request.branch)
+    if not all(hasattr(model, part) and part in cfg for part in ENCODER_BLOCKS):
+        raise ValueError(f"{request.key} {request.name!r} has no encoder of features: {type(model).__name__}")
+    encoder = model.student_encoder if is_pair(model.cfg) and request.branch == "student" else model.encoder
+    source = Source(request.name, encoder, {part: cfg[part] for part in ENCODER_BLOCKS}, model.preprocessor, [], [])
+    check_source(source, request.key, blocks, None, request.front_end)
+    return {
+        "source": request.name,
+        **_load_parts({"encoder": (encoder, request.target.encoder)}, request.name, request.key),
+    }
 
 
 def load_lone_checkpoint(model: EncDecRNNTBPEModel, name: str, key: str, branch: str) -> dict[str, Any]:
@@ -104,6 +127,13 @@ def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool
         parts["decoder"] = (source.networks.decoder, target.decoder)
     if target.ctc_head is not None:
         parts["ctc_decoder"] = (_ctc_head(source, key), target.ctc_head)
+    return _load_parts(parts, source.name, key, decoder=decoder)
+
+
+def _load_parts(
+    parts: dict[str, tuple[torch.nn.Module, torch.nn.Module]], name: str, key: str, *, decoder: bool = True
+) -> dict[str, Any]:
+    """Copy the weights of each part's first network into its second one, all or nothing; see `load_networks`."""
     states, problems = {}, []
     for part, (trained, module) in parts.items():
         wanted = module.state_dict()
@@ -111,7 +141,7 @@ def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool
         problems += _state_problems(part, wanted, state)
         states[part] = state
     if problems:
-        raise ValueError(f"{key} {source.name!r} does not fit the config:\n  - " + "\n  - ".join(problems))
+        raise ValueError(f"{key} {name!r} does not fit the config:\n  - " + "\n  - ".join(problems))
     for part, (_, module) in parts.items():
         module.load_state_dict(states[part])
     tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}

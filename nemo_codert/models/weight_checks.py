@@ -47,12 +47,13 @@ TRAINING_KEYS = (
 class Source:
     """One branch of a restored model: its networks, the configs they were built from, and what they were trained on.
 
-    config: the blocks encoder, decoder, joint and preprocessor. ctc_head: the CTC head of a hybrid. durations: of a
+    config: the blocks encoder, decoder, joint and preprocessor; encoder and preprocessor alone where networks is an
+    encoder alone, and pieces and durations are then empty. ctc_head: the CTC head of a hybrid. durations: of a
     TDT model, in the order of its joint's last outputs.
     """
 
     name: str
-    networks: Transducer
+    networks: Transducer | torch.nn.Module
     config: dict[str, DictConfig]
     featurizer: torch.nn.Module
     pieces: list[str]
@@ -64,7 +65,7 @@ def check_source(
     source: Source,
     key: str,
     blocks: dict[str, DictConfig],
-    pieces: list[str],
+    pieces: list[str] | None,
     front_end: torch.nn.Module,
     durations: Sequence[int] = (),
 ) -> None:
@@ -73,7 +74,7 @@ def check_source(
     Args:
         key: config key that names the source, for messages.
         blocks: config path -> block of ours, e.g. {"model.encoder": ...}; the last word names the source's block.
-        pieces: our word pieces in order of id.
+        pieces: our word pieces in order of id; None where only the encoder is compared.
         front_end: our preprocessor, whose window and mel filters must be the source's.
         durations: those of our TDT teacher's joint, in order.
 
@@ -85,7 +86,8 @@ def check_source(
         problems += block_differences(path, block, source.config[path.rsplit(".", 1)[-1]])
     if source.durations != list(durations):
         problems.append(f"model.decoding.durations is {list(durations)}, the checkpoint has {source.durations}")
-    problems += _tokenizer_problems(source.pieces, pieces)
+    if pieces is not None:
+        problems += _tokenizer_problems(source.pieces, pieces)
     if not _same_buffers(source.featurizer, front_end):
         problems.append("model.preprocessor: window or mel filters differ from those the checkpoint was trained with")
     if problems:

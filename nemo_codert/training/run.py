@@ -308,7 +308,8 @@ def finish(run: Run) -> None:
     OmegaConf.save(cfg, folder / "config.yaml")
     logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
     if test_manifests(cfg):
-        for branch in ("student", "teacher") if cfg.train == "pair" else (cfg.train,):
+        of_pair = ("student", "teacher") if getattr(model, "teacher_transcribes", True) else ("student",)
+        for branch in of_pair if cfg.train == "pair" else (cfg.train,):
             transcribe_tests(run, branch)
         if cfg.train != "teacher":
             save_student(model, folder)  # its card now has results

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
-from nemo_codert.config.criteria import is_named, named
+from nemo_codert.config.criteria import is_named, named, reads_encoder_alone
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
@@ -267,7 +267,8 @@ def _checkpoint_problems(cfg: DictConfig, checked: CheckedConfig | None) -> Iter
     elif checked is None:
         return  # the terms of the loss are not known
     else:
-        known = (*LOGGED, *(name for spec in checked.criteria for name in spec.log_names), *LOGGED_OF_PAIRS)
+        known = (*LOGGED, *(name for spec in checked.criteria for name in spec.log_names))
+        known += () if reads_encoder_alone(checked.codert) else LOGGED_OF_PAIRS
     if _value(cfg, "model.compute_eval_loss", True) is False:
         known = tuple(name for name in known if name != "val_loss")
     # NeMo logs each of several validation manifests under its own prefix.
