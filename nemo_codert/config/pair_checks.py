@@ -172,8 +172,11 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
 def _terms_without_effect(distillation: DictConfig) -> Iterator[str]:
     for name, term in distillation.items():
         defaults = {**vars(kind_of(term).schema()), "weight": term.weight}
-        if term.weight == 0 and (name != ONE_TERM or dict(term) != defaults):
+        trains_heads = bool(term.get("layers")) and term.get("ctc_weight", 0) > 0
+        if term.weight == 0 and not trains_heads and (name != ONE_TERM or dict(term) != defaults):
             yield f"model.codert.distillation.{name} has no effect: its weight is 0."
+        if not term.get("layers") and term.get("ctc_weight") != defaults.get("ctc_weight"):
+            yield f"model.codert.distillation.{name}.ctc_weight has no effect: layers is null."
 
 
 def doubtful_terms(codert: DictConfig) -> Iterator[str]:

@@ -169,3 +169,14 @@ def test_heads_are_trained_saved_and_never_exported(pair_cfg, batch, tmp_path):
 def test_what_cannot_be_compared_is_refused_by_name(pair_cfg, changes, fault):
     with pytest.raises(ValueError, match=fault):
         checked_config(pair_cfg(**changes))
+
+
+@pytest.mark.parametrize("term, warning", [
+    ({**MIDDLE, "weight": 0.0}, None),
+    ({**MIDDLE, "weight": 0.0, "ctc_weight": 0.0}, "term has no effect: its weight is 0"),
+    ({**LAST, "ctc_weight": 0.5}, "term.ctc_weight has no effect: layers is null"),
+])  # fmt: skip
+def test_keys_without_effect_are_named(pair_cfg, caplog, term, warning):
+    checked_config(pair_cfg(True, term=term))
+    found = [message for message in caplog.messages if "distillation.term" in message]
+    assert len(found) == (warning is not None) and (warning is None or warning in found[0])
