@@ -16,8 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 import nemo_codert
 from nemo_codert.compare.plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
+from nemo_codert.config.criteria import reads_encoder_alone
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
 
@@ -74,6 +77,14 @@ def tested_branches(strategy: str) -> tuple[str, ...]:
     return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
 
 
+def _branches_of_run(cell: Cell, run: Path) -> tuple[str, ...]:
+    """Return the branches that a run has transcribed the test sets with: not a teacher without its text."""
+    branches, config = tested_branches(cell.strategy), run / "config.yaml"
+    if branches == BRANCHES and config.is_file() and reads_encoder_alone(OmegaConf.load(config).model.codert):
+        return ("student",)
+    return branches
+
+
 def source_hash(package: Path = PACKAGE) -> str:
     """Return the SHA-256 of the code that a training runs: the package's files and their names."""
     content = hashlib.sha256()
@@ -101,7 +112,7 @@ def finish_cell(
     """
     found: dict[str, Any] = {}
     sets: dict[str, Transcripts] = {}
-    for branch in tested_branches(cell.strategy):
+    for branch in _branches_of_run(cell, folder / "run"):
         root = folder / "run" / "predictions" / branch
         if not root.is_dir():
             raise ValueError(f"{cell}: the run left no predictions of its {branch} in {folder / 'run'}")

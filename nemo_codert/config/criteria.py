@@ -474,9 +474,9 @@ def reads_encoder_alone(codert: DictConfig) -> bool:
 
     The teacher may then have another tokenizer, and need not be an RNN-T.
     """
-    if codert.teacher != "frozen" or codert.share_decoder:
+    if codert.get("teacher") != "frozen" or codert.get("share_decoder", True):
         return False
-    kinds = [kind_of(term) for term in distillation_terms(codert.distillation).values() if term["weight"] > 0]
+    kinds = [kind_of(term) for term in distillation_terms(codert.get("distillation")).values() if term["weight"] > 0]
     return bool(kinds) and all(kind.any_vocabulary for kind in kinds)
 
 

@@ -127,6 +127,17 @@ def written_run(folder: Path, branch: str, texts: list[str], *, corpus: Path, up
     (root / "test_seen_summary.json").write_text(json.dumps(about))
 
 
+def test_a_teacher_of_which_the_encoder_alone_is_loaded_has_no_text_to_test(tmp_path):
+    settings, cell = settings_of(), Cell("all", "static", 1)
+    folder, corpus = tmp_path / cell.folder, tmp_path / "data"
+    written_run(folder, "student", ["one", "two"], corpus=corpus, speaker=7)
+    near = "{at: hidden, by: mse, layers: {1: 1}}"
+    codert = f"{{teacher: frozen, share_decoder: false, distillation: {{near: {near}}}}}"
+    (folder / "run" / "config.yaml").write_text(f"model: {{codert: {codert}}}\n")
+    finish_cell(settings, cell, folder, corpus, 12.34)
+    assert is_finished(cell, tmp_path)
+
+
 def test_a_cell_is_finished_with_names_that_no_machine_is_in(tmp_path):
     settings, cell = settings_of(), Cell("all", "tandem_kd", 1)
     folder, corpus = tmp_path / cell.folder, tmp_path / "data"
