@@ -1,12 +1,12 @@
 """`codert prepare`: the data of one experiment. The work is the recipes in `nemo_codert.data.corpora`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from nemo_codert.cli import console
 from nemo_codert.cli.tables import format_table
+from nemo_codert.data.manifest import manifest_lines
 
 DESCRIPTION = """
 Makes the data of one experiment: NeMo manifests `train.json`, `dev.json`, `test*.json`, and `tokenizer/`.
@@ -14,12 +14,15 @@ Makes the data of one experiment: NeMo manifests `train.json`, `dev.json`, `test
 synthetic: synthetic speech, 25 minutes of it, made on the spot in seconds (50 MB).
 fsdd: connected digits from a checkout of github.com/Jakobovski/free-spoken-digit-dataset (2.7 hours, 300 MB); with
 --snr half of it in noise, and with --unseen-speaker another speaker left out of training (one fold of five).
+words: connected words from isolated ones in the layout of Speech Commands, train, dev and test of different speakers;
+with --labelled-share most of the training set once more without its text.
 librispeech: LibriSpeech that is already there, or its mini version (0.5 GB) downloaded, or all of it (60 GB)
 downloaded.
 
 Sets: synthetic has train, dev, test (other voices and other sentences); fsdd has train, dev, test_seen (the four
 training speakers, the dataset's official test takes), test_unseen (a fifth speaker), and with --snr both tests once
-more, all in noise; librispeech has train (all train-* parts), dev (all dev-* parts), test_clean, test_other. All is
+more, all in noise; words has train, dev, test, and with --labelled-share train_labelled and train_unlabelled;
+librispeech has train (all train-* parts), dev (all dev-* parts), test_clean, test_other. All is
 written below --output-dir, except a download, which goes below --corpus-dir. A second run with the same options gives
 the same files. `codert prepare fsdd --help` lists the options of one corpus.
 
@@ -30,6 +33,7 @@ codert prepare synthetic --output-dir data/synthetic
 codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --output-dir data/fsdd
 codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --unseen-speaker theo --snr 0 15 \
     --output-dir data/fsdd_folds/theo
+codert prepare words --words-dir speech_commands --output-dir data/words --labelled-share 0.1
 codert prepare librispeech --corpus-dir LibriSpeech --output-dir data/librispeech
 codert prepare librispeech --corpus-dir data/download --download \
     --parts train-clean-5 dev-clean-2 --vocab-size 256 --output-dir data/mini_librispeech
@@ -40,13 +44,14 @@ codert prepare librispeech --corpus-dir data/download --download --output-dir da
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command, with one of its own for each corpus."""
     parser = console.command_parser(DESCRIPTION, EXAMPLES)
-    corpora = parser.add_subparsers(dest="corpus", required=True, metavar="{synthetic,fsdd,librispeech}")
+    corpora = parser.add_subparsers(dest="corpus", required=True, metavar="{synthetic,fsdd,words,librispeech}")
     about = {
         "synthetic": "commands spoken by espeak-ng voices, nothing to download",
         "fsdd": "connected digits, real speech",
+        "words": "connected words of many speakers, real speech",
         "librispeech": "read English, real speech, up to 960 hours",
     }
-    synthetic, fsdd, librispeech = (
+    synthetic, fsdd, words, librispeech = (
         corpora.add_parser(name, help=text, description=text) for name, text in about.items()
     )
     synthetic.add_argument("--train-utterances", type=int, default=600, metavar="N")
@@ -58,13 +63,18 @@ def parser() -> argparse.ArgumentParser:
     fsdd.add_argument(
         "--snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="dB of noise on half of train, dev; *_noisy tests"
     )
+    words.add_argument("--words-dir", type=Path, required=True, metavar="DIR", help="holds yes/0a2b400e_nohash_0.wav")
+    words.add_argument("--train-utterances", type=int, default=6000, metavar="N")
+    words.add_argument(
+        "--labelled-share", type=float, metavar="SHARE", help="of train, as train_labelled; the rest loses its text"
+    )
     librispeech.add_argument(
         "--corpus-dir", type=Path, required=True, metavar="DIR", help="holds train-clean-100, ..."
     )
     librispeech.add_argument("--download", action="store_true", help="fetch missing parts into --corpus-dir first")
     librispeech.add_argument("--parts", nargs="+", metavar="PART", help="default: every part found; to download: all")
     librispeech.add_argument("--num-jobs", type=int, default=1, metavar="N", help="threads that read audio headers")
-    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (librispeech, 1024)):
+    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (words, 64), (librispeech, 1024)):
         corpus.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
         corpus.add_argument("--vocab-size", type=int, default=pieces, metavar="N", help=f"BPE pieces ({pieces})")
         if corpus is not librispeech:
@@ -83,22 +93,28 @@ def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
         from nemo_codert.data.corpora.digits import make_digit_corpus
 
         return make_digit_corpus(**{**given, "snr": options.snr and tuple(options.snr)})
+    if options.corpus == "words":
+        from nemo_codert.data.corpora.words import make_word_corpus
+
+        return make_word_corpus(**given)
     from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
 
     return make_librispeech_corpus(**given)
 
 
 def corpus_table(manifests: dict[str, Path], tokenizer: Path) -> str:
-    """Return a table of utterances and hours of every set, and of the tokenizer's pieces where there is one."""
+    """Return a table of what each set holds, and of the pieces of the tokenizer where there is one."""
     rows = []
     for name, path in manifests.items():
-        with open(path, encoding="utf-8") as file:
-            durations = [json.loads(line)["duration"] for line in file]
-        rows.append((name, str(len(durations)), f"{sum(durations) / 3600:.2f}", str(path)))
+        entries = manifest_lines(path)
+        hours = sum(entry["duration"] for entry in entries) / 3600
+        words = sum(len(entry.get("text", "").split()) for entry in entries)
+        speakers = len({entry["speaker"] for entry in entries if "speaker" in entry})
+        rows.append((name, str(len(entries)), f"{hours:.2f}", str(words), str(speakers), str(path)))
     if tokenizer.is_dir():
         pieces = len((tokenizer / "tokenizer.vocab").read_text(encoding="utf-8").splitlines())
-        rows.append(("tokenizer", f"{pieces} pieces", "", str(tokenizer)))
-    return format_table(("set", "utterances", "hours", "manifest"), rows, left=(0, 3))
+        rows.append(("tokenizer", f"{pieces} pieces", "", "", "", str(tokenizer)))
+    return format_table(("set", "utterances", "hours", "words", "speakers", "manifest"), rows, left=(0, 5))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -135,6 +135,12 @@ def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine
     return entries, bad
 
 
+def manifest_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Return the entries of a manifest of this package as they are written, with relative paths left relative."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def resolve_audio_path(audio_filepath: str, manifest_path: str | Path) -> str:
     """Return the absolute path of an audio file; relative paths start at the manifest's folder."""
     return os.path.abspath(os.path.join(Path(manifest_path).parent, os.path.expanduser(audio_filepath)))

@@ -65,4 +65,5 @@ def _entry(audio_filepath: str, utterance: Utterance) -> dict[str, Any]:
         "duration": round(len(utterance.samples) / SAMPLE_RATE, 4),
         "text": utterance.text,
         "speaker": utterance.speaker,
+        "utterance_id": Path(audio_filepath).stem,
     }
