@@ -16,6 +16,9 @@ fsdd: connected digits from a checkout of github.com/Jakobovski/free-spoken-digi
 --snr half of it in noise, and with --unseen-speaker another speaker left out of training (one fold of five).
 words: connected words from isolated ones in the layout of Speech Commands, train, dev and test of different speakers;
 with --labelled-share most of the training set once more without its text.
+mixtures: for every line of a manifest with speakers, an enrolment of the speaker, a beep, and the utterance together
+with one of another speaker: mixed.json; the same without the other one: clean.json; the mixtures again after the
+enrolment of the other speaker: counter.json.
 librispeech: LibriSpeech that is already there, or its mini version (0.5 GB) downloaded, or all of it (60 GB)
 downloaded.
 
@@ -34,6 +37,8 @@ codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --output-dir data/fsdd
 codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --unseen-speaker theo --snr 0 15 \
     --output-dir data/fsdd_folds/theo
 codert prepare words --words-dir speech_commands --output-dir data/words --labelled-share 0.1
+codert prepare mixtures --manifest data/words/train.json --enrollment 2.0 --sir -5 5 \
+    --output-dir data/mixtures/train
 codert prepare librispeech --corpus-dir LibriSpeech --output-dir data/librispeech
 codert prepare librispeech --corpus-dir data/download --download \
     --parts train-clean-5 dev-clean-2 --vocab-size 256 --output-dir data/mini_librispeech
@@ -44,14 +49,17 @@ codert prepare librispeech --corpus-dir data/download --download --output-dir da
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command, with one of its own for each corpus."""
     parser = console.command_parser(DESCRIPTION, EXAMPLES)
-    corpora = parser.add_subparsers(dest="corpus", required=True, metavar="{synthetic,fsdd,words,librispeech}")
+    corpora = parser.add_subparsers(
+        dest="corpus", required=True, metavar="{synthetic,fsdd,words,mixtures,librispeech}"
+    )
     about = {
         "synthetic": "commands spoken by espeak-ng voices, nothing to download",
         "fsdd": "connected digits, real speech",
         "words": "connected words of many speakers, real speech",
+        "mixtures": "one of two speakers, chosen by an enrolment, from another corpus",
         "librispeech": "read English, real speech, up to 960 hours",
     }
-    synthetic, fsdd, words, librispeech = (
+    synthetic, fsdd, words, mixtures, librispeech = (
         corpora.add_parser(name, help=text, description=text) for name, text in about.items()
     )
     synthetic.add_argument("--train-utterances", type=int, default=600, metavar="N")
@@ -68,17 +76,23 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--labelled-share", type=float, metavar="SHARE", help="of train, as train_labelled; the rest loses its text"
     )
+    mixtures.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="lines with speaker and text")
+    mixtures.add_argument("--enrollment", type=float, default=2.0, metavar="SECONDS", help="0: none, and no beep")
+    mixtures.add_argument(
+        "--sir", type=float, nargs=2, default=(-5.0, 5.0), metavar=("LOW", "HIGH"), help="dB of target to other"
+    )
     librispeech.add_argument(
         "--corpus-dir", type=Path, required=True, metavar="DIR", help="holds train-clean-100, ..."
     )
     librispeech.add_argument("--download", action="store_true", help="fetch missing parts into --corpus-dir first")
     librispeech.add_argument("--parts", nargs="+", metavar="PART", help="default: every part found; to download: all")
     librispeech.add_argument("--num-jobs", type=int, default=1, metavar="N", help="threads that read audio headers")
-    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (words, 64), (librispeech, 1024)):
+    for corpus in (synthetic, fsdd, words, mixtures, librispeech):
         corpus.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
-        corpus.add_argument("--vocab-size", type=int, default=pieces, metavar="N", help=f"BPE pieces ({pieces})")
         if corpus is not librispeech:
             corpus.add_argument("--seed", type=int, default=0, metavar="N")
+    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (words, 64), (librispeech, 1024)):
+        corpus.add_argument("--vocab-size", type=int, default=pieces, metavar="N", help=f"BPE pieces ({pieces})")
     return parser
 
 
@@ -97,6 +111,10 @@ def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
         from nemo_codert.data.corpora.words import make_word_corpus
 
         return make_word_corpus(**given)
+    if options.corpus == "mixtures":
+        from nemo_codert.data.corpora.mixtures import make_mixtures
+
+        return make_mixtures(**{**given, "sir": tuple(options.sir)})
     from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
 
     return make_librispeech_corpus(**given)

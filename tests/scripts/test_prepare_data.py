@@ -9,6 +9,7 @@ import pytest
 from nemo_codert.cli import prepare
 from nemo_codert.data.corpora.digits import make_digit_corpus
 from nemo_codert.data.corpora.librispeech import make_librispeech_corpus
+from nemo_codert.data.corpora.mixtures import make_mixtures
 from nemo_codert.data.corpora.synthetic import make_synthetic_corpus
 from nemo_codert.data.corpora.words import make_word_corpus
 
@@ -46,6 +47,8 @@ def test_relative_output_folders_work(monkeypatch, tmp_path):
         (["fsdd", "--fsdd-dir", "absent"], "absent is not a folder"),
         (["fsdd", "--fsdd-dir", "absent", "--snr", "15", "0"], "snr is (15.0, 0.0)"),
         (["words", "--words-dir", "absent"], "absent is not a folder"),
+        (["mixtures", "--manifest", "absent"], "absent is not a file"),
+        (["mixtures", "--manifest", "absent", "--sir", "5", "-5"], "sir is (5.0, -5.0)"),
         (["librispeech", "--corpus-dir", "absent"], "absent is not a folder"),
         (["librispeech", "--corpus-dir", ".", "--parts", "music"], "part 'music'"),
     ],
@@ -60,7 +63,7 @@ def test_mistakes_end_in_one_line_and_status_two(monkeypatch, capsys, tmp_path, 
 
 def test_every_example_of_the_help_is_understood():
     commands = re.findall(r"^codert prepare (.*)$", prepare.EXAMPLES.replace("\\\n", " "), re.MULTILINE)
-    assert len(commands) == 7 and all(command in prepare.parser().format_help() for command in commands[:2])
+    assert len(commands) == 8 and all(command in prepare.parser().format_help() for command in commands[:2])
     for command in commands:
         assert prepare.parser().parse_args(command.split()).output_dir
 
@@ -71,6 +74,7 @@ def test_every_example_of_the_help_is_understood():
         (make_synthetic_corpus, ["synthetic"]),
         (make_digit_corpus, ["fsdd", "--fsdd-dir", "in"]),
         (make_word_corpus, ["words", "--words-dir", "in"]),
+        (make_mixtures, ["mixtures", "--manifest", "in"]),
         (make_librispeech_corpus, ["librispeech", "--corpus-dir", "in"]),
     ],
 )
@@ -82,7 +86,7 @@ def test_the_defaults_are_those_of_the_recipes(recipe, arguments):
     assert set(options) == {p.name for p in parameters} | {"corpus"}
 
 
-@pytest.mark.parametrize("corpus", ["fsdd", "words", "librispeech"])
+@pytest.mark.parametrize("corpus", ["fsdd", "words", "mixtures", "librispeech"])
 def test_the_source_of_real_speech_must_be_given(corpus, capsys):
     with pytest.raises(SystemExit):
         prepare.parser().parse_args([corpus, "--output-dir", "out"])

@@ -21,11 +21,19 @@ SAMPLE_RATE = 16_000  # Hz, expected by NeMo's stock preprocessors
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance to be written. samples: [S] float32 in -1..1 at SAMPLE_RATE."""
+    """One utterance to be written.
+
+    Args:
+        samples: [S] float32 in -1..1 at SAMPLE_RATE.
+        text: transcript.
+        speaker: name that tells speakers apart.
+        utterance_id: joins utterances of different sets; None for the stem of the audio file.
+    """
 
     samples: np.ndarray
     text: str
     speaker: str
+    utterance_id: str | None = None
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int = SAMPLE_RATE) -> np.ndarray:
@@ -65,5 +73,5 @@ def _entry(audio_filepath: str, utterance: Utterance) -> dict[str, Any]:
         "duration": round(len(utterance.samples) / SAMPLE_RATE, 4),
         "text": utterance.text,
         "speaker": utterance.speaker,
-        "utterance_id": Path(audio_filepath).stem,
+        "utterance_id": utterance.utterance_id or Path(audio_filepath).stem,
     }
