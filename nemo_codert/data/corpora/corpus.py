@@ -26,7 +26,7 @@ class Utterance:
     Args:
         samples: [S] float32 in -1..1 at SAMPLE_RATE.
         text: transcript.
-        speaker: name that tells speakers apart.
+        speaker: name or number of the speaker.
         utterance_id: joins utterances of different sets; None for the stem of the audio file.
     """
 
