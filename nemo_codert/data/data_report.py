@@ -14,6 +14,7 @@ from nemo_codert.files.atomic import whole_file
 FILE = "data_report.json"
 EXAMPLES = 3
 LOW_RATE = "below the model's sample rate, upsampled"
+UNLABELLED = "without transcript: trains the terms that need none"
 UNSPELLED = "transcript with characters that the tokenizer lacks"
 NOT_CHECKED = "not a plain manifest: not checked"
 
@@ -42,6 +43,7 @@ class DataReport:
         """
         notices = [
             *_groups(screening.noticed, "notice"),
+            *_group(UNLABELLED, screening.unlabelled),
             *_group(LOW_RATE, screening.low_rate),
             *_group(UNSPELLED, screening.unspelled),
         ]
@@ -51,6 +53,7 @@ class DataReport:
                 "manifest": str(manifest),
                 "utterances": screening.total,
                 "usable": len(screening.usable),
+                "unlabelled": len(screening.unlabelled),
                 "decoded": screening.decoded,
                 "dropped": _groups(screening.dropped, "reason"),
                 "left_out": _groups(screening.outside, "reason"),

@@ -1,13 +1,14 @@
 """NeMo JSON-lines manifests: reading, naming every line that cannot be read, and atomic writing.
 
-One JSON object a line with `audio_filepath`, `duration` (seconds) and `text`; other keys are kept as they are.
+One JSON object a line with `audio_filepath`, `duration` (seconds) and `text`; other keys are kept as they are. A line
+without `text` is an utterance without transcript, which a caller accepts or not.
 Screening before training is in screening.py. Imports neither torch nor NeMo.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ REPORTED_LINES = 10
 MAX_QUANTITY = 1e9  # seconds or Hz; also keeps integers out that no float can hold
 QUOTED = 80  # characters of a line that cannot be read
 FIELDS = (("audio_filepath", "text"), ("duration", "number"), ("text", "text"))
+OTHER_TEXTS = ("text_filepath", "normalized_text")  # keys that NeMo's classic loader reads in place of text
 OPTIONAL_NUMBERS = ("offset", "sampling_rate", "sample_rate")  # null means absent
 
 
@@ -60,13 +62,14 @@ class _LineError(ValueError):
         self.reason, self.detail = reason, detail
 
 
-def read_manifest(path: str | Path) -> list[dict[str, Any]]:
+def read_manifest(path: str | Path, *, unlabelled: bool = False) -> list[dict[str, Any]]:
     """Return the entries of a NeMo manifest, with relative `audio_filepath`s resolved as NeMo does.
 
     A byte order mark, CRLF line ends and blank lines are accepted; audio files are not opened.
 
     Args:
         path: the manifest; relative audio paths start at its folder.
+        unlabelled: accept lines without `text`.
 
     Returns:
         One dict a line, with all keys of the line; `audio_filepath` is absolute.
@@ -84,7 +87,7 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
         >>> read["audio_filepath"] == f"{folder}/a.wav", read["text"]
         (True, 'yes')
     """
-    entries, bad = parse_manifest(path)
+    entries, bad = parse_manifest(path, unlabelled=unlabelled)
     if bad:
         shown = [f"{path}:{line.number}: {line.detail}" for line in bad[:REPORTED_LINES]]
         if len(bad) > len(shown):
@@ -93,11 +96,12 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     return entries
 
 
-def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine]]:
+def parse_manifest(path: str | Path, *, unlabelled: bool = False) -> tuple[list[dict[str, Any]], list[BadLine]]:
     """Return the entries of a manifest and the lines that cannot be used.
 
     Args:
         path: the manifest.
+        unlabelled: accept lines without `text`.
 
     Returns:
         The entries as `read_manifest` gives them, and a BadLine for each line that is not a valid entry.
@@ -123,7 +127,7 @@ def parse_manifest(path: str | Path) -> tuple[list[dict[str, Any]], list[BadLine
         if not line.strip():
             continue
         try:
-            entry = _parse_line(line)
+            entry = _parse_line(line, unlabelled)
         except _LineError as error:
             content = line[: 4 * QUOTED].decode("utf-8", errors="replace").strip()[:QUOTED]
             bad.append(BadLine(number, error.reason, error.detail, content))
@@ -172,6 +176,11 @@ def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
+def has_text(entry: Mapping[str, Any]) -> bool:
+    """Return whether an entry has a transcript, or a key that NeMo's classic loader reads in its place."""
+    return any(key in entry for key in ("text", *OTHER_TEXTS))
+
+
 def nemo_can_read(path: Path) -> bool:
     """Return whether NeMo can read the file: its reader accepts CRLF, but no byte order mark and no blank line."""
     content = path.read_bytes()
@@ -179,7 +188,7 @@ def nemo_can_read(path: Path) -> bool:
     return not content.startswith(BYTE_ORDER_MARK) and all(line.strip() for line in lines)
 
 
-def _parse_line(line: bytes) -> dict[str, Any]:
+def _parse_line(line: bytes, unlabelled: bool) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -196,8 +205,12 @@ def _parse_line(line: bytes) -> dict[str, Any]:
         detail = f"got a JSON {type(entry).__name__}, want an object with audio_filepath, ... ."
         raise _LineError(LineFault.NO_OBJECT, detail)
     for key, kind in FIELDS:
+        if key == "text" and unlabelled and not has_text(entry):
+            continue
         if key not in entry:
             detail = f"{key} is missing. Every line needs audio_filepath, duration and text."
+            if key == "text":
+                detail += " Audio without text trains distillation terms that read none, in a pair alone."
             raise _LineError(LineFault.NO_FIELD, detail)
         _check_field(key, entry[key], kind)
     for key in OPTIONAL_NUMBERS:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from nemo_codert.data.audio_files import AudioFault, AudioHeader, Samples, inspect, listen
-from nemo_codert.data.manifest import nemo_can_read, parse_manifest, write_manifest
+from nemo_codert.data.manifest import has_text, nemo_can_read, parse_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 Asked = TypeVar("Asked", bound=Hashable)
@@ -147,6 +147,7 @@ class Screening:
         usable: entries that can be used.
         dropped: faulty entries, each with its "reason"; lines that cannot be read come first.
         outside: entries that the loader's limits leave out, each with its "reason".
+        unlabelled: those of `usable` without a transcript.
         unspelled: those of `usable` whose transcript has a character that the tokenizer lacks.
         noticed: those of `usable` with a "notice".
         low_rate: those of `usable` below the model's sample rate.
@@ -161,6 +162,7 @@ class Screening:
     usable: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     outside: list[dict[str, Any]] = field(default_factory=list)
+    unlabelled: list[dict[str, Any]] = field(default_factory=list)
     unspelled: list[dict[str, Any]] = field(default_factory=list)
     noticed: list[dict[str, Any]] = field(default_factory=list)
     low_rate: list[dict[str, Any]] = field(default_factory=list)
@@ -197,6 +199,7 @@ def screen_manifest(
     unk_id: int | None = None,
     loader: Loader = Loader(),
     audio_check: str = "headers",
+    unlabelled: bool = False,
     progress: bool = True,
 ) -> Screening:
     """Sort the entries of a manifest into usable and unusable ones by checking every audio file.
@@ -212,6 +215,7 @@ def screen_manifest(
         audio_check: `headers` reads header and end of every file, `samples` decodes every utterance that is still
             usable, `auto` does so in a manifest of at most 20 hours; files of floating-point samples, which alone can
             hold NaN, are decoded in any case.
+        unlabelled: a line without `text` is an utterance without transcript; else it is a line that cannot be used.
         progress: show progress bars.
 
     Returns:
@@ -233,14 +237,14 @@ def screen_manifest(
         raise ValueError(f"seconds_per_frame is {seconds_per_frame}: one encoder frame lasts more than 0 seconds.")
     if audio_check not in AUDIO_CHECKS:
         raise ValueError(f"audio_check is {audio_check!r}: use one of {', '.join(AUDIO_CHECKS)}.")
-    entries, bad = parse_manifest(path)
+    entries, bad = parse_manifest(path, unlabelled=unlabelled)
     headers = _ask(inspect, [entry["audio_filepath"] for entry in entries], f"Checking {Path(path).name}", progress)
     lines = [_Line(entry, headers[entry["audio_filepath"]]) for entry in entries]
     if tokenize is not None:
         tokenize = lru_cache(maxsize=1)(tokenize)  # each transcript is tokenized twice
     for line in lines:
         line.reason, line.chosen = _reason(line, loader, tokenize, seconds_per_frame)
-        if unk_id is not None and line.reason is None:
+        if unk_id is not None and line.reason is None and has_text(line.entry):
             line.is_unspelled = unk_id in tokenize(line.entry["text"])
     decoded = _listen(_usable(lines), loader, audio_check, f"Decoding {Path(path).name}", progress)
     _compare(_usable(lines))
@@ -351,6 +355,8 @@ def _reason(
         return Reason.SEVERAL_CHANNELS, False
     if loader.lhotse and any(entry.get(key) not in (None, header.sample_rate) for key in RATE_KEYS):
         return Reason.WRONG_RATE, False  # lhotse uses the manifest's rate, which would change the speed
+    if not has_text(entry):
+        return None, False
     return text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame), False
 
 
@@ -424,7 +430,7 @@ def _compare(lines: list[_Line]) -> None:
             if entry.get(key) is not None:
                 same_id[key, str(entry[key])].append(line)
     for group in same_audio.values():
-        if len({" ".join(line.entry["text"].split()) for line in group}) > 1:
+        if len({" ".join(line.entry["text"].split()) for line in group if has_text(line.entry)}) > 1:
             for line in group:
                 line.reason = Reason.CONTRADICTION
         for line in group[1:]:
@@ -446,6 +452,7 @@ def _sorted(lines: list[_Line], sample_rate: int | None) -> Screening:
             (screening.outside if line.chosen else screening.dropped).append({**line.entry, "reason": line.reason})
             continue
         screening.usable.append(line.entry)
+        screening.unlabelled += [] if has_text(line.entry) else [line.entry]
         screening.noticed += [{**line.entry, "notice": notice} for notice in line.notices]
         if line.is_unspelled:
             screening.unspelled.append(line.entry)
@@ -462,13 +469,14 @@ def _report_unspelled(
     listed_in: Path,
 ) -> None:
     texts = [entry["text"] for entry in screening.unspelled]
+    total = len(screening.usable) - len(screening.unlabelled)
     unknown = {character for character in set("".join(texts)) if unk_id in tokenize(character)}
     found = ["".join(dict.fromkeys(character for character in text if character in unknown)) for text in texts]
     count = (
-        f"{manifest_path}: {len(texts)} of {len(screening.usable)} transcripts hold characters that the "
+        f"{manifest_path}: {len(texts)} of {total} transcripts hold characters that the "
         f"tokenizer lacks, such as {found[0]!r} in {texts[0]!r}"
     )
-    if len(texts) == len(screening.usable):
+    if len(texts) == total:
         raise ValueError(f"{count}. Write them like the tokenizer's own text (upper or lower case), or train another.")
     lines = [{**entry, "unknown": characters} for entry, characters in zip(screening.unspelled, found, strict=True)]
     logger.warning("%s: these are learnt as <unk> (listed in %s)", count, write_manifest(listed_in, lines))

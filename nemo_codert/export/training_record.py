@@ -114,7 +114,7 @@ def data_records(names: Sequence[str], usable: Sequence[str] | None) -> list[Dat
         return [DataRecord(Path(name).name) for name in names]
     records = []
     for name, path in zip(names, usable, strict=True):
-        durations = [entry["duration"] for entry in read_manifest(path)]
+        durations = [entry["duration"] for entry in read_manifest(path, unlabelled=True)]
         records.append(DataRecord(Path(name).name, len(durations), round(sum(durations) / 3600, 4)))
     return records
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
 from nemo_codert.config.criteria import is_named, named, reads_encoder_alone
-from nemo_codert.config.derived import lone_branch
+from nemo_codert.config.derived import lone_branch, trains_without_text
 from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
 from nemo_codert.data.manifest import parse_manifest, read_manifest
@@ -53,11 +53,11 @@ def check_run(cfg: DictConfig) -> CheckedConfig:
             tokenizer, and settings that contradict each other.
     """
     checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
-    checks += [_trainer_problems, _data_problems, _test_problems, _resume_problems]
+    checks += [_trainer_problems, _test_problems, _resume_problems]
     checks += [_stream_problems, _tokenizer_problems]
     checked, problems = _checked_model(cfg)
     problems += [problem for check in checks for problem in check(cfg)]
-    problems += _checkpoint_problems(cfg, checked)
+    problems += [*_data_problems(cfg, checked), *_checkpoint_problems(cfg, checked)]
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):
@@ -310,12 +310,13 @@ def _stream_problems(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def _data_problems(cfg: DictConfig) -> Iterator[str]:
-    for key in ("model.train_ds.manifest_filepath", "model.validation_ds.manifest_filepath"):
-        yield from _manifest_problems(cfg, key)
+def _data_problems(cfg: DictConfig, checked: CheckedConfig | None) -> Iterator[str]:
+    unlabelled = checked is None or trains_without_text(checked.criteria)
+    yield from _manifest_problems(cfg, "model.train_ds.manifest_filepath", unlabelled)
+    yield from _manifest_problems(cfg, "model.validation_ds.manifest_filepath", False)
 
 
-def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
+def _manifest_problems(cfg: DictConfig, key: str, unlabelled: bool) -> Iterator[str]:
     section, name = key.rsplit(".", 1)
     block = _value(cfg, section)
     if not OmegaConf.is_dict(block):
@@ -334,8 +335,9 @@ def _manifest_problems(cfg: DictConfig, key: str) -> Iterator[str]:
         for path in manifest_paths(block[name]):
             try:
                 # Lines that cannot be read are dropped or refused by the screening, unless there are no others.
-                if _value(cfg, "model.codert.bad_utterances", "drop") != "drop" or not parse_manifest(path)[0]:
-                    read_manifest(path)
+                entries, _ = parse_manifest(path, unlabelled=unlabelled)
+                if _value(cfg, "model.codert.bad_utterances", "drop") != "drop" or not entries:
+                    read_manifest(path, unlabelled=unlabelled)
             except ValueError as error:
                 yield f"{key}: {error}"
 
@@ -395,6 +397,18 @@ def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
 def is_tarred(block: DictConfig) -> bool:
     """Return whether a data section is of tarred audio, whose manifests may be patterns."""
     return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
+
+
+def plain_sources(block: DictConfig) -> list[DictConfig]:
+    """Return the parts of a data section that name plain manifests: itself, or sources of lhotse's `input_cfg`."""
+    inner = _value(block, "input_cfg")
+    if OmegaConf.is_list(inner):
+        kinds = [(source, source.get("type")) for source in inner if OmegaConf.is_dict(source)]
+        plain = [
+            [source] if kind == "nemo" else plain_sources(source) if kind == "group" else [] for source, kind in kinds
+        ]
+        return [source for found in plain for source in found if source.get("manifest_filepath")]
+    return [] if _value(block, "manifest_filepath") is None or is_tarred(block) else [block]
 
 
 def manifest_paths(value: object) -> list[str]:

@@ -6,15 +6,16 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from omegaconf import DictConfig
 
 from nemo_codert.config.checked import CheckedConfig
-from nemo_codert.config.derived import encoder_stride
+from nemo_codert.config.derived import encoder_stride, trains_without_text
 from nemo_codert.data import DataReport, Loader, screen_dataset
 from nemo_codert.export.training_record import DataRecord, data_records
-from nemo_codert.training.run_checks import is_tarred, manifest_paths
+from nemo_codert.training.run_checks import manifest_paths, plain_sources
 
 logger = logging.getLogger("nemo_codert.train")
 
@@ -33,41 +34,47 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
     Raises:
         ValueError: a manifest without a usable utterance or, where `bad_utterances` is refuse, with an unusable one.
     """
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
     codert, report = checked.codert, DataReport()
-    strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
-    stride = max((stride for stride in strides if stride), default=None)
+    how = {"policy": codert.bad_utterances, "audio_check": codert.audio_check, **_text_checks(cfg)}
     records: dict[str, list[DataRecord]] = {}
     for name in ("train_ds", "validation_ds"):
         block = cfg.model[name]
-        names = manifest_paths(block.get("manifest_filepath") or [])
-        records[name.removesuffix("_ds")] = data_records(names, None)
-        if block.get("manifest_filepath") is None or is_tarred(block):
+        sources, names, usable = plain_sources(block), [], []
+        for source in sources:
+            paths = manifest_paths(source.manifest_filepath)
+            for path in paths:
+                found = screen_dataset(
+                    path,
+                    output_dir=folder,
+                    name=f"{name}_{len(usable)}" if usable else name,
+                    loader=Loader.of(block, f"model.{name}"),
+                    unlabelled=name == "train_ds" and trains_without_text(checked.criteria),
+                    report=partial(report.add, name, path),
+                    **how,
+                )
+                usable.append(str(found))
+            names += paths
+            source.manifest_filepath = usable[-1] if len(paths) == 1 else usable[-len(paths) :]
+        if not sources:
             logger.warning("model.%s is not a plain manifest: its utterances are not checked.", name)
             report.add_unchecked(name)
-            continue
-        usable = [
-            str(
-                screen_dataset(
-                    path,
-                    policy=codert.bad_utterances,
-                    output_dir=folder,
-                    name=f"{name}_{i}" if i else name,
-                    sample_rate=cfg.model.sample_rate,
-                    tokenize=processor.encode,
-                    seconds_per_frame=stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
-                    unk_id=processor.unk_id(),
-                    loader=Loader.of(block, f"model.{name}"),
-                    audio_check=codert.audio_check,
-                    report=partial(report.add, name, path),
-                )
-            )
-            for i, path in enumerate(names)
-        ]
-        block.manifest_filepath = usable[0] if len(usable) == 1 else usable
-        records[name.removesuffix("_ds")] = data_records(names, usable)
+            names = manifest_paths(block.get("manifest_filepath") or [])
+        records[name.removesuffix("_ds")] = data_records(names, usable if sources else None)
     logger.info("Data (%s):\n%s", report.write(folder), report.table())
     return records
+
+
+def _text_checks(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of `screen_dataset` that the tokenizer and the encoders determine."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
+    strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
+    stride = max((stride for stride in strides if stride), default=None)
+    return {
+        "sample_rate": cfg.model.sample_rate,
+        "tokenize": processor.encode,
+        "unk_id": processor.unk_id(),
+        "seconds_per_frame": stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
+    }
 
 
 def own_folder() -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_codert.data import Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
+from nemo_codert.data import DataReport, Loader, read_manifest, screen_dataset, screen_manifest, write_manifest
 from tests.data.test_manifest import entry, write_tone
 
 pytestmark = pytest.mark.unit
@@ -178,3 +178,29 @@ def test_a_manifest_that_the_tokenizer_cannot_spell_at_all_is_refused(tmp_path, 
     assert message.startswith(f"{path}: 2 of 2 transcripts hold characters that the tokenizer lacks")
     assert "such as 'TURNO' in 'TURN ON'" in message and "upper or lower case" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_lines_without_text_are_utterances_without_transcript_where_they_are_accepted(tmp_path):
+    files = [write_tone(tmp_path / f"{i}.wav") for i in range(4)]
+    labelled, bare, empty, null = (
+        entry(file.name, text) for file, text in zip(files, ("on", "", " ", ""), strict=True)
+    )
+    del bare["text"]
+    twin = {key: value for key, value in labelled.items() if key != "text"}  # contradicts nothing
+    lines = [labelled, bare, empty, {**null, "text": None}, twin, {**bare, "normalized_text": "on"}]
+    path = write_manifest(tmp_path / "a.json", lines)
+    how = {"tokenize": spell, "unk_id": 0, "seconds_per_frame": 0.08, "progress": False}
+    screening = screen_manifest(path, unlabelled=True, **how)
+    assert [line.get("text") for line in screening.usable] == ["on", None, None]
+    assert screening.unlabelled == screening.usable[1:] and screening.unspelled == []
+    counts = {"empty transcript": 1, "manifest line without a needed field": 1}
+    assert screening.counts() == {**counts, "manifest line with a field of the wrong kind": 1}
+    report = DataReport()
+    report.add("train_ds", "a.json", screening)
+    assert report.manifests[0]["unlabelled"] == 2
+    assert "2  used, but: without transcript" in report.table()
+    refused = screen_manifest(path, **how)
+    assert refused.unlabelled == [] and refused.counts()["manifest line without a needed field"] == 3
+    with pytest.raises(ValueError, match="text is missing. .* Audio without text trains distillation terms"):
+        read_manifest(write_manifest(tmp_path / "b.json", [bare]))
+    assert read_manifest(tmp_path / "b.json", unlabelled=True)[0]["duration"] == bare["duration"]
