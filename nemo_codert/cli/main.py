@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "prepare": ("prepare", "make manifests and a tokenizer from a corpus"),
     "check": ("check", "check all that training would check, without training"),
     "train": ("train", "train a teacher and its student together, or either of them alone"),
+    "pseudo-label": ("pseudo_label", "transcribe audio without text, as labels for a student"),
     "evaluate": ("evaluate", "transcribe manifests and count word errors"),
     "curves": ("curves", "plot the learning curves of runs"),
     "compare": ("compare", "train several strategies alike and compare their students"),

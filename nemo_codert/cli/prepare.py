@@ -6,7 +6,6 @@ from pathlib import Path
 
 from nemo_codert.cli import console
 from nemo_codert.cli.tables import format_table
-from nemo_codert.data.manifest import manifest_lines
 
 DESCRIPTION = """
 Makes the data of one experiment: NeMo manifests `train.json`, `dev.json`, `test*.json`, and `tokenizer/`.
@@ -122,6 +121,8 @@ def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
 
 def corpus_table(manifests: dict[str, Path], tokenizer: Path) -> str:
     """Return a table of what each set holds, and of the pieces of the tokenizer where there is one."""
+    from nemo_codert.data.manifest import manifest_lines
+
     rows = []
     for name, path in manifests.items():
         entries = manifest_lines(path)

@@ -10,6 +10,8 @@ from nemo_codert.config.values import sub_block
 PAIR_CLASS = "EncDecCoDERTBPEModel"
 # Kinds of models whose RNN-T part can be a teacher.
 HYBRID, TDT = KINDS = ("a hybrid RNN-T/CTC model", "a TDT model")
+# Kinds of models that transcribe audio, beside a standard RNN-T.
+TRANSCRIBED = (*KINDS, "EncDecCTCModelBPE", "EncDecCTCModel", "EncDecRNNTModel", "EncDecHybridRNNTCTCModel")
 
 
 class OtherModelKind(ValueError):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.data.audio_files import decodes
@@ -128,7 +129,17 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
 
 
 def transcribed_texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
+    """Return the texts of `transcribed`."""
+    return [hypothesis.text for hypothesis in transcribed(model, entries, batch_size)]
+
+
+def transcribed(
+    model: ASRModel, entries: list[dict[str, Any]], batch_size: int, *, whole: bool = False
+) -> list[Hypothesis]:
     """Transcribe the utterances of manifest entries by a stock model, in order.
+
+    Args:
+        whole: return all of NeMo's hypotheses, confidences included, not the texts alone.
 
     Raises:
         ValueError: audio that breaks off.
@@ -140,14 +151,15 @@ def transcribed_texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], 
         manifest = write_manifest(Path(folder) / "manifest.json", lines)
         try:
             with _without_warnings():
-                hypotheses = model.transcribe([str(manifest)], batch_size=batch_size, verbose=False) or []
+                options = {"batch_size": batch_size, "return_hypotheses": whole, "verbose": False}
+                hypotheses = model.transcribe([str(manifest)], **options) or []
         except Exception as error:  # any error of a batch of nothing but broken audio
             if broken := _broken(entries):
                 raise ValueError(_refusal(f"{len(broken)} utterances could not be read", broken)) from error
             raise
     if len(hypotheses) != len(entries):  # NeMo's loader leaves out audio that it cannot decode
         raise ValueError(_refusal(f"{len(entries) - len(hypotheses)} utterances could not be read", _broken(entries)))
-    return [hypothesis.text for hypothesis in hypotheses]
+    return hypotheses
 
 
 def _broken(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

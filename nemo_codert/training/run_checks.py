@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
@@ -52,12 +53,12 @@ def check_run(cfg: DictConfig) -> CheckedConfig:
         ValueError: one error that lists the faults of the model config, missing or unreadable manifests, a missing
             tokenizer, and settings that contradict each other.
     """
-    checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
-    checks += [_trainer_problems, _test_problems, _resume_problems]
-    checks += [_stream_problems, _tokenizer_problems]
     checked, problems = _checked_model(cfg)
+    checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
+    checks += [_trainer_problems, partial(_data_problems, checked=checked), _test_problems, _resume_problems]
+    checks += [_stream_problems, _tokenizer_problems]
     problems += [problem for check in checks for problem in check(cfg)]
-    problems += [*_data_problems(cfg, checked), *_checkpoint_problems(cfg, checked)]
+    problems += _checkpoint_problems(cfg, checked)
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
     for text in _runs_without_validation(cfg):

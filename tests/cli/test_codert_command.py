@@ -43,7 +43,7 @@ print(sorted({HEAVY} & set(sys.modules)), len(sys.modules))"""
     heavy, _, modules = last.rpartition(" ")
     assert heavy == "[]"
     assert int(modules) < 300  # 92 in Python 3.11; importing omegaconf alone makes them 400
-    listed = [found[1] for line in lines if (found := re.match(r"  ([a-z]+)  +\w", line))]
+    listed = [found[1] for line in lines if (found := re.match(r"  ([a-z-]+)  +\w", line))]
     assert listed == [*command.SUBCOMMANDS]
     assert set(WANTED.split()) <= set(listed)
 

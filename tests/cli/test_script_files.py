@@ -21,6 +21,7 @@ COMMANDS = {
     "measure_latency": "latency",
     "plot_curves": "curves",
     "prepare_data": "prepare",
+    "pseudo_label": "pseudo-label",
     "transcribe_streaming": "stream",
 }
 OPTIONS = {
@@ -34,10 +35,16 @@ OPTIONS = {
     "export_student": "--model --output --format --joint --branch --int8 --wer --license --language --dataset",
     "measure_latency": "--model --teacher --manifest --batch-size",
     "plot_curves": "--run --output --names",
-    "prepare_data": "{synthetic,fsdd,librispeech}",
+    "pseudo_label": "--model --manifest --output --branch --min-confidence --agree-with --max-disagreement "
+    "--batch-size",
+    "prepare_data": "{synthetic,fsdd,words,mixtures,librispeech}",
     "transcribe_streaming": "--model --manifest --audio --pipeline --set --config --output",
 }
 HEAVY = ("torch", "nemo", "numpy", "lhotse", "lightning", "matplotlib", "omegaconf")
+
+
+def module_of(command: str) -> str:
+    return f"nemo_codert.cli.{command.replace('-', '_')}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -59,7 +66,7 @@ def test_a_script_has_its_name_and_options_and_its_help_imports_nothing_heavy(na
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_installed_command_is_called_by_its_own_name_and_has_no_other_option(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"codert {COMMANDS[name]}"])
-    text = importlib.import_module(f"nemo_codert.cli.{COMMANDS[name]}").parser().format_help()
+    text = importlib.import_module(module_of(COMMANDS[name])).parser().format_help()
     assert text.startswith(f"usage: codert {COMMANDS[name]} [-h]")
     listed = set(re.findall(r"^  (--[\w-]+)", text, re.MULTILINE))
     assert listed == {option for option in OPTIONS[name].split() if option.startswith("--")}
@@ -67,7 +74,7 @@ def test_an_installed_command_is_called_by_its_own_name_and_has_no_other_option(
 
 def test_every_example_names_its_command_and_is_understood(monkeypatch):
     for name, command in COMMANDS.items():
-        module = importlib.import_module(f"nemo_codert.cli.{command}")
+        module = importlib.import_module(module_of(command))
         examples = [line.split() for line in module.EXAMPLES.replace("\\\n", " ").strip().splitlines()]
         assert examples, name
         for program, subcommand, *arguments in examples:
