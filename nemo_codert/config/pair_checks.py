@@ -8,6 +8,7 @@ from nemo_codert.config.criteria import ONE_TERM, at_least_zero, distils, kind_o
 from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
 from nemo_codert.config.schema import NonFiniteConfig
 from nemo_codert.config.stock_checks import decoder_problems, is_tdt, missing_values
+from nemo_codert.config.student_hears import student_hears_problems
 from nemo_codert.config.teachers import TEACHERS
 from nemo_codert.config.values import is_number, sub_block
 
@@ -65,6 +66,7 @@ def codert_problems(codert: DictConfig) -> Iterator[str]:
     numbers = "teacher_loss_weight", "student_loss_weight", "student_loss_from_step"
     yield from at_least_zero("model.codert", {key: codert[key] for key in numbers})
     yield from _first_stage_problems(codert)
+    yield from student_hears_problems(codert.student_hears)
     if codert.non_finite.action not in NON_FINITE_ACTIONS:
         wanted = ", ".join(NON_FINITE_ACTIONS)
         yield f"model.codert.non_finite.action is {codert.non_finite.action!r}, wanted one of {wanted}"
@@ -156,6 +158,8 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
             "with a weight above 0 and share_decoder is false. Add a term, set share_decoder to true, or take "
             "strategy=student."
         )
+    if alone and codert.student_hears:
+        yield f"model.codert.student_hears has no effect: the {alone} is trained alone, by NeMo's own class."
     if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
         yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
     if codert.teacher_logits == "ctc" and not distils(codert):

@@ -25,6 +25,7 @@ class CoDERTConfig:
     rnnt_loss: str = "auto"  # auto | exact | nemo
     student_loss_from_step: int = 0  # first optimizer step with the student's own loss: a first stage without it
     distillation: Any = field(default_factory=lambda: {"encoder": {}})  # named terms, see config.criteria; null: none
+    student_hears: Any = None  # noise and masks on the student's copy alone, see config.student_hears; null: none
     bad_utterances: str = "drop"  # drop: counted and listed | refuse
     audio_check: str = "auto"  # headers | samples: all audio is decoded first | auto: samples where it is quick
     non_finite: NonFiniteConfig = field(default_factory=NonFiniteConfig)

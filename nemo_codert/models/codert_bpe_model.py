@@ -24,6 +24,7 @@ from nemo_codert.config.checked import CheckedConfig, checked_config
 from nemo_codert.config.criteria import criteria_specs, reads_encoder_alone
 from nemo_codert.config.derived import rate_problem
 from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.config.student_hears import student_hears_settings
 from nemo_codert.criteria import Criteria, PairParts
 from nemo_codert.models.layer_copy import start_from_teacher
 from nemo_codert.models.open_model import ENCODER_ALONE
@@ -35,6 +36,7 @@ from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.ctc_head import build_ctc_head
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
 from nemo_codert.modules.shared_modules import refer, student_generator
+from nemo_codert.modules.student_hears import Draws, Features, StudentHears
 from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
 from nemo_codert.nemo_compat import is_being_restored, refuse_scaled_clipping, switch_cuda_graphs
 from nemo_codert.teachers import Teacher, build_teacher
@@ -94,6 +96,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         if self.cfg.codert.activation_checkpointing:
             trained = [self.student_encoder] if self.teacher_is_frozen else [self.encoder, self.student_encoder]
             checkpoint_layers(*trained)
+        hears, rate = self.cfg.codert.student_hears, self.cfg.preprocessor.get("sample_rate", 16000)
+        self.student_hears = hears and StudentHears(student_hears_settings(hears), rate)
         self._setup_losses()
         self._setup_student_decoding()
         self.loaded: dict[str, dict[str, Any]] = {}  # what came from checkpoints: branch -> source and counts
@@ -302,9 +306,9 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def training_step(self, batch: Sequence[Any], batch_nb: int) -> dict[str, torch.Tensor]:
         # Overrides EncDecRNNTModel.training_step: two branches, one set of features, named terms of the loss.
         batch, step = Batch.of(batch), self.optimizer_steps
-        features = self.extract_features(batch.signal, batch.signal_len)  # augmented once for both
+        features, heard = self._features(batch, step, batch_nb)  # one set for both but for `student_hears`
         of_student, of_teacher = self.criteria.layers(step)
-        student = self.student_transducer.run(*features, batch.transcript, batch.transcript_len, layers=of_student)
+        student = self.student_transducer.run(*heard, batch.transcript, batch.transcript_len, layers=of_student)
         needs_teacher = any(term.spec.needs_teacher for term in self.criteria.active(step))
         teacher = self.teacher.output(*features, batch, student, of_teacher) if needs_teacher else None
         losses = self.codert_losses(student, teacher, batch, step)
@@ -319,6 +323,17 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         if self.spec_augmentation is not None and self.training:
             features = self.spec_augmentation(input_spec=features, length=features_len)
         return features, features_len
+
+    def _features(self, batch: Batch, step: int, batch_nb: int) -> tuple[Features, Features]:
+        """Return features and lengths of the teacher and of the student: the same, unless `student_hears` is set."""
+        if self.student_hears is None:
+            features = self.extract_features(batch.signal, batch.signal_len)
+            return features, features
+        draws = Draws.now(batch.signal.device, self.spec_augmentation)
+        features = self.extract_features(batch.signal.clone(), batch.signal_len)  # NeMo adds dither in place
+        at = step, batch_nb % (self._trainer.accumulate_grad_batches if self._trainer is not None else 1)
+        given = batch.signal, batch.signal_len, self.extract_features, draws, features
+        return features, self.student_hears.features(*given, at=at)
 
     def codert_losses(
         self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch, step: int

@@ -110,6 +110,8 @@ def prepare(cfg: DictConfig) -> Run:
         model = tried_model(cfg, checked, trainer)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
+        if getattr(model, "student_hears", None):
+            model.student_hears.seed = cfg.seed + trainer.global_rank * RANK_SEED_STEP
         with open_dict(model.cfg):
             model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)

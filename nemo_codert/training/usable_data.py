@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.derived import encoder_stride, trains_without_text
-from nemo_codert.data import DataReport, Loader, screen_dataset
+from nemo_codert.config.student_hears import PATH
+from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
+from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
 from nemo_codert.export.training_record import DataRecord, data_records
 from nemo_codert.training.run_checks import manifest_paths, plain_sources
 
@@ -60,8 +62,25 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
             report.add_unchecked(name)
             names = manifest_paths(block.get("manifest_filepath") or [])
         records[name.removesuffix("_ds")] = data_records(names, usable if sources else None)
+    _check_noise(checked, report)
     logger.info("Data (%s):\n%s", report.write(folder), report.table())
     return records
+
+
+def _check_noise(checked: CheckedConfig, report: DataReport) -> None:
+    """Check the noise of `student_hears`: mono files with a duration, whatever their text."""
+    path = None if checked.alone else (checked.codert.student_hears or {}).get("noise")
+    if path is None:
+        return
+    screening = screen_manifest(path, unlabelled=True, audio_check="samples", loader=Loader(mono_only=True))
+    faults = [entry for entry in screening.dropped if entry["reason"] not in (Reason.EMPTY_TEXT, Reason.CONTRADICTION)]
+    if faults:
+        shown = "".join(f"\n  - {name_of(entry)}: {entry['reason']}" for entry in faults[:REPORTED_UTTERANCES])
+        raise ValueError(
+            f"{PATH}.noise is {path}: {len(faults)} of {screening.total} recordings cannot be used:{shown}\n"
+            "Mend these lines or take them out"
+        )
+    report.add("student_hears", path, screening)
 
 
 def _text_checks(cfg: DictConfig) -> dict[str, Any]:

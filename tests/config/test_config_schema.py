@@ -109,6 +109,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
             "ramp_steps": 0,
             "frame_shift": 0,
         },
+        "student_hears": None,
         "bad_utterances": "drop",
         "audio_check": "auto",
         "non_finite": {"action": "stop", "max_skips": 10},
