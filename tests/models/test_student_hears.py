@@ -14,6 +14,8 @@ from nemo_codert.modules.student_hears import StudentHears, StudentHearsConfig
 from nemo_codert.modules.transducer import Batch
 from tests.conftest import SAMPLE_RATE
 from tests.models.training_runs import train
+from tests.training.resume_runs import differences, random_pair, stopped
+from tests.training.resume_runs import train as train_run
 
 MASKS = {"freq_masks": 2, "freq_width": 8, "time_masks": 2, "time_width": 5}
 
@@ -155,3 +157,13 @@ def test_faults_of_the_block_are_named(block, message, make_config):
     with pytest.raises(ValueError, match=f"model.codert.student_hears.?{message}"):
         checked_config(make_config(codert={"student_hears": block}))
     assert len(list(student_hears_problems(OmegaConf.create(block)))) == 1
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(make_config, manifest, noise, tmp_path):
+    cfg = random_pair(make_config, manifest, "classic")
+    cfg.codert.student_hears = {"noise": str(noise), "snr": [0, 10], "probability": 0.5, "spec_augment": MASKS}
+    given = {"max_steps": 3, "val_check_interval": 6, "limit_val_batches": 1, "accumulate_grad_batches": 2}
+    whole = train_run(cfg, tmp_path / "whole", **given)
+    assert stopped(cfg, tmp_path / "parts", lambda hook, step: (hook, step) == ("batch_start", 2), every=1, **given)
+    resumed = train_run(cfg, tmp_path / "parts", seed=9, **given)
+    assert not differences(whole, resumed) and resumed.diary.losses == whole.diary.losses[-2:]
