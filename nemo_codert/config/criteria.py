@@ -7,7 +7,7 @@ checks, training records and comparisons. A new criterion is one file in `nemo_c
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -397,6 +397,11 @@ def criteria_specs(cfg: DictConfig) -> tuple[CriterionSpec, ...]:
         if specs[-1].options.get("ctc_weight") and specs[-1].student_layers:
             specs.append(_heads_spec(specs[-1]))
     return tuple(specs)
+
+
+def trains_without_text(specs: Iterable[CriterionSpec]) -> bool:
+    """Return whether a term of the loss trains on utterances without transcript."""
+    return any(spec.weight > 0 and not spec.needs_text for spec in specs)
 
 
 def _branch_loss(kind: str, branch: str, weight: float, from_step: int = 0) -> CriterionSpec:

@@ -50,14 +50,16 @@ class Batch:
         """
         signal, signal_len, transcript, transcript_len, *utterances = batch
         sample_id = tuple(str(getattr(each, "id", each)) for each in _plain(utterances[0])) if utterances else None
-        return cls(signal, signal_len, transcript, transcript_len, sample_id)
+        # lhotse gives the ids as floating-point numbers where the first utterance has none.
+        return cls(signal, signal_len, transcript.long(), transcript_len, sample_id)
 
     def labelled(self) -> torch.Tensor | None:
         """Return the indices [N] int64 of the utterances with text; None where all have text."""
         tokens = self.transcript_len.tolist()
         if all(tokens):
             return None
-        return torch.tensor([b for b, count in enumerate(tokens) if count], device=self.transcript_len.device)
+        rows = [b for b, count in enumerate(tokens) if count]
+        return torch.tensor(rows, dtype=torch.int64, device=self.transcript_len.device)
 
     def rows(self, index: torch.Tensor) -> "Batch":
         """Return the utterances `index` [N] int64, padded as before."""
