@@ -1,21 +1,13 @@
 """Facts that follow from a config: frame rates, widths, and the branch that a run trains. Imports omegaconf only."""
 
-from collections.abc import Iterable
-
 from omegaconf import DictConfig
 
-from nemo_codert.config.criteria import CriterionSpec
 from nemo_codert.config.values import is_count, sub_block
 
 
 def lone_branch(cfg: DictConfig) -> str | None:
     """Return the branch that a run of this root config trains alone (`alone` of `checked_config`), None of a pair."""
     return cfg.get("train") if cfg.get("train") in ("student", "teacher") else None
-
-
-def trains_without_text(specs: Iterable[CriterionSpec]) -> bool:
-    """Return whether a term of the loss trains on utterances without transcript."""
-    return any(spec.weight > 0 and not getattr(spec, "needs_text", True) for spec in specs)
 
 
 def encoder_stride(encoder: DictConfig) -> int | None:

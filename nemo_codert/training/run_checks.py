@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
-from nemo_codert.config.criteria import is_named, named, reads_encoder_alone
-from nemo_codert.config.derived import lone_branch, trains_without_text
+from nemo_codert.config.criteria import is_named, named, reads_encoder_alone, trains_without_text
+from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
 from nemo_codert.data.manifest import parse_manifest, read_manifest

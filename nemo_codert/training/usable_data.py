@@ -12,7 +12,8 @@ import sentencepiece
 from omegaconf import DictConfig
 
 from nemo_codert.config.checked import CheckedConfig
-from nemo_codert.config.derived import encoder_stride, trains_without_text
+from nemo_codert.config.criteria import trains_without_text
+from nemo_codert.config.derived import encoder_stride
 from nemo_codert.config.student_hears import PATH
 from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
 from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
