@@ -248,9 +248,10 @@ def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> di
         raise ValueError(f"there is no strategy {strategy!r}, {wanted}")
     GlobalHydra.instance().clear()
     try:
-        check_names(config_search(["--config-name", config_name, f"strategy={strategy}", *overrides]))
+        search = config_search(["--config-name", config_name, f"strategy={strategy}", *overrides])
+        check_names(search)
         with initialize_config_dir(str(conf_folder()), version_base=None):
-            cfg = compose(config_name, [f"strategy={strategy}", *overrides])
+            cfg = compose(config_name, list(search.overrides))
     except ValueError as error:
         raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from None
     except (HydraException, OmegaConfBaseException) as error:

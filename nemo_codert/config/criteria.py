@@ -454,7 +454,9 @@ def named(distillation: DictConfig | Mapping[str, Any] | None) -> dict[str, Any]
     """Return a block as a mapping of named terms as they are given; a flat block is the term `encoder`."""
     if not distillation:
         return {}
-    return dict(distillation) if is_named(distillation) else {ONE_TERM: dict(distillation)}
+    if not is_named(distillation):
+        return {ONE_TERM: dict(distillation)}
+    return {name: term for name, term in distillation.items() if term is not None}
 
 
 def is_named(distillation: object) -> bool:
@@ -462,7 +464,7 @@ def is_named(distillation: object) -> bool:
     if not isinstance(distillation, Mapping) and not OmegaConf.is_dict(distillation):
         return False
     names = [key for key in distillation if key not in FLAT_KEYS and not OmegaConf.is_missing(distillation, key)]
-    return any(_is_block(distillation[name]) for name in names)
+    return any(_is_block(distillation[name]) or distillation[name] is None for name in names)
 
 
 def _is_block(value: object) -> bool:
@@ -504,6 +506,8 @@ def typed_terms(
         return {ONE_TERM: _typed_term(block, path, f"{ONE_TERM}.kl", merge, problems)} if block else {}
     typed = {}
     for name in block:
+        if name not in FLAT_KEYS and not OmegaConf.is_missing(block, name) and block[name] is None:
+            continue  # a term that this file takes away from what it inherits
         if name in FLAT_KEYS or OmegaConf.is_missing(block, name) or not OmegaConf.is_dict(block[name]):
             problems.append(
                 f"{path}.{name} stands beside named terms: keys of a single term and named terms cannot be mixed. "
@@ -547,6 +551,11 @@ def named_kinds() -> list[str]:
     return [name for name, kind in CRITERIA.items() if kind.schema is not None]
 
 
+def term_keys() -> set[str]:
+    """Return the keys that a named term of any kind may have."""
+    return {key for name in named_kinds() for key in vars(CRITERIA[name].schema())}
+
+
 def kind_of(term: Mapping[str, Any]) -> CriterionKind:
     """Return the entry of `CRITERIA` of a term with its defaults."""
     return CRITERIA[f"{term['at']}.{term['by']}"]
@@ -564,6 +573,11 @@ def pair_problems(pair: PairBlocks, path: str = "model.codert.distillation") -> 
     """Yield the faults of terms whose own values are right, but which cannot be computed in this pair."""
     for name, term in pair.codert.distillation.items():
         yield from kind_of(term).pair_problems(term, f"{path}.{name}", pair)
+
+
+def trains_without_text(specs: Iterable[CriterionSpec]) -> bool:
+    """Return whether a term of the loss trains on utterances without transcript."""
+    return any(spec.weight > 0 and not spec.needs_text for spec in specs)
 
 
 def at_least_zero(path: str, values: Mapping[str, float]) -> Iterator[str]:

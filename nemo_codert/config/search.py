@@ -15,12 +15,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nemo_codert.config.criteria import OLDER_KEYS, ONE_TERM, term_keys
 from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.shipped import conf_folder
 
 DEFAULT_NAME = "fsdd"
 FILE_PLACE = "file://"
+TERMS = "model.codert.distillation."
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-path", "-cp")
     known, remaining = parser.parse_known_args(list(arguments))
-    overrides = tuple(word for word in remaining if _is_override(word))
+    overrides = tuple(term_override(word) for word in remaining if _is_override(word))
     options = tuple(word for word in remaining if not _is_override(word))
     given = {"--config-path": known.config_path, "--config-dir": known.config_dir}
     places = [_folder(option, name) for option, name in given.items() if name is not None]
@@ -247,6 +249,26 @@ class _Walk:
             f"there is no key {key!r} in config {self.search.name!r}, the nearest is {nearest(key, self.keys)!r}. "
             "Write + before a key that is to be added"
         )
+
+
+def term_override(override: str) -> str:
+    """Return an override of `model.codert.distillation` so that Hydra lets it reach a term, any other as it is.
+
+    A key without a term's name is one of the term `encoder`. The shipped configs have no terms, and those that a
+    strategy adds do not state every key: the override adds what is not there.
+
+    Example:
+        >>> term_override("model.codert.distillation.weight=0.3")
+        '++model.codert.distillation.encoder.weight=0.3'
+        >>> term_override("model.codert.distillation.joint.nodes=occupied")
+        '++model.codert.distillation.joint.nodes=occupied'
+    """
+    key, separator, value = override.lstrip("+").partition("=")
+    name, dot, own = key.removeprefix(TERMS).rpartition(".")
+    own = OLDER_KEYS.get(own, own)
+    if override.startswith("~") or not key.startswith(TERMS) or own not in term_keys() or "." in name:
+        return override
+    return f"++{TERMS}{name or ONE_TERM}.{own}{separator}{value}"
 
 
 def _is_override(word: str) -> bool:
