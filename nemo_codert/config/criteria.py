@@ -399,11 +399,6 @@ def criteria_specs(cfg: DictConfig) -> tuple[CriterionSpec, ...]:
     return tuple(specs)
 
 
-def trains_without_text(specs: Iterable[CriterionSpec]) -> bool:
-    """Return whether a term of the loss trains on utterances without transcript."""
-    return any(spec.weight > 0 and not spec.needs_text for spec in specs)
-
-
 def _branch_loss(kind: str, branch: str, weight: float, from_step: int = 0) -> CriterionSpec:
     log_name = f"train_{kind}_loss_{branch}"
     return CriterionSpec(f"{kind}_{branch}", kind, log_name, weight, trains=branch, from_step=from_step)
