@@ -15,7 +15,7 @@ DESCRIPTION = """
 Run one or several trained teachers over a manifest and store their targets for training with `teacher: cached`.
 
 --teachers takes .nemo or .ckpt files, or pretrained names: any NeMo model with an RNN-T or a CTC head; with --keep
-encoder also an encoder alone, such as a self-supervised one. Of a pair the student teaches.
+encoder also an encoder alone, such as a self-supervised one. Of a pair its teacher is taken.
 
 --keep top_k=N stores the N most likely classes of each frame and their probabilities (top_k=all: all of them), at the
 encoder or at the CTC head (--at); training compares these classes, and the rest as one class. --temperature and

@@ -34,7 +34,7 @@ ENTRY = np.dtype(
     ]
 )
 OPEN_SHARDS = 256  # mapped at a time: each holds a file handle
-SUM_TOLERANCE = {"float16": 5e-4, "float32": 1e-5}  # of a frame's probabilities, for each stored class's rounding
+SUM_TOLERANCE = {"float16": 5e-4, "float32": 1e-5}  # rounding of each stored class in the sum of a frame
 LISTED = 10
 BLOCK_BYTES = 2**20
 
@@ -77,8 +77,8 @@ class TargetCache:
         folder: made by `codert cache`.
 
     Raises:
-        TargetFault: the folder is no cache, not finished, of another version, or a file of it is not what the header
-            says.
+        TargetFault: a folder without targets, with unfinished ones or those of another version, or a file that differs
+            from the header.
 
     Example:
         >>> import tempfile
@@ -189,11 +189,11 @@ class TargetCache:
             size, wanted = file.seek(0, 2), len(prefix) + count * dtype.itemsize
             if size != wanted:
                 raise TargetFault(
-                    f"{path} has {size:,} bytes, the header wants {wanted:,}: it is torn or of another cache. Remove "
+                    f"{path} has {size:,} bytes, the header states {wanted:,}: it is torn or of another cache. Remove "
                     "the folder and run codert cache again"
                 )
             if found != prefix:
-                raise TargetFault(f"{path} does not hold what the header says. {REMEDY}")
+                raise TargetFault(f"{path} does not hold what the header states. {REMEDY}")
             if not count:
                 return np.empty(0, dtype)
             return np.memmap(file, dtype, "r", len(prefix), (count,))

@@ -39,7 +39,8 @@ class TeacherRecord:
 
     Args:
         name: of its file, without folders, or its pretrained name.
-        weights: sha256 of its networks' weights.
+        weights: sha256 of the weights of the networks that its targets depend on: its encoder and, for classes, what
+            follows it.
         tokenizer: sha256 of its word pieces; null for an encoder without a tokenizer.
         wer: word error rate on the utterances, where it was measured.
         share: mean weight in the mixture; those of all teachers sum to 1.
@@ -62,7 +63,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class TargetHeader:
-    """What stored targets are.
+    """Description of stored targets.
 
     Args:
         kind: `top_k` (the most likely classes of each frame) or `encoder` (output of the teacher's encoder).

@@ -97,7 +97,7 @@ class TargetWriter:
         with whole_file(self._entries_path(number)) as temporary:
             temporary.write_bytes(npy_prefix(ENTRY, len(entries)) + entries.tobytes())
         state = {"frames": start, "utterances": len(entries), "sha256": digest.hexdigest(), "notes": notes or {}}
-        _write_json(self._state_path(number), state)  # last: its presence says that the others are there
+        _write_json(self._state_path(number), state)  # last: where it is, the others are too
 
     def notes(self) -> list[dict[str, Any]]:
         """Return the notes of the finished shards."""

@@ -12,7 +12,7 @@ from typing import Any
 
 ID_KEYS = ("id", "utt_id", "utterance_id")
 CHANGES = {"Speed": "speed", "Tempo": "tempo"}  # lhotse's transforms of a recording that change its length
-SAMPLED_BYTES = 4096  # of a file's beginning, middle and end, in its fingerprint
+SAMPLED_BYTES = 4096  # read at the beginning, middle and end of a file for its fingerprint
 
 
 def entry_id(entry: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def own_id(fields: Mapping[str, Any] | None) -> str | None:
 def audio_id(entry: Mapping[str, Any]) -> str:
     """Return the id that an entry has by its audio alone: end of the path, and the place in the file."""
     place = ""
-    if (offset := entry.get("offset")) is not None:  # as NeMo names cuts of lhotse
+    if (offset := entry.get("offset")) is not None:  # NeMo names cuts of lhotse so
         place = f"-{round(offset * 100):06d}-{round(entry['duration'] * 100):06d}"
     return _short_path(entry["audio_filepath"]) + place
 

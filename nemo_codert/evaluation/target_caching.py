@@ -29,15 +29,15 @@ from nemo_codert.evaluation.target_teachers import (
     mixture,
     mixture_weights,
     open_teacher,
-    weights_sha256,
 )
 from nemo_codert.evaluation.word_errors import word_errors
+from nemo_codert.modules.checksums import pieces_sha256, weights_sha256
 
 logger = logging.getLogger(__name__)
 
-SHARD_SECONDS = 1800.0  # of audio: what a kill can cost
+SHARD_SECONDS = 1800.0  # audio in one shard: the work that a kill can cost
 FEWEST_SHARDS, MOST_SHARDS = 8, 500
-RATE_TOLERANCE = 0.01  # of the ratio of two frame rates
+RATE_TOLERANCE = 0.01  # tolerance of the ratio of two frame rates
 # Faults of a manifest's lines that a teacher does not mind.
 HEARD_ALL_THE_SAME = (Reason.EMPTY_TEXT, Reason.CONTRADICTION)
 
@@ -368,7 +368,7 @@ class Runner:
                 raise ValueError(f"`at` is ctc but {teacher.name} has no CTC head: give a CTC or hybrid model")
             if settings.at == "encoder" and teacher.networks is None:
                 raise ValueError(
-                    f"`at` is encoder but {teacher.name} is no RNN-T: set `at` to ctc, or `keep` to encoder"
+                    f"`at` is encoder but {teacher.name} is not an RNN-T: set `at` to ctc, or `keep` to encoder"
                 )
             if teacher.pieces != first.pieces:
                 raise ValueError(
@@ -398,7 +398,7 @@ class Runner:
             frame_seconds=frame_seconds,
             feature_seconds=first.feature_seconds,
             manifest=hashlib.sha256(Path(settings.manifest).read_bytes()).hexdigest(),
-            teachers=tuple(_record(teacher) for teacher in self.teachers),
+            teachers=tuple(_record(teacher, settings) for teacher in self.teachers),
             classes=classes,
             combine=settings.combine,
             tokenizer=pieces_sha256(first.pieces),
@@ -406,18 +406,12 @@ class Runner:
         )
 
 
-def pieces_sha256(pieces: Sequence[str]) -> str | None:
-    """Return the sha256 of word pieces in the order of their ids; None where there are none.
-
-    Example:
-        >>> pieces_sha256(["a", "b"])[:8], pieces_sha256([])
-        ('3d2d80f9', None)
-    """
-    return hashlib.sha256("\n".join(pieces).encode()).hexdigest() if pieces else None
-
-
-def _record(teacher: TargetTeacher) -> TeacherRecord:
-    return TeacherRecord(teacher.name, weights_sha256(teacher.encoder), pieces_sha256(teacher.pieces))
+def _record(teacher: TargetTeacher, settings: CacheSettings) -> TeacherRecord:
+    """Return a teacher's record, with the checksum of the networks that its targets depend on."""
+    networks = [teacher.encoder]
+    if settings.kind == "top_k":
+        networks += [teacher.ctc_head] if settings.at == "ctc" else [teacher.networks.decoder, teacher.networks.joint]
+    return TeacherRecord(teacher.name, weights_sha256(*networks), pieces_sha256(teacher.pieces))
 
 
 def _whole_ratio(slow: float, fast: float, name: str) -> int:

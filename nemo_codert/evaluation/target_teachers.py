@@ -3,7 +3,6 @@
 B batch, S samples, D channels, T frames, U target tokens, V vocabulary without blank, K teachers.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +86,7 @@ class TargetTeacher:
         """Transcribe encoder output: greedily at the CTC head, or by the model's own RNN-T decoding."""
         if place == "ctc":
             return list(self._ctc_texts(ctc_logits(self.ctc_head, encoded).argmax(-1), encoded_len))
-        decoding = self.model.decoding if not is_pair(self.model.cfg) else _teacher_decoding(self.model, self.networks)
-        hypotheses = decoding.rnnt_decoder_predictions_tensor(
+        hypotheses = self.model.decoding.rnnt_decoder_predictions_tensor(
             encoder_output=encoded, encoded_lengths=encoded_len, return_hypotheses=True
         )
         return [(each[0] if isinstance(each, list) else each).text for each in hypotheses]
@@ -101,7 +99,7 @@ class TargetTeacher:
 
 
 def open_teacher(source: str) -> TargetTeacher:
-    """Open a model file or pretrained name as a teacher; of a pair, its student.
+    """Open a model file or pretrained name as a teacher; of a pair, its teacher.
 
     Raises:
         ValueError: see `open_model`; also a model without an encoder of features.
@@ -118,9 +116,8 @@ def open_teacher(source: str) -> TargetTeacher:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     networks, head = None, getattr(model, "ctc_decoder", None)
     if isinstance(getattr(model, "joint", None), RNNTJoint):
-        networks = networks_of(model, "student")
+        networks = networks_of(model, "teacher" if is_pair(model.cfg) else "student")
         networks = Transducer(networks.encoder, networks.decoder, networks.joint)
-        head = model.student_ctc_decoder if is_pair(model.cfg) else head
         pieces = tuple(model.joint.vocabulary)
     else:
         own = getattr(model, "decoder", None)
@@ -130,29 +127,6 @@ def open_teacher(source: str) -> TargetTeacher:
     geometry = encoder_geometry(encoder, int(model.cfg.preprocessor.features))
     name = source.replace("\\", "/").rsplit("/", 1)[-1]
     return TargetTeacher(name, model, encoder, networks, head, pieces, geometry.stride, geometry.width)
-
-
-def _teacher_decoding(model: nn.Module, networks: Transducer) -> Any:
-    return model.student_decoding if networks.decoder is model.student_decoder else model.decoding
-
-
-def weights_sha256(*networks: nn.Module | None) -> str:
-    """Return the sha256 of networks' weights: of every tensor's place, type, shape and bytes.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> before = weights_sha256(layer)
-        >>> _ = layer.weight.data.add_(1)
-        >>> before == weights_sha256(layer)
-        False
-    """
-    digest = hashlib.sha256()
-    for number, network in enumerate(networks):
-        for name, value in sorted((network.state_dict() if network is not None else {}).items()):
-            if isinstance(value, torch.Tensor):
-                digest.update(f"{number}.{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def mixture_weights(error_rates: Sequence[float], combine: str) -> np.ndarray:

@@ -31,8 +31,8 @@ OPTIONS = {
     "benchmark": "--output-dir --only --device --threads --rounds --slow-rounds --skip-memory --shapes --vocabularies "
     "--lattice --lattices --lattices-vocabulary --largest-lattice --joint-shapes --batch-size --seconds --tokens "
     "--vocabulary --teacher --student --pred-hidden --joint-hidden --decoding-batch-size --decoding-frames",
-    "cache_teacher": "--teachers --manifest --output --keep --at --combine --prior --temperature --group --dtype --wer "
-    "--batch-size --jobs",
+    "cache_teacher": "--teachers --manifest --output --keep --at --combine --prior --temperature --group --dtype "
+    "--wer --batch-size --jobs",
     "check_deployment": "--model --manifest --output-dir --branch --limit --show",
     "evaluate": "--model --manifest --branch --decoding --batch-size --sizes --output",
     "export_student": "--model --output --format --joint --branch --int8 --wer --license --language --dataset",

@@ -90,7 +90,7 @@ def test_a_mixture_is_the_weighted_mean_and_eight_classes_are_its_likeliest(teac
     assert all(teacher.wer > 0 for teacher in cache.header.teachers)  # a CTC head's text costs nothing more
 
 
-def test_an_interrupted_run_resumes_and_processes_share_the_work(teachers, manifest, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_finished_shards(teachers, manifest, tmp_path, monkeypatch):
     whole = cached(teachers[:1], manifest, tmp_path / "whole")
     from nemo_codert.evaluation import target_caching
 
@@ -107,6 +107,15 @@ def test_an_interrupted_run_resumes_and_processes_share_the_work(teachers, manif
         cached(teachers[:1], manifest, tmp_path)
     resumed = cached(teachers[:1], manifest, tmp_path)
     assert calls == [0, 1, 2, 3, 3, 4, 5, 6, 7] and resumed.header == whole.header
+
+
+def test_processes_share_the_shards(teachers, manifest, tmp_path, preloaded_spawn):
+    whole = cached(teachers[:1], manifest, tmp_path / "whole")
+    shared = cached(teachers[:1], manifest, tmp_path, jobs=2)
+    assert shared.header.settings() == whole.header.settings() and len(shared) == 8
+    for name in NAMES:
+        name = f"{manifest.parent.name}/{name}"
+        assert np.abs(shared.read(name)["probabilities"] - whole.read(name)["probabilities"]).max() < 1e-6
 
 
 def test_the_command_prints_teachers_and_size(teachers, manifest, tmp_path, capsys):
@@ -140,7 +149,7 @@ def test_a_ctc_model_teaches_by_its_head_and_an_encoder_of_another_rate_in_group
     alone = cached([tmp_path / "ctc.nemo"], manifest, tmp_path / "alone", at="ctc", group=2)
     name = f"{manifest.parent.name}/4.wav"
     assert abs(alone.frames(name) - cache.frames(name)) <= 1
-    with pytest.raises(ValueError, match="ctc.nemo is no RNN-T"):
+    with pytest.raises(ValueError, match="ctc.nemo is not an RNN-T"):
         cached([tmp_path / "ctc.nemo"], manifest, tmp_path / "none")
 
 
