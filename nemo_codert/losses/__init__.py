@@ -11,6 +11,7 @@ from nemo_codert.losses.frames import group_features, group_frames, paired_frame
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
 from nemo_codert.losses.sequence import full_sum_distillation_loss
 from nemo_codert.losses.temperature import frame_temperatures
+from nemo_codert.losses.top_k_kl import top_k_distillation_loss
 
 __all__ = [
     "EncoderDistillationLoss",
@@ -25,5 +26,6 @@ __all__ = [
     "joint_rnnt_loss",
     "paired_frames",
     "softmax_l2_loss",
+    "top_k_distillation_loss",
     "valid_frames",
 ]
