@@ -9,11 +9,13 @@ from nemo_codert.losses.encoder_kl import EncoderDistillationLoss, encoder_disti
 from nemo_codert.losses.features import feature_distance
 from nemo_codert.losses.frames import group_features, group_frames, paired_frames, valid_frames
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
+from nemo_codert.losses.lattice_kl import additive_lattice_kl, lattice_temperatures
 from nemo_codert.losses.sequence import full_sum_distillation_loss
 from nemo_codert.losses.temperature import frame_temperatures
 
 __all__ = [
     "EncoderDistillationLoss",
+    "additive_lattice_kl",
     "additive_rnnt_loss",
     "chunked_joint_rnnt_loss",
     "encoder_distillation_loss",
@@ -23,6 +25,7 @@ __all__ = [
     "frame_temperatures",
     "group_frames",
     "joint_rnnt_loss",
+    "lattice_temperatures",
     "paired_frames",
     "softmax_l2_loss",
     "valid_frames",
