@@ -38,7 +38,7 @@ class NodeDivergence(NamedTuple):
     lost: torch.Tensor | None
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     exp: torch.Tensor  # [n, T, V+1], less the shifts
     maxima: torch.Tensor  # [n, T, 1], the largest logit of each row
     shifts: torch.Tensor  # [n, T, 1], subtracted from each row before
@@ -49,13 +49,13 @@ class _Rows(NamedTuple):
         return (self.maxima.double() - self.shifts).clamp_(min=0.0).exp_()
 
 
-def _rows(logits: torch.Tensor) -> _Rows:
+def row_exponentials(logits: torch.Tensor) -> Rows:
     maxima = logits.amax(-1, keepdim=True)
     shifts = hardshrink(maxima, UNSHIFTED)
-    return _Rows((logits - shifts).exp_(), maxima, shifts)
+    return Rows((logits - shifts).exp_(), maxima, shifts)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def node_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return left right' of [n, T, V+1] and [n, M, V+1] as [n, T, M] float64."""
     chunks = max(round(left.shape[-1] / CLASSES_AT_ONCE), 1)
     if chunks == 1:
@@ -64,19 +64,19 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return sum(torch.bmm(each, other.transpose(1, 2)).double() for each, other in pairs)
 
 
-def _lost(z: torch.Tensor, encoder: _Rows, prediction: _Rows) -> torch.Tensor:
+def lost_nodes(z: torch.Tensor, encoder: Rows, prediction: Rows) -> torch.Tensor:
     """Return [n, T, M] bool, see `additive_float64`."""
     dtype = encoder.exp.dtype
     bounds = encoder.bounds * prediction.bounds.transpose(1, 2)
     return z < (trusted_share(dtype) * bounds).clamp_(min=smallest_sum(encoder.exp.shape[-1], dtype))
 
 
-def _centred(teacher: torch.Tensor, student: torch.Tensor, of_teacher: _Rows, of_student: _Rows) -> torch.Tensor:
+def _centred(teacher: torch.Tensor, student: torch.Tensor, of_teacher: Rows, of_student: Rows) -> torch.Tensor:
     """Return teacher - student less the difference of the rows' maxima, which is large only where the rows differ."""
     return (teacher - student).sub_(of_teacher.maxima - of_student.maxima)
 
 
-def _row_constants(of_teacher: _Rows, of_student: _Rows) -> torch.Tensor:
+def _row_constants(of_teacher: Rows, of_student: Rows) -> torch.Tensor:
     """Return what `_centred` and the shifts of both exponentials left out of the divergences, [n, T, 1] float64."""
     centre = (of_teacher.maxima - of_student.maxima).double()
     return centre - of_teacher.shifts + of_student.shifts
@@ -102,15 +102,19 @@ def node_divergence(
         ('0.1927 nats', tensor([[[-0.3000,  0.3000]]]))
     """
     is_shared = student[1] is teacher[1]
-    frames_t, frames_s, states_t = _rows(teacher[0]), _rows(student[0]), _rows(teacher[1])
-    states_s = states_t if is_shared else _rows(student[1])
+    frames_t, frames_s, states_t = (
+        row_exponentials(teacher[0]),
+        row_exponentials(student[0]),
+        row_exponentials(teacher[1]),
+    )
+    states_s = states_t if is_shared else row_exponentials(student[1])
     with full_precision(student[0].device.type):
-        z_t, z_s = _product(frames_t.exp, states_t.exp), _product(frames_s.exp, states_s.exp)
-        sums = _product(_centred(teacher[0], student[0], frames_t, frames_s).mul_(frames_t.exp), states_t.exp)
+        z_t, z_s = node_product(frames_t.exp, states_t.exp), node_product(frames_s.exp, states_s.exp)
+        sums = node_product(_centred(teacher[0], student[0], frames_t, frames_s).mul_(frames_t.exp), states_t.exp)
         if not is_shared:
             of_states = _centred(teacher[1], student[1], states_t, states_s).mul_(states_t.exp)
-            sums += _product(frames_t.exp, of_states)
-        lost = _lost(z_t, frames_t, states_t).logical_or_(_lost(z_s, frames_s, states_s))
+            sums += node_product(frames_t.exp, of_states)
+        lost = lost_nodes(z_t, frames_t, states_t).logical_or_(lost_nodes(z_s, frames_s, states_s))
         any_lost = bool(lost.any())
         if any_lost:
             z_t, z_s = z_t.masked_fill_(lost, 1.0), z_s.masked_fill_(lost, 1.0)
