@@ -24,6 +24,9 @@ TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 OLDER_KEYS = {"start_step": "from_step"}  # older names of a term's keys
 REDUCTIONS = ("per_utterance", "per_frame")
 PRIORS = ("none", "mean_prediction")
+NODES = ("all", "non_blank", "occupied", "best_path")
+LATTICE_NODES = ("occupied", "best_path")  # nodes that the RNN-T alignments of the transcript choose
+CLASSES = ("all", "target_blank_rest")
 ADAPTIVE = "adaptive"
 HEADS = "ctc_heads"  # kind of the CTC loss of heads in the middle of the student's encoder
 
@@ -80,6 +83,20 @@ class CTCConfig(TermConfig):
     temperature_floor: float = 0.5  # nats, with adaptive: the least tau >= 1 that lifts the teacher's entropy to it
     reduction: str = "per_utterance"  # per_utterance: summed over frames | per_frame: mean over frames
     frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
+
+
+@dataclass
+class JointKLConfig(TermConfig):
+    """Keys of a term at the joint by KL divergence, at the nodes of the lattice."""
+
+    at: str = "joint"
+    nodes: str = "all"  # all | non_blank | occupied | best_path: nodes by their weight under the teacher
+    classes: str = "all"  # all | target_blank_rest: next label, blank and all others
+    temperature: Any = 1.0  # tau > 0, the term is scaled by tau squared; adaptive: one tau an utterance
+    temperature_floor: float = 0.5  # nats, with adaptive: the least tau >= 1 that lifts the teacher's entropy to it
+    reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
+    frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
+    both_ways: bool = False  # co-trained pairs: the teacher learns from the student too
 
 
 @dataclass
@@ -156,7 +173,9 @@ def mirror_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[s
             "trained in the same run can learn from the student. Set both_ways to false"
         )
     if term.frame_shift:
-        yield f"{path}.both_ways is true with frame_shift {term.frame_shift}: set frame_shift to 0 or both_ways to false"
+        yield (
+            f"{path}.both_ways is true with frame_shift {term.frame_shift}: set frame_shift to 0 or both_ways to false"
+        )
 
 
 def _encoder_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
@@ -170,8 +189,32 @@ def _encoder_kl_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> 
     yield from mirror_problems(term, path, pair)
     if term.prior == "mean_prediction" and pair.codert.teacher_logits == "ctc":
         yield (
-            f"{path}.prior is mean_prediction but model.codert.teacher_logits is ctc: the logits of a CTC head have no "
-            "prediction network beside them. Set prior to none or teacher_logits to joint"
+            f"{path}.prior is mean_prediction but model.codert.teacher_logits is ctc: the logits of a CTC head have "
+            "no prediction network beside them. Set prior to none or teacher_logits to joint"
+        )
+
+
+def _joint_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
+    for key, choices in (("nodes", NODES), ("classes", CLASSES)):
+        if term[key] not in choices:
+            yield f"{path}.{key} is {term[key]!r}, wanted one of {', '.join(choices)}"
+    yield from temperature_problems(term, path)
+    yield from frame_problems(term, path)
+
+
+def _joint_kl_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
+    yield from mirror_problems(term, path, pair)
+    if not is_tdt(pair.model):
+        return
+    if term.nodes in LATTICE_NODES:
+        yield (
+            f"{path}.nodes is {term.nodes} but the teacher is a TDT model, whose alignments are not those of an "
+            "RNN-T. Set nodes to all or non_blank"
+        )
+    if term.classes == "target_blank_rest":
+        yield (
+            f"{path}.classes is target_blank_rest but the teacher is a TDT model, whose labels also move on in time: "
+            "the classes do not mean the same in both. Set classes to all"
         )
 
 
@@ -290,6 +333,13 @@ CRITERIA: dict[str, CriterionKind] = {
     },
     HEADS: CriterionKind(
         "nemo_codert.criteria.ctc_heads.HeadsCTC", needs_teacher=False, needs_text=True, layers=head_layers
+    ),
+    "joint.kl": CriterionKind(
+        "nemo_codert.criteria.joint_kl.JointKL",
+        JointKLConfig,
+        _joint_kl_problems,
+        _joint_kl_pair_problems,
+        needs_text=True,
     ),
     "sequence.l2": CriterionKind(
         "nemo_codert.criteria.sequence.SequenceL2",

@@ -16,7 +16,9 @@ from nemo_codert.losses.frames import valid_rows
 REDUCTIONS = ("per_utterance", "per_frame")
 
 
-def _divergence(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def divergence_and_gradient(
+    student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return KL(p || q) of each row and its gradient q - p with respect to the logits of q, the student.
 
     Both arguments [N, V+1], finite; returns [N] and [N, V+1]. With x = log p - log q each summand is
@@ -52,7 +54,7 @@ class _FrameDivergence(torch.autograd.Function):
     ) -> torch.Tensor:
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         sides = (_row_log_probs(side, rows, temperature, dtype) for side in (student, teacher))
-        divergence, gradients = _divergence(*sides)  # [N], [N, V+1]
+        divergence, gradients = divergence_and_gradient(*sides)  # [N], [N, V+1]
         ctx.save_for_backward(gradients.div_(temperature), rows)
         ctx.student_shape, ctx.student_dtype = student.shape, student.dtype
         return divergence
@@ -64,6 +66,27 @@ class _FrameDivergence(torch.autograd.Function):
         gradient = gradients.new_zeros(ctx.student_shape, dtype=ctx.student_dtype)
         gradient.view(-1, gradient.shape[-1]).index_copy_(0, rows, (gradients * upstream[:, None]).to(gradient.dtype))
         return gradient, None, None, None
+
+
+def row_divergence(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Return KL(teacher || student) of rows of logits, without the factor temperature^2; the teacher is a constant.
+
+    Args:
+        student_logits, teacher_logits: [N, V+1] float.
+        temperature: divides both, above 0.
+
+    Returns:
+        [N], 0 or more, float32, or float64 if an argument is.
+
+    Example:
+        >>> import torch
+        >>> row_divergence(torch.zeros(1, 2), torch.tensor([[0.8, 0.2]]).log())
+        tensor([0.1927])
+    """
+    rows = torch.arange(len(student_logits), device=student_logits.device)
+    return _FrameDivergence.apply(student_logits[None], teacher_logits.detach()[None], rows, temperature)
 
 
 def paired_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

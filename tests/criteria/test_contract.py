@@ -46,6 +46,10 @@ CASES = {
     "gram": Case("hidden.gram", PAIRS),
     "ctc_last": Case("ctc.kl", {"temperature": 2.0}, hybrid=True),
     "ctc_middle": Case("ctc.l2", {"layers": [2], "ctc_weight": 0.0}, hybrid=True),
+    "joint": Case("joint.kl", {"temperature": "adaptive"}),
+    "joint_shared": Case("joint.kl", {"nodes": "occupied"}, strategy="shared_kd"),
+    "joint_stock": Case("joint.kl", {"nodes": "best_path", "reduction": "per_frame"}, hybrid=True),
+    "joint_classes": Case("joint.kl", {"nodes": "non_blank", "classes": "target_blank_rest", "temperature": 2.0}),
     "sequence": Case("sequence.l2"),
     "sequence_shared": Case("sequence.l2", strategy="shared_kd"),
 }
