@@ -22,6 +22,7 @@ TERMS = {
     "softer": {"at": "encoder", "weight": 0.3, "temperature": 2.0, "reduction": "per_frame", "frame_shift": 1},
     "primed": {"at": "encoder", "weight": 0.3, "prior": "mean_prediction"},
     "hidden": {"at": "hidden", "by": "cosine", "layers": {1: 2}, "weight": 0.3},
+    "joint": {"at": "joint", "nodes": "best_path", "weight": 0.3},
     "sequence": {"at": "sequence", "by": "l2", "weight": 0.1},
 }
 
@@ -203,6 +204,7 @@ REFUSED = {
     "the prior that was cached": ({"prior": "mean_prediction"}, {}, {}, "prior is none but"),
     "a hidden term": ({}, {"at": "hidden", "by": "mse", "layers": {1: 2}}, {}, "top_k classes .* are not enough"),
     "a sequence term": ({}, {"at": "sequence", "by": "l2"}, {}, "top_k classes .* are not enough"),
+    "a joint term": ({}, {"at": "joint"}, {}, "top_k classes .* are not enough"),
     "a shared decoder": ({}, {}, {"share_decoder": True}, "share_decoder is true but"),
     "another layer": (
         {"keep": "encoder"},
