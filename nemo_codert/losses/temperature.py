@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-HALVINGS = 20  # of the interval in log tau: a relative error of 1e-5 in tau
+HALVINGS = 20  # halvings of the interval in log tau: a relative error of 1e-5 in tau
 LARGEST = 1e3  # temperature at which the search ends
 
 
