@@ -353,7 +353,7 @@ def lattice_temperatures(
         >>> logits = {"encoder_logits": torch.tensor([[[4.0, 0.0]]]), "prediction_logits": torch.zeros(1, 1, 2)}
         >>> lengths = {"encoded_lengths": torch.tensor([1]), "target_lengths": torch.tensor([0])}
         >>> round(lattice_temperatures(**logits, **lengths, floor=0.5).item(), 2)
-        2.85
+        2.88
     """
     with torch.no_grad():
         lengths = encoded_lengths.to(encoder_logits.device), target_lengths.to(encoder_logits.device)
@@ -379,6 +379,6 @@ def lattice_temperatures(
 def _entropies(encoder: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
     """Return entropies [B, T, M] of the nodes of float64 logits whose rows have a maximum of 0."""
     exps = encoder.exp(), prediction.exp().transpose(1, 2)
-    z = torch.bmm(exps[0], exps[1]).clamp_(min=math.exp(-700.0))  # of nodes with less, the entropy counts as 0
+    z = torch.bmm(exps[0], exps[1]).clamp_(min=math.exp(-700.0))  # the entropy of nodes with less counts as 0
     sums = torch.bmm(exps[0] * encoder, exps[1]) + torch.bmm(exps[0], exps[1] * prediction.transpose(1, 2))
     return z.log().sub_(sums.div_(z)).clamp_(min=0.0)

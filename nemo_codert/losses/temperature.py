@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-HALVINGS = 20  # of the interval in log tau: a relative error of 1e-5 in tau
+HALVINGS = 20  # halvings of the interval in log tau: a relative error of 1e-5 in tau
 LARGEST = 1e3  # temperature at which the search ends
 
 
@@ -38,7 +38,7 @@ def least_temperature(
         >>> logits = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
         >>> tau = frame_temperatures(logits, 0.5)
         >>> [round(number, 2) for number in tau.tolist()]
-        [2.85, 1.0]
+        [2.88, 1.0]
     """
     one = torch.ones_like(like)
     enough = entropy_at(one) >= floor

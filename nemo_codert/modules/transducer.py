@@ -148,7 +148,7 @@ class BranchOutput:
         encoded: [B, D, T]. encoded_len: [B] int64, encoder frames.
         transcript: [B, U] token ids, or None. transcript_len: [B] int64, tokens.
         prediction_of: output of the branch that shares this one's prediction network and prediction projection.
-        layers: outputs [B, D, T] of the encoder layers that were asked for, 1 is the first; see `Transducer.run`.
+        layers: outputs [B, D, T] of the encoder layers that are kept, 1 is the first; see `Transducer.run`.
     """
 
     networks: Transducer
