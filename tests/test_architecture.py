@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "losses": set(),
     "modules": LOWEST | {"losses", "data"},
     "criteria": LOWEST | {"losses", "modules"},
-    "teachers": LOWEST | {"modules"},
+    "teachers": LOWEST | {"data", "modules"},
     "models": LOWEST | {"losses", "data", "modules", "criteria", "teachers"},
     "evaluation": LOWEST | {"losses", "data", "modules", "models"},
     "export": LOWEST | {"losses", "data", "modules", "models", "evaluation"},

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "check": ("check", "check all that training would check, without training"),
     "train": ("train", "train a teacher and its student together, or either of them alone"),
     "pseudo-label": ("pseudo_label", "transcribe audio without text, as labels for a student"),
+    "cache": ("cache", "store the targets of trained teachers, for training without them"),
     "evaluate": ("evaluate", "transcribe manifests and count word errors"),
     "curves": ("curves", "plot the learning curves of runs"),
     "compare": ("compare", "train several strategies alike and compare their students"),

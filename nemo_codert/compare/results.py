@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 import nemo_codert
 from nemo_codert.compare.plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
-from nemo_codert.config.criteria import reads_encoder_alone
+from nemo_codert.config.criteria import teacher_transcribes
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
 
@@ -80,7 +80,7 @@ def tested_branches(strategy: str) -> tuple[str, ...]:
 def _branches_of_run(cell: Cell, run: Path) -> tuple[str, ...]:
     """Return the branches that a run has transcribed the test sets with: not a teacher without its text."""
     branches, config = tested_branches(cell.strategy), run / "config.yaml"
-    if branches == BRANCHES and config.is_file() and reads_encoder_alone(OmegaConf.load(config).model.codert):
+    if branches == BRANCHES and config.is_file() and not teacher_transcribes(OmegaConf.load(config).model.codert):
         return ("student",)
     return branches
 

@@ -270,7 +270,7 @@ def _layer_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[s
     names = "model.student.encoder", "model.encoder"
     for name, block, numbers in zip(names, blocks, kind_of(term).layers(term), strict=True):
         count = block.get("n_layers")
-        if numbers and not str(block.get("_target_")).endswith(".ConformerEncoder"):
+        if numbers and not str(block.get("_target_")).endswith((".ConformerEncoder", ".CachedEncoder")):
             yield f"{path}.layers needs a ConformerEncoder, {name}._target_ is {block.get('_target_')!r}"
         elif numbers and block.get("reduction"):
             yield f"{path}.layers needs layers of one frame rate, {name}.reduction is {block.get('reduction')!r}"
@@ -519,6 +519,11 @@ def _is_block(value: object) -> bool:
 def distils(codert: DictConfig) -> bool:
     """Return whether any term of a block `codert` has a weight above 0."""
     return any(term["weight"] > 0 for term in distillation_terms(codert.distillation).values())
+
+
+def teacher_transcribes(codert: DictConfig) -> bool:
+    """Return whether a pair's teacher is there as a whole: not stored targets, nor an encoder alone."""
+    return codert.get("teacher") != "cached" and not reads_encoder_alone(codert)
 
 
 def reads_encoder_alone(codert: DictConfig) -> bool:

@@ -77,6 +77,11 @@ def codert_problems(codert: DictConfig) -> Iterator[str]:
             "model.codert.teacher_loss_weight is 0 but model.codert.teacher is co_trained: the teacher would never "
             "learn. Set the weight above 0, or teacher to frozen with a teacher_checkpoint"
         )
+    if codert.teacher == "cached" and codert.teacher_cache is None:
+        yield (
+            "model.codert.teacher is cached but model.codert.teacher_cache is null: give the folder that codert cache "
+            "made"
+        )
     if codert.student_loss_weight == 0 and not (distils(codert) and codert.share_decoder):
         yield (
             "model.codert.student_loss_weight is 0: nothing would train the student's prediction network. "
@@ -108,6 +113,12 @@ def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictCo
             "for the teacher's CTC head. Set teacher to frozen or teacher_logits to joint"
         )
     if not student.init_from_teacher:
+        return
+    if codert.teacher == "cached":
+        yield (
+            "model.student.init_from_teacher is true but the teacher is cached: its layers are not there. Set it to "
+            "false"
+        )
         return
     for name, encoder in encoders(cfg, student).items():
         if not str(encoder.get("_target_")).endswith(".ConformerEncoder"):
@@ -147,16 +158,18 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
     """Yield one sentence for each key that does nothing in this config; `alone`: see `checked_config`."""
     if alone and sub_block(cfg, "student").get("init_from_teacher"):
         yield f"model.student.init_from_teacher has no effect: the {alone} is trained alone."
-    if codert.teacher == "frozen" and codert.teacher_loss_weight not in (0.0, 1.0):
-        yield "model.codert.teacher_loss_weight has no effect: the teacher is frozen."
+    if codert.teacher != "co_trained" and codert.teacher_loss_weight not in (0.0, 1.0):
+        yield f"model.codert.teacher_loss_weight has no effect: the teacher is {codert.teacher}."
+    if codert.teacher_cache is not None and codert.teacher != "cached":
+        yield f"model.codert.teacher_cache has no effect: the teacher is {codert.teacher}."
     if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
         yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
     yield from _terms_without_effect(codert.distillation)
-    if codert.teacher == "frozen" and not distils(codert) and not codert.share_decoder:
+    if codert.teacher in ("frozen", "cached") and not distils(codert) and not codert.share_decoder:
         yield (
-            "model.codert.teacher has no effect on the student: it is frozen, model.codert.distillation has no term "
-            "with a weight above 0 and share_decoder is false. Add a term, set share_decoder to true, or take "
-            "strategy=student."
+            f"model.codert.teacher has no effect on the student: it is {codert.teacher}, model.codert.distillation "
+            "has no term with a weight above 0 and share_decoder is false. Add a term, set share_decoder to true, or "
+            "take strategy=student."
         )
     if alone and codert.student_hears:
         yield f"model.codert.student_hears has no effect: the {alone} is trained alone, by NeMo's own class."

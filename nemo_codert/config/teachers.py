@@ -6,4 +6,5 @@ A new source is one file in `nemo_codert/teachers` and one entry here. Imports n
 TEACHERS: dict[str, str | type] = {
     "co_trained": "nemo_codert.teachers.live.CoTrained",
     "frozen": "nemo_codert.teachers.live.Frozen",
+    "cached": "nemo_codert.teachers.cached.Cached",
 }

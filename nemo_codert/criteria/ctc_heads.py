@@ -10,6 +10,7 @@ from torch import nn
 
 from nemo_codert.config.criteria import ADAPTIVE, CriterionSpec
 from nemo_codert.criteria.base import Criterion, PairParts
+from nemo_codert.criteria.top_k import top_k_divergence
 from nemo_codert.losses import frame_temperatures, group_frames, paired_frames
 from nemo_codert.losses.ctc_divergence import CTC_DIVERGENCES
 from nemo_codert.modules.encoder_logits import ctc_logits
@@ -33,6 +34,12 @@ class CTCDivergence(Criterion):
 
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         # Overrides Criterion.forward.
+        if teacher.top_k is not None:
+            values = [
+                top_k_divergence(logits, student.encoded_len, teacher, self.spec.options)
+                for logits in self._logits(student)
+            ]
+            return sum(values) / len(values)
         with torch.no_grad():
             grouped = group_frames(
                 teacher.target_logits, teacher.encoded_len, self.parts.teacher_frames_per_student_frame

@@ -4,6 +4,7 @@ import torch
 
 from nemo_codert.config.criteria import ADAPTIVE, CriterionSpec
 from nemo_codert.criteria.base import Criterion, PairParts
+from nemo_codert.criteria.top_k import top_k_divergence
 from nemo_codert.losses import encoder_distillation_loss, frame_temperatures, group_frames, paired_frames
 from nemo_codert.losses.temperature import floor_problem
 from nemo_codert.modules.transducer import Batch, BranchOutput
@@ -38,6 +39,8 @@ class EncoderKL(Criterion):
         if options["prior"] == "mean_prediction":
             prior = learner.mean_prediction  # [B, 1, V+1]
             logits = logits + (prior.detach() if self.shares_decoder else prior)
+        if target.top_k is not None:  # the prior is in them
+            return top_k_divergence(logits, learner.encoded_len, target, options)
         with torch.no_grad():
             targets = target.target_logits
             if options["prior"] == "mean_prediction":

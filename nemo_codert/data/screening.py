@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from nemo_codert.data.audio_files import AudioFault, AudioHeader, Samples, inspect, listen
 from nemo_codert.data.manifest import has_text, nemo_can_read, parse_manifest, write_manifest
+from nemo_codert.data.utterance_ids import ID_KEYS
 
 logger = logging.getLogger(__name__)
 Asked = TypeVar("Asked", bound=Hashable)
@@ -27,7 +28,6 @@ DURATION_TOLERANCE = 0.1  # seconds; manifests round durations, and resampled co
 REPORTED_UTTERANCES = 10
 RESIZING = ("perturb_speed", "truncate_duration", "cut_into_windows_duration", "pad_min_duration")  # keys of lhotse
 RATE_KEYS = ("sampling_rate", "sample_rate")
-ID_KEYS = ("id", "utt_id", "utterance_id")
 AUDIO_CHECKS = ("auto", "headers", "samples")
 AUTO_HOURS = 20.0  # hours of audio in a manifest, up to which audio_check: auto decodes all samples
 CLIPPED_SHARE = 0.001  # an utterance is clipped if at least this share of its samples is at full scale

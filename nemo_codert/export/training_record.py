@@ -70,6 +70,8 @@ def _settings_of_a_pair(cfg: DictConfig) -> TrainingRecord:
 def _teacher(codert: DictConfig) -> str:
     if codert.teacher == "frozen":
         return f"trained before, kept frozen: {_name(codert.teacher_checkpoint)}"
+    if codert.teacher == "cached":
+        return f"stored targets: {Path(codert.teacher_cache).name if codert.teacher_cache else 'unknown'}"
     return "trained in the same run"
 
 
@@ -100,8 +102,9 @@ def strategy_name(train: str, codert: DictConfig) -> str:
     if train != "pair":
         return train
     terms = [name for name, term in distillation_terms(codert.distillation).items() if term["weight"] > 0]
-    if codert.teacher == "frozen":
-        name = "static_shared" if codert.share_decoder else "static"
+    if codert.teacher in ("frozen", "cached"):
+        kind = "static" if codert.teacher == "frozen" else "cached"
+        name = f"{kind}_shared" if codert.share_decoder else kind
         name = name if terms else f"{name} without distillation"
     else:
         name = ("shared" if codert.share_decoder else "tandem") + ("_kd" if terms else "")

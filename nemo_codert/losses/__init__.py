@@ -15,6 +15,7 @@ from nemo_codert.losses.node_kl import JointSide, joint_class_log_probs, joint_l
 from nemo_codert.losses.node_weights import node_weights
 from nemo_codert.losses.sequence import full_sum_distillation_loss
 from nemo_codert.losses.temperature import frame_temperatures
+from nemo_codert.losses.top_k_kl import top_k_distillation_loss
 
 __all__ = [
     "EncoderDistillationLoss",
@@ -38,5 +39,6 @@ __all__ = [
     "node_weights",
     "paired_frames",
     "softmax_l2_loss",
+    "top_k_distillation_loss",
     "valid_frames",
 ]

@@ -8,6 +8,8 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nemo_codert.modules.cached_encoder import CachedEncoder
+
 VOCABULARY = ["a", "b"]  # vocabulary of the networks that are built to find the fault
 
 
@@ -50,7 +52,8 @@ def try_networks(model: EncDecRNNTModel) -> None:
             with _named("model.spec_augment"):
                 model.spec_augmentation(input_spec=features, length=length)
         for key in ("encoder", "student_encoder"):
-            if (encoder := getattr(model, key, None)) is not None:
+            encoder = getattr(model, key, None)
+            if encoder is not None and not isinstance(encoder, CachedEncoder):
                 with _named(f"model.{key.replace('_', '.')}"):
                     encoder(audio_signal=features, length=length)
     model.train(training)

@@ -17,22 +17,25 @@ from nemo.collections.asr.metrics.wer import WER
 from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
 from nemo.utils.model_utils import convert_model_config_to_dict_config
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
-from nemo_codert.config.criteria import criteria_specs, reads_encoder_alone
+from nemo_codert.config.criteria import criteria_specs, reads_encoder_alone, teacher_transcribes
 from nemo_codert.config.derived import rate_problem
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.config.student_hears import student_hears_settings
 from nemo_codert.criteria import Criteria, PairParts
+from nemo_codert.data.named_batches import WithNames, manifest_names
 from nemo_codert.models.layer_copy import start_from_teacher
-from nemo_codert.models.open_model import ENCODER_ALONE
+from nemo_codert.models.open_model import absent_teacher
 from nemo_codert.models.safe_restoring import CheckedRestoring
 from nemo_codert.models.stock_config import NETWORK_BLOCKS, stock_branch_config, student_block
 from nemo_codert.models.stock_models import stock_model
+from nemo_codert.models.stored_targets import target_problems, with_stand_in
 from nemo_codert.models.teacher_weights import LoadRequest, load
 from nemo_codert.modules.activation_checkpointing import checkpoint_layers
+from nemo_codert.modules.checksums import pieces_sha256
 from nemo_codert.modules.ctc_head import build_ctc_head
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
 from nemo_codert.modules.shared_modules import refer, student_generator
@@ -85,7 +88,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     def __init__(self, cfg: DictConfig | CheckedConfig, trainer: Trainer | None = None) -> None:
         if not isinstance(cfg, CheckedConfig):
-            cfg = checked_config(cfg if isinstance(cfg, DictConfig) else convert_model_config_to_dict_config(cfg))
+            cfg = cfg if isinstance(cfg, DictConfig) else convert_model_config_to_dict_config(cfg)
+            cfg = checked_config(with_stand_in(cfg))
         cfg = cfg.model
         with open_dict(cfg):
             cfg.target = PUBLIC_TARGET
@@ -195,7 +199,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def _load_checkpoints(self) -> dict[str, dict[str, Any]]:
         """Load the weights that the config names; returns what was loaded by branch, see `teacher_weights.load`."""
         loaded = {}
-        if self.cfg.codert.teacher_checkpoint:
+        if self.cfg.codert.teacher_checkpoint and (self.cfg.codert.teacher != "cached" or self._targets_are_encoded):
             loaded["teacher"] = load(self._teacher_request())
         if self.cfg.student.init_from:
             loaded["student"] = load(self._student_request())
@@ -215,7 +219,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             pieces=list(self.joint.vocabulary),
             front_end=self.preprocessor,
             durations=list(self.cfg.decoding.get("durations") or ()),
-            encoder_alone=not self.teacher_transcribes,
+            encoder_alone=reads_encoder_alone(self.cfg.codert),
+            encoder_sha256=self.teacher.cache.header.teachers[0].weights if self._targets_are_encoded else None,
         )
 
     def _student_request(self) -> LoadRequest:
@@ -249,13 +254,17 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     @property
     def teacher_is_frozen(self) -> bool:
-        """True where `codert.teacher` is `frozen`."""
-        return self.cfg.codert.teacher == "frozen"
+        """True where no weight of the teacher moves: `codert.teacher` is `frozen` or `cached`."""
+        return self.cfg.codert.teacher in ("frozen", "cached")
 
     @property
     def teacher_transcribes(self) -> bool:
-        """False where only the encoder of a frozen teacher was loaded, for terms at hidden layers."""
-        return not reads_encoder_alone(self.cfg.codert)
+        """False where the teacher is not there as a whole: stored targets, or its encoder for hidden terms alone."""
+        return teacher_transcribes(self.cfg.codert)
+
+    @property
+    def _targets_are_encoded(self) -> bool:
+        return self.cfg.codert.teacher == "cached" and self.teacher.cache.header.kind == "encoder"
 
     def _freeze_teacher(self) -> None:
         for network in self.teacher_transducer.networks():
@@ -285,10 +294,16 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     def _setup_dataloader_from_config(self, config: DictConfig) -> Any:
         # Overrides EncDecRNNTBPEModel._setup_dataloader_from_config: with `return_sample_id` the batches of lhotse's
-        # loader hold the cuts.
+        # loader hold the cuts, those of the classic loader the ids of the manifest's lines.
+        if self.cfg.codert.teacher == "cached" and config is not None:
+            config = OmegaConf.create({**config, "return_sample_id": True})  # stored targets are joined by id
         loader = super()._setup_dataloader_from_config(config)
-        if loader is not None and config.get("use_lhotse") and config.get("return_sample_id"):
+        if loader is None or not config.get("return_sample_id"):
+            return loader
+        if config.get("use_lhotse"):
             getattr(loader.dataset, "dataset", loader.dataset).return_cuts = True
+        elif (names := manifest_names(loader.dataset, config.get("manifest_filepath"))) is not None:
+            loader.collate_fn = WithNames(loader.collate_fn, names)
         return loader
 
     # ---- training --------------------------------------------------------------------------------------------------
@@ -381,7 +396,9 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             ValueError: a frozen teacher without weights; steps that are to be skipped under a trainer without the
                 callback that does it.
         """
-        if self.teacher_is_frozen and not self._teacher_has_weights:
+        if self.cfg.codert.teacher == "cached":
+            self._refuse_targets()
+        elif self.teacher_is_frozen and not self._teacher_has_weights:
             raise ValueError(
                 "model.codert.teacher is frozen but model.codert.teacher_checkpoint is null: nothing to learn from. "
                 "Give the .nemo or pretrained name of a trained RNN-T"
@@ -392,6 +409,12 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
                 "nemo_codert.training.finite_guard.FiniteGuard('skip'), as nemo_codert.training.run does, or set "
                 "action to stop"
             )
+
+    def _refuse_targets(self) -> None:
+        """Raise ValueError for stored targets that cannot give what the terms of the loss ask of them."""
+        pieces = pieces_sha256(list(self.joint.vocabulary))
+        if problems := list(target_problems(self.cfg, self.teacher.cache.header, pieces)):
+            raise ValueError("The stored targets cannot be used:\n  - " + "\n  - ".join(problems))
 
     def _log_training(self, losses: dict[str, torch.Tensor], step: int) -> None:
         self.log("train_loss", losses["train_loss"], prog_bar=True)
@@ -491,7 +514,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             ValueError: a teacher that does not transcribe.
         """
         if not self.teacher_transcribes:
-            raise ValueError(f"there is no teacher model to make: {ENCODER_ALONE}")
+            raise ValueError(f"there is no teacher model to make: {absent_teacher(self.cfg.codert)}")
         cfg = stock_branch_config(self.cfg, "teacher", self.joint.encoder_hidden)
         return stock_model(self, self.teacher_transducer, cfg, joint)
 

@@ -21,6 +21,7 @@ from nemo_codert.nemo_compat import forget_failed_restore
 
 SUFFIXES = (".nemo", ".ckpt")
 ENCODER_ALONE = "of this pair's teacher only the encoder was loaded, for terms at hidden layers"
+CACHED = "this pair's teacher is stored targets (model.codert.teacher is cached)"
 KEPT = {"global_step": int, "hyper_parameters": Mapping, "state_dict": Mapping}  # what is read of a .ckpt
 
 
@@ -139,8 +140,13 @@ def networks_of(model: EncDecRNNTModel, branch: str = "student") -> Transducer:
     if branch == "teacher" and branch not in found:
         raise ValueError("branch is 'teacher', but this model is a single RNN-T, not a pair: leave the branch out")
     if branch == "teacher" and not model.teacher_transcribes:
-        raise ValueError(f"branch is 'teacher', but {ENCODER_ALONE}: take the branch student")
+        raise ValueError(f"branch is 'teacher', but {absent_teacher(model.cfg.codert)}: take the branch student")
     return found.get(branch) or found["model"]
+
+
+def absent_teacher(codert: DictConfig) -> str:
+    """Return why a pair has no teacher that transcribes, given its block `codert`."""
+    return CACHED if codert.teacher == "cached" else ENCODER_ALONE
 
 
 def _file_of(source: str | Path, what: str) -> Path | None:

@@ -19,6 +19,7 @@ from nemo_codert.config.model_kinds import KINDS, is_pair
 from nemo_codert.models.open_model import branches, open_model
 from nemo_codert.models.stock_config import NETWORK_BLOCKS, network_blocks
 from nemo_codert.models.weight_checks import Source, check_source
+from nemo_codert.modules.checksums import weights_sha256
 from nemo_codert.modules.transducer import Transducer
 
 ENCODER_BLOCKS = ("encoder", "preprocessor")  # that describe an encoder and its features
@@ -38,6 +39,8 @@ class LoadRequest:
         decoder: see `load_networks`.
         encoder_alone: only the encoder is compared and loaded: the source may be any model of NeMo's speech
             recognition, with any tokenizer.
+        encoder_sha256: checksum of the weights of the source's encoder, whose output is stored: the encoder is not
+            loaded, nor is its front end compared.
     """
 
     name: str
@@ -50,6 +53,7 @@ class LoadRequest:
     durations: Sequence[int] = ()
     decoder: bool = True
     encoder_alone: bool = False
+    encoder_sha256: str | None = None
 
 
 def load(request: LoadRequest) -> dict[str, Any]:
@@ -64,8 +68,18 @@ def load(request: LoadRequest) -> dict[str, Any]:
     if request.encoder_alone:
         return _load_encoder(request)
     source = load_source(request.name, request.key, request.branch)
-    check_source(source, request.key, request.blocks, request.pieces, request.front_end, request.durations)
-    return {"source": request.name, **load_networks(source, request.target, key=request.key, decoder=request.decoder)}
+    blocks, front_end = request.blocks, request.front_end
+    if request.encoder_sha256 is not None:
+        if weights_sha256(source.networks.encoder) != request.encoder_sha256:
+            raise ValueError(
+                f"{request.key} {request.name!r} is not the model that the targets in model.codert.teacher_cache were "
+                "made from: its encoder has other weights. Name that model, or cache its targets again"
+            )
+        blocks = {path: block for path, block in blocks.items() if path.rsplit(".", 1)[-1] not in ENCODER_BLOCKS}
+        front_end = source.featurizer
+    check_source(source, request.key, blocks, request.pieces, front_end, request.durations)
+    how = {"decoder": request.decoder, "encoder": request.encoder_sha256 is None}
+    return {"source": request.name, **load_networks(source, request.target, key=request.key, **how)}
 
 
 def _load_encoder(request: LoadRequest) -> dict[str, Any]:
@@ -113,16 +127,20 @@ def load_source(name: str, key: str, branch: str) -> Source:
     )
 
 
-def load_networks(source: Source, target: Transducer, *, key: str, decoder: bool = True) -> dict[str, Any]:
+def load_networks(
+    source: Source, target: Transducer, *, key: str, decoder: bool = True, encoder: bool = True
+) -> dict[str, Any]:
     """Copy a source's weights into `target`, all or nothing; returns counts and names of what was loaded.
 
     Args:
         decoder: False leaves the prediction network and `joint.pred` (shared with the teacher) alone.
+        encoder: False leaves the encoder alone.
 
     Raises:
         ValueError: tensors of other names or shapes.
     """
-    parts = {"encoder": (source.networks.encoder, target.encoder), "joint": (source.networks.joint, target.joint)}
+    parts = {"encoder": (source.networks.encoder, target.encoder)} if encoder else {}
+    parts["joint"] = (source.networks.joint, target.joint)
     if decoder:
         parts["decoder"] = (source.networks.decoder, target.decoder)
     if target.ctc_head is not None:

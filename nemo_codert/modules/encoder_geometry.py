@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nemo_codert.modules.cached_encoder import CachedEncoder
+
 # Long enough that a frame more or less (causal convolutions) rounds to the same stride up to 16x.
 PROBE_FRAMES = 960
 
@@ -31,6 +33,8 @@ def encoder_geometry(encoder: nn.Module, features: int) -> EncoderGeometry:
     Returns:
         Width and stride.
     """
+    if isinstance(encoder, CachedEncoder):
+        return EncoderGeometry(encoder.d_model, encoder.subsampling_factor)
     parameter = next(encoder.parameters())
     signal = torch.zeros(1, features, PROBE_FRAMES, device=parameter.device, dtype=parameter.dtype)
     length = torch.full((1,), PROBE_FRAMES, device=parameter.device, dtype=torch.int64)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from nemo_codert.modules.cached_encoder import CachedEncoder
 from nemo_codert.nemo_compat import access_to_layers, has_layer_access
 
 
@@ -33,6 +34,8 @@ def layer_width(encoder: nn.Module) -> int:
     Raises:
         ValueError: see `num_layers`.
     """
+    if isinstance(encoder, CachedEncoder):
+        return encoder.d_model
     num_layers(encoder)
     return encoder._feat_out
 

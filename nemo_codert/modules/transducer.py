@@ -7,12 +7,13 @@ U target tokens, V vocabulary without blank.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import torch
 from nemo.collections.asr.modules import ConvASRDecoder, RNNTJoint
 from torch import nn
 
+from nemo_codert.data.utterance_ids import cut_id
 from nemo_codert.losses import valid_frames
 from nemo_codert.modules.encoder_layers import captured_layers, layer_width
 from nemo_codert.modules.encoder_logits import ctc_logits, projected_logits
@@ -40,7 +41,8 @@ class Batch:
 
         Args:
             batch: signal, signal_len, transcript, transcript_len and, with `return_sample_id`, the utterances: the
-                indices [B] of the classic loader, or the cuts of lhotse's.
+                ids [B] that a pair's classic loader gives, or the cuts of lhotse's; both lead to the id of the
+                manifest's line (`nemo_codert.data.utterance_ids`).
 
         Example:
             >>> import torch
@@ -49,15 +51,19 @@ class Batch:
             ('7',)
         """
         signal, signal_len, transcript, transcript_len, *utterances = batch
-        sample_id = tuple(str(getattr(each, "id", each)) for each in _plain(utterances[0])) if utterances else None
-        return cls(signal, signal_len, transcript, transcript_len, sample_id)
+        sample_id = None
+        if utterances:
+            sample_id = tuple(cut_id(each) if hasattr(each, "id") else str(each) for each in _plain(utterances[0]))
+        # lhotse gives the token ids as floating-point numbers where the first utterance has none.
+        return cls(signal, signal_len, transcript.long(), transcript_len, sample_id)
 
     def labelled(self) -> torch.Tensor | None:
         """Return the indices [N] int64 of the utterances with text; None where all have text."""
         tokens = self.transcript_len.tolist()
         if all(tokens):
             return None
-        return torch.tensor([b for b, count in enumerate(tokens) if count], device=self.transcript_len.device)
+        rows = [b for b, count in enumerate(tokens) if count]
+        return torch.tensor(rows, dtype=torch.int64, device=self.transcript_len.device)
 
     def rows(self, index: torch.Tensor) -> "Batch":
         """Return the utterances `index` [N] int64, padded as before."""
@@ -140,6 +146,14 @@ class Transducer:
 
 
 @dataclass(frozen=True, eq=False)
+class TopK:
+    """The likeliest classes of each frame: ids [B, T, k] int64 and probabilities [B, T, k]; see `teachers.cached`."""
+
+    ids: torch.Tensor
+    probabilities: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class BranchOutput:
     """Output of one branch in one step. Every part is computed at most once, when it is first read.
 
@@ -158,6 +172,7 @@ class BranchOutput:
     transcript_len: torch.Tensor | None = None
     prediction_of: Optional["BranchOutput"] = None
     layers: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    top_k: ClassVar[TopK | None] = None  # set in outputs of which nothing else is known
 
     @cached_property
     def encoder_side(self) -> torch.Tensor:

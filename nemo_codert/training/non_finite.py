@@ -15,6 +15,7 @@ from torch import nn
 
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.models.open_model import branches
+from nemo_codert.modules.cached_encoder import CachedEncoder
 from nemo_codert.modules.transducer import Batch
 
 NAMED_PARAMETERS = 3
@@ -162,7 +163,13 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
     note(features, features_len, "spectrogram")
     given, found = (features, features_len, batch.transcript, batch.transcript_len), branches(model)
     layers = {} if "model" in found else dict(zip(("student", "teacher"), model.criteria.layers(step), strict=True))
-    outputs = {name: networks.run(*given, layers=layers.get(name, ())) for name, networks in found.items()}
+    outputs = {
+        name: networks.run(*given, layers=layers.get(name, ()))
+        for name, networks in found.items()
+        if not isinstance(networks.encoder, CachedEncoder)
+    }
+    if len(outputs) < len(found):
+        outputs["teacher"] = model.teacher.output(*given[:2], batch, outputs["student"], layers["teacher"])
     for name, output in outputs.items():
         note(output.encoded, output.encoded_len, "encoder output" if name == "model" else f"{name} encoder output")
     if "model" in outputs:

@@ -41,6 +41,7 @@ from nemo_codert.training.load_watch import LoadWatch
 from nemo_codert.training.progress import StepProgress
 from nemo_codert.training.resume import ResumeState
 from nemo_codert.training.run_checks import check_run, test_manifests
+from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.usable_data import own_folder, screen_data
 
 __all__ = ["Run", "prepare", "train"]
@@ -107,6 +108,7 @@ def prepare(cfg: DictConfig) -> Run:
         folder = Path(exp_manager(trainer, cfg.exp_manager))
         logger.info("Run folder: %s", folder)
         data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
+        check_stored_targets(cfg, checked)
         model = tried_model(cfg, checked, trainer)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
@@ -285,7 +287,7 @@ def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> Non
         return
     if "student" in model.loaded:
         log_loaded("student", model.loaded["student"])
-    if "teacher" not in model.loaded:
+    if "teacher" not in model.loaded or model.cfg.codert.teacher == "cached":
         return
     report = teacher_report(model, model.val_dataloader())
     logger.info("%s", format_teacher_report(report))

@@ -17,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
-from nemo_codert.config.criteria import is_named, named, reads_encoder_alone, trains_without_text
+from nemo_codert.config.criteria import is_named, named, teacher_transcribes, trains_without_text
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.stock_checks import STOCK_JOINT
 from nemo_codert.config.values import is_count, is_number
 from nemo_codert.data.manifest import parse_manifest, read_manifest
 from nemo_codert.evaluation.transcribe import usable_entries
+from nemo_codert.models.stored_targets import target_problems, unread_header, with_stand_in
 from nemo_codert.nemo_compat import is_allowed_target, targets_in
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ LOGGED_OF_PAIRS = (
     "val_wer_teacher_denom",
 )  # logged beside the terms of the loss
 PREPROCESSOR_SAMPLE_RATE = 16000  # Hz, NeMo's default
+LENGTH_KEYS = (
+    *("perturb_speed", "truncate_duration", "cut_into_windows_duration", "concatenate_samples", "pad_min_duration"),
+    *("trim_silence", "augmentor.speed", "augmentor.time_stretch"),
+)  # keys of the loaders that change the length of the audio
 RESUME_KEYS = ("every_n_steps", "replay_streams")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
 
@@ -79,7 +84,10 @@ def _checked_model(cfg: DictConfig) -> tuple[CheckedConfig | None, list[str]]:
     if not OmegaConf.is_dict(cfg.get("model")):
         return None, ["model is missing: a config needs the model section of a stock RNN-T plus student and codert"]
     try:
-        return checked_config(cfg.model, alone=lone_branch(cfg)), []
+        given = with_stand_in(cfg.model) if lone_branch(cfg) is None else cfg.model
+        checked = checked_config(given, alone=lone_branch(cfg))
+        header = unread_header(cfg.model) if lone_branch(cfg) is None else None
+        return checked, list(target_problems(checked.model, header, None)) if header else []
     except ValueError as error:
         return None, str(error).split("\n  - ")[1:] or [str(error)]
 
@@ -178,6 +186,19 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         if _value(cfg, key, 1) is None:
             yield f"{key} is null: an untrained model's decoding would not end. Give a number, e.g. 10"
     yield from _sample_rate_problems(cfg)
+    yield from _perturbation_problems(cfg)
+
+
+def _perturbation_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield settings that change the length of audio whose targets are stored."""
+    if _value(cfg, "model.codert.teacher") != "cached" or lone_branch(cfg):
+        return
+    for key in LENGTH_KEYS:
+        if value := _value(cfg, f"model.train_ds.{key}"):
+            yield (
+                f"model.train_ds.{key} is {value} but model.codert.teacher is cached: stored targets belong to the "
+                "audio as it is. Leave the key out"
+            )
 
 
 def _sample_rate_problems(cfg: DictConfig) -> Iterator[str]:
@@ -269,7 +290,7 @@ def _checkpoint_problems(cfg: DictConfig, checked: CheckedConfig | None) -> Iter
         return  # the terms of the loss are not known
     else:
         known = (*LOGGED, *(name for spec in checked.criteria for name in spec.log_names))
-        known += () if reads_encoder_alone(checked.codert) else LOGGED_OF_PAIRS
+        known += LOGGED_OF_PAIRS if teacher_transcribes(checked.codert) else ()
     if _value(cfg, "model.compute_eval_loss", True) is False:
         known = tuple(name for name in known if name != "val_loss")
     # NeMo logs each of several validation manifests under its own prefix.

@@ -14,7 +14,9 @@ from tests.conftest import REPOSITORY
 pytestmark = pytest.mark.unit
 
 HEAVY = {"torch", "nemo", "numpy", "omegaconf", "hydra", "lightning", "sentencepiece", "yaml"}
-WANTED = "new prepare check train evaluate export verify compare analyze latency stream benchmark quickstart configs"
+WANTED = (
+    "new prepare check train cache evaluate export verify compare analyze latency stream benchmark quickstart configs"
+)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.unit
 COMMANDS = {
     "analyze_logits": "analyze",
     "benchmark": "benchmark",
+    "cache_teacher": "cache",
     "check_deployment": "verify",
     "evaluate": "evaluate",
     "export_student": "export",
@@ -30,6 +31,8 @@ OPTIONS = {
     "benchmark": "--output-dir --only --device --threads --rounds --slow-rounds --skip-memory --shapes --vocabularies "
     "--lattice --lattices --lattices-vocabulary --largest-lattice --joint-shapes --batch-size --seconds --tokens "
     "--vocabulary --teacher --student --pred-hidden --joint-hidden --decoding-batch-size --decoding-frames",
+    "cache_teacher": "--teachers --manifest --output --keep --at --combine --prior --temperature --group --dtype "
+    "--wer --batch-size --jobs",
     "check_deployment": "--model --manifest --output-dir --branch --limit --show",
     "evaluate": "--model --manifest --branch --decoding --batch-size --sizes --output",
     "export_student": "--model --output --format --joint --branch --int8 --wer --license --language --dataset",

@@ -11,9 +11,9 @@ from nemo_codert.teachers.live import CoTrained, Frozen
 class Shifted(CoTrained):
     """A teacher whose frames come from features that are one mel bin off; it keeps the ids that it was given."""
 
-    def output(self, features, features_len, batch, student):
+    def output(self, features, features_len, batch, student, layers=()):
         self.seen = batch.sample_id
-        return super().output(features.roll(1, dims=1), features_len, batch, student)
+        return super().output(features.roll(1, dims=1), features_len, batch, student, layers)
 
 
 def test_the_table_leads_from_the_config_to_the_class(make_config):
