@@ -87,7 +87,7 @@ def lattice_rows(
     for shape in shapes:
         names = [OURS, SHARED, RNNT, *([WHOLE] if shape.lattice_bytes <= largest_lattice else [])]
         measured = measure([LatticeCase(name, shape, device) for name in names], settings, f"lattice {shape}")
-        logits = 2 * shape.logits_bytes  # of student and teacher
+        logits = 2 * shape.logits_bytes  # those of student and teacher
         seconds = {name: result.seconds for name, result in measured.items()}
         rows += [
             CostRow(
