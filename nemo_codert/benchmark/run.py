@@ -1,4 +1,4 @@
-"""The benchmark in one call: loss, joint, training step and decoding, each against stock NeMo.
+"""The benchmark in one call: loss, joint, KL at the joint, training step and decoding.
 
 Imports torch, NeMo and matplotlib when called, so that bad settings are refused first.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Found = tuple[list[CostRow], list[Finding]]
 
-PARTS = ("loss", "joint", "step", "decoding")
+PARTS = ("loss", "joint", "lattice", "step", "decoding")
 DEVICES = ("cpu", "cuda")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
 ABOVE_ZERO += ("pred_hidden", "joint_hidden", "decoding_batch_size", "decoding_frames")
@@ -30,13 +30,14 @@ class BenchmarkSettings:
     """Parts of the benchmark and their sizes. Shapes are numbers in the order (B, T, U, V), V without blank.
 
     Args:
-        only: parts to run: `loss`, `joint`, `step`, `decoding`.
+        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `step`, `decoding`.
         device: `cpu` or `cuda`.
         threads: of torch; None leaves them as they are.
         rounds: timed calls of each row.
         slow_rounds: the same, where NeMo's loss runs on the CPU.
         memory: measure peak memory, in a fresh process for each row.
-        shapes: of the loss, (B, T, U, V); without any, those that the targets are stated for.
+        shapes: of the loss and of the KL at the joint, (B, T, U, V); without any, those that the targets are stated
+            for.
         vocabularies: V of the loss at one `lattice` (B, T, U).
         lattice: see `vocabularies`.
         lattices: of the loss, (B, T, U), at one V, `lattices_vocabulary`.
@@ -175,7 +176,9 @@ def _measured(settings: BenchmarkSettings, output_dir: Path, report: Callable[[s
         if part == "loss":
             rows, findings = _loss(settings, measuring, output_dir, report)
         else:
-            rows, findings = {"joint": _joint, "step": _step, "decoding": _decoding}[part](settings, measuring)
+            rows, findings = {"joint": _joint, "lattice": _lattice, "step": _step, "decoding": _decoding}[part](
+                settings, measuring
+            )
         result.rows += rows
         result.findings += findings
         report(format_table(rows))
@@ -244,6 +247,14 @@ def _joint(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found"
 
     shapes = [LossShape(*shape) for shape in settings.joint_shapes]
     return joint_rows(shapes, settings.joint_hidden, settings.device, _lattice_limit(settings), measuring)
+
+
+def _lattice(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
+    from nemo_codert.benchmark.additive_loss import SPEED_SHAPE, LossShape
+    from nemo_codert.benchmark.lattice_kl import lattice_rows
+
+    shapes = [LossShape(*shape) for shape in settings.shapes or (SPEED_SHAPE,)]
+    return lattice_rows(shapes, settings.device, _lattice_limit(settings), measuring)
 
 
 def _step(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":

@@ -27,6 +27,7 @@ CLIP = 5.0  # norm
 LEARNING_RATE = 1e-6  # small: a few hundred steps on one batch of noise hardly change the networks
 
 STOCK_TEACHER, STOCK_STUDENT, TANDEM = "stock teacher step", "stock student step", "tandem step"
+AT_JOINT = "tandem step, compared at the joint"
 NETWORKS = "tandem: its networks, no loss, no optimizer"
 OPTIMIZER = "tandem: clipping and optimizer alone"
 STOCK_TOGETHER = f"{STOCK_TEACHER} + {STOCK_STUDENT}"
@@ -74,13 +75,16 @@ class StepCase:
         batch = make_step_batch(self.settings, self.device)
         if self.name in (STOCK_TEACHER, STOCK_STUDENT):
             return _stock_step(_stock_model(self.settings, self.name).to(self.device).train(), batch)
-        pair = _pair(self.settings).to(self.device).train()
-        return {TANDEM: _tandem_step, NETWORKS: _networks, OPTIMIZER: _optimizer}[self.name](pair, batch)
+        term = {"joint": {"at": "joint", "weight": 0.1}} if self.name == AT_JOINT else {"weight": 0.1}
+        pair = _pair(self.settings, term).to(self.device).train()
+        return {TANDEM: _tandem_step, AT_JOINT: _tandem_step, NETWORKS: _networks, OPTIMIZER: _optimizer}[self.name](
+            pair, batch
+        )
 
 
 def step_cases(settings: StepSettings, device: str) -> list[StepCase]:
     """Return the cases of all rows, in the order of the table."""
-    names = STOCK_TEACHER, STOCK_STUDENT, TANDEM, NETWORKS, OPTIMIZER
+    names = STOCK_TEACHER, STOCK_STUDENT, TANDEM, AT_JOINT, NETWORKS, OPTIMIZER
     return [StepCase(name, settings, device) for name in names]
 
 
@@ -117,6 +121,7 @@ def step_rows(settings: StepSettings, device: str, measuring: MeasureSettings) -
         Finding(f"tandem step / {STOCK_TEACHER}", paired_ratio(tandem, stock[:1]), at_most=1.0 if on_gpu else None),
         Finding(both, paired_ratio(tandem, [*networks, seconds[OPTIMIZER]]), at_most=of_networks),
         Finding(alone, paired_ratio(tandem, networks), at_most=of_networks),
+        Finding(f"{AT_JOINT} / {TANDEM}", paired_ratio([seconds[AT_JOINT]], tandem), at_most=of_networks),
     ]
 
 
@@ -223,11 +228,13 @@ def _stock_model(settings: StepSettings, name: str) -> Any:
     return EncDecRNNTBPEModel(stock_config(pair_config(settings, STOCK_JOINT, rnnt_loss="nemo")))
 
 
-def _pair(settings: StepSettings) -> Any:
+def _pair(settings: StepSettings, distillation: dict[str, Any]) -> Any:
     from nemo_codert.config.stock_checks import ADDITIVE_JOINT
     from nemo_codert.models import EncDecCoDERTBPEModel
 
-    return EncDecCoDERTBPEModel(pair_config(settings, ADDITIVE_JOINT, rnnt_loss="auto"))
+    cfg = pair_config(settings, ADDITIVE_JOINT, rnnt_loss="auto")
+    cfg.codert.distillation = distillation
+    return EncDecCoDERTBPEModel(cfg)
 
 
 def pair_config(settings: StepSettings, joint: str, rnnt_loss: str) -> Any:

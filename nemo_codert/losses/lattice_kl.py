@@ -17,7 +17,7 @@ from nemo_codert.losses.frames import valid_cells, valid_frames
 from nemo_codert.losses.lattice_nodes import Logits, exact_divergence, node_divergence
 from nemo_codert.losses.temperature import least_temperature
 
-SMALL_ELEMENTS = 2**15  # encoder logits of an utterance, whose functions take less than their calls
+SMALL_ELEMENTS = 2**16  # encoder logits of an utterance, whose functions take no longer than their calls
 LEAST_TOTAL = 1e-6  # an utterance whose node weights sum to less gets none
 
 Sizes = list[tuple[int, int]]  # frames and tokens of every utterance
@@ -40,9 +40,9 @@ class _LatticeKL(torch.autograd.Function):
         student, wanted = (student_encoder, student_prediction), ctx.needs_input_grad[:2]
         dtype = torch.promote_types(compute_dtype(*student), compute_dtype(*teacher))
         whole = slice(0, len(sizes))
-        parts = [whole] if _at_once(student_encoder, sizes) else [slice(b, b + 1) for b in range(len(sizes))]
+        parts = [whole] if _at_once(student_encoder) else [slice(b, b + 1) for b in range(len(sizes))]
         gradients = [
-            side.new_zeros(side.shape, dtype=dtype) if wants else None
+            torch.empty_like(side, dtype=dtype, memory_format=torch.contiguous_format) if wants else None
             for side, wants in zip(student, wanted, strict=True)
         ]
         values = weights.new_zeros(len(sizes))
@@ -50,6 +50,7 @@ class _LatticeKL(torch.autograd.Function):
             t, m = (max(size) for size in zip(*sizes[rows], strict=True))
             m += 1
             if t == 0:
+                _put(gradients, [side[:1, :0] for side in student], rows)
                 continue
             of_rows = (_cut(side, rows, t, m, sizes, temperature, dtype) for side in (student, teacher))
             own, target = _with_one_prediction(*of_rows, student, teacher)
@@ -77,19 +78,19 @@ class _LatticeKL(torch.autograd.Function):
         return *found, None, None, None, None
 
 
-def _at_once(encoder_logits: torch.Tensor, sizes: Sizes) -> bool:
-    """Return whether a batch is computed as a whole: on a GPU, in few launches, and where it is small.
+def _at_once(encoder_logits: torch.Tensor) -> bool:
+    """Return whether a batch is computed as a whole: on a GPU, in few launches, and where utterances are small.
 
     On a CPU the logits of one utterance stay in its cache, and padding is not computed.
     """
-    is_small = len(set(sizes)) == 1 and encoder_logits[0].numel() < SMALL_ELEMENTS
-    return encoder_logits.device.type != "cpu" or is_small
+    return encoder_logits.device.type != "cpu" or encoder_logits[:1].numel() < SMALL_ELEMENTS
 
 
 def _put(gradients: list[torch.Tensor | None], parts: list[torch.Tensor | None], rows: slice) -> None:
     for whole, part in zip(gradients, parts, strict=True):
         if whole is not None:
             whole[rows, : part.shape[1]] = part
+            whole[rows, part.shape[1] :] = 0.0
 
 
 def _cut(
@@ -353,7 +354,7 @@ def lattice_temperatures(
         >>> logits = {"encoder_logits": torch.tensor([[[4.0, 0.0]]]), "prediction_logits": torch.zeros(1, 1, 2)}
         >>> lengths = {"encoded_lengths": torch.tensor([1]), "target_lengths": torch.tensor([0])}
         >>> round(lattice_temperatures(**logits, **lengths, floor=0.5).item(), 2)
-        2.85
+        2.88
     """
     with torch.no_grad():
         lengths = encoded_lengths.to(encoder_logits.device), target_lengths.to(encoder_logits.device)
@@ -379,6 +380,6 @@ def lattice_temperatures(
 def _entropies(encoder: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
     """Return entropies [B, T, M] of the nodes of float64 logits whose rows have a maximum of 0."""
     exps = encoder.exp(), prediction.exp().transpose(1, 2)
-    z = torch.bmm(exps[0], exps[1]).clamp_(min=math.exp(-700.0))  # of nodes with less, the entropy counts as 0
+    z = torch.bmm(exps[0], exps[1]).clamp_(min=math.exp(-700.0))  # the entropy of nodes with less counts as 0
     sums = torch.bmm(exps[0] * encoder, exps[1]) + torch.bmm(exps[0], exps[1] * prediction.transpose(1, 2))
     return z.log().sub_(sums.div_(z)).clamp_(min=0.0)

@@ -29,8 +29,16 @@ Temperature = float | torch.Tensor  # one number, or [B]
 class JointSide(NamedTuple):
     """A joint and its two projections.
 
-    joint: takes [N, 1, H] and [1, M, H], or [N, 1, H] twice, returns logits [N, M, V+1] or [N, 1, V+1]. encoder_part:
-    [B, T, H]. prediction_part: [B, U+1, H]. H may differ between student and teacher.
+    Args:
+        joint: takes [N, 1, H] and [1, M, H], or [N, 1, H] twice, returns logits [N, M, V+1] or [N, 1, V+1].
+        encoder_part: [B, T, H].
+        prediction_part: [B, U+1, H]. H may differ between student and teacher.
+
+    Example:
+        >>> import torch
+        >>> additive = lambda frames, states: frames + states
+        >>> JointSide(additive, torch.zeros(1, 5, 8), torch.zeros(1, 3, 8)).width(num_classes=8)
+        8
     """
 
     joint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -132,7 +140,7 @@ def joint_lattice_kl(
             else _weighted_sum(student.joint, teacher.joint, *nodes, tau)
             for nodes in _node_chunks(sides, weight, size)
         ]
-        zero = 0.0 * sides[0][:0].sum()  # of an utterance without weight; keeps the graph
+        zero = 0.0 * sides[0][:0].sum()  # keeps the graph of an utterance without weight
         values.append(tau**2 * sum(sums, zero))
     return reduced(torch.stack(values), frames, reduction)
 
@@ -247,7 +255,7 @@ def joint_temperatures(
         >>> side = JointSide(lambda encoder, prediction: encoder + prediction, *logits)
         >>> lengths = torch.tensor([1]), torch.tensor([0])
         >>> round(joint_temperatures(side, *lengths, num_classes=2, floor=0.5).item(), 2)
-        2.85
+        2.88
     """
     with torch.no_grad():
         one = torch.ones(len(side.encoder_part), dtype=torch.float64, device=side.encoder_part.device)

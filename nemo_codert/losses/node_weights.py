@@ -102,6 +102,6 @@ def _best_paths(
     for _ in range(num_frames + num_states - 1):
         inside = t >= 0
         path[rows[inside], t[inside], u[inside]] = 1.0
-        back = by_label[rows, t, u] | (t <= 0)  # in the first frame labels alone lead back
+        back = by_label[rows, t, u] | (t <= 0)  # labels alone lead back in the first frame
         t, u = np.where(inside & (~back | (u == 0)), t - 1, t), np.where(inside & back & (u > 0), u - 1, u)
     return torch.from_numpy(path).to(encoded_lengths.device)

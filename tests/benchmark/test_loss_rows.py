@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_codert.benchmark import additive_loss as loss_costs
-from nemo_codert.benchmark import joint_loss
+from nemo_codert.benchmark import joint_loss, lattice_kl
 from nemo_codert.benchmark.additive_loss import (
     FLOOR,
     GPU_SHAPE,
@@ -30,6 +30,7 @@ from nemo_codert.benchmark.additive_loss import (
     named_shapes,
 )
 from nemo_codert.benchmark.joint_loss import CHUNKED, JointCase, joint_rows
+from nemo_codert.benchmark.lattice_kl import SHARED, WHOLE, LatticeCase, lattice_rows
 from nemo_codert.benchmark.measure import Measured, MeasureSettings, PeakMemory
 from nemo_codert.losses import joint_rnnt_loss
 
@@ -225,3 +226,30 @@ def test_peak_memory_is_a_finding_with_a_target_at_the_shape_named_for_it(forkin
     rows, (finding,) = joint_rows([SHAPE], 6, "cpu", 1, MeasureSettings(rounds=1, slow_rounds=1))
     assert rows[0].memory.allocator > 0 and finding.at_most is None
     assert joint_loss.MEMORY_SHAPE.lattice_bytes == 4 * 4 * 400 * 101 * 4097
+
+
+# ---- KL at the joint ------------------------------------------------------------------------------------------------
+
+
+def test_products_and_the_whole_lattice_have_one_divergence():
+    ours, whole = (LatticeCase(name, SHAPE).prepare()() for name in (lattice_kl.OURS, WHOLE))
+    torch.testing.assert_close(ours, whole, rtol=1e-5, atol=0)  # float32 sums in another order
+    assert LatticeCase(SHARED, SHAPE).prepare()() > 0
+
+
+def test_the_whole_lattice_is_left_out_where_it_is_too_large(forking):
+    settings = MeasureSettings(rounds=2, slow_rounds=1)
+    rows, findings = lattice_rows([SHAPE], "cpu", 1e9, settings)
+    assert [row.name for row in rows] == [lattice_kl.OURS, SHARED, lattice_kl.RNNT, WHOLE]
+    assert len(findings) == 3 and all(finding.met is None and finding.value > 0 for finding in findings)
+    rows, _ = lattice_rows([SHAPE], "cpu", 1, settings)
+    assert WHOLE not in [row.name for row in rows]
+
+
+def test_the_targets_are_those_of_one_shape(monkeypatch):
+    seconds = {lattice_kl.OURS: 0.02, SHARED: 0.015, lattice_kl.RNNT: 0.01, WHOLE: 0.5}
+    measured = {name: Measured([each], None, PeakMemory(10**8)) for name, each in seconds.items()}
+    monkeypatch.setattr(lattice_kl, "measure", lambda cases, settings, title: measured)
+    _, findings = lattice_rows([LossShape(*SPEED_SHAPE)], "cpu", 1e9, MeasureSettings())
+    assert [finding.met for finding in findings] == [True, False, False]
+    assert [finding.value for finding in findings] == pytest.approx([2.0, 25.0, 1e8 / 12529600])

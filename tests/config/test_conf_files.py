@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.checked import checked_config
+from nemo_codert.config.search import term_override
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +37,7 @@ STRATEGIES = {
 PIPELINES = {"inference/buffered_rnnt": "buffered", "inference/cache_aware_rnnt": "cache_aware"}
 # Values that differ from those of every strategy file: whatever is left of them was not set.
 MARKS = {"train": "unset", "model.codert.teacher": "unset", "model.codert.share_decoder": "unset"}
-MARKS["model.codert.distillation.weight"] = 123.0
+MARKS["model.codert.distillation.encoder.weight"] = 123.0
 
 
 # Every strategy with one file, every file with two strategies, which together change all four keys.
@@ -136,6 +137,11 @@ def test_a_config_explains_itself_and_is_built_on_the_base(name):
     assert composed(name).name == name
 
 
+def _with_weight(terms: DictConfig, weight: float) -> dict | None:
+    """The terms with the weight of the term `encoder`; null where a strategy distils nothing."""
+    return {**terms, "encoder": {**terms.get("encoder", {}), "weight": weight}} if weight else None
+
+
 @pytest.mark.parametrize("strategy, name", PAIRS)
 def test_a_strategy_changes_exactly_its_keys_of_the_merged_config(strategy, name):
     plain = composed(name, "~strategy")
@@ -143,7 +149,7 @@ def test_a_strategy_changes_exactly_its_keys_of_the_merged_config(strategy, name
     train, teacher, share_decoder, weight = STRATEGIES[strategy]
     expected = copy.deepcopy(plain)
     expected.train = train
-    expected.model.codert.distillation.weight = weight
+    expected.model.codert.distillation = _with_weight(plain.model.codert.distillation, weight)
     if teacher is not None:
         expected.model.codert.teacher, expected.model.codert.share_decoder = teacher, share_decoder
     assert cfg == expected
@@ -163,15 +169,15 @@ def test_a_strategy_wins_over_the_file_that_it_is_used_with(strategy, tmp_path):
         cfg = compose("marked", [f"strategy={strategy}"])
     train, teacher, share_decoder, weight = STRATEGIES[strategy]
     codert = cfg.model.codert
-    assert (cfg.train, codert.distillation.weight) == (train, weight)
+    assert cfg.train == train and codert.distillation == ({"encoder": {"weight": weight}} if weight else None)
     assert codert.teacher == (teacher or "unset")
     assert codert.share_decoder == ("unset" if share_decoder is None else share_decoder)
 
 
 @pytest.mark.parametrize("name", TWO_KINDS)
 def test_the_command_line_wins_over_the_strategy(name):
-    cfg = composed(name, "model.codert.distillation.weight=0.7", "strategy=tandem")
-    assert cfg.model.codert.distillation.weight == 0.7
+    cfg = composed(name, term_override("model.codert.distillation.weight=0.7"), "strategy=tandem")
+    assert cfg.model.codert.distillation.encoder.weight == 0.7
 
 
 @pytest.mark.nemo

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_codert import __version__
 from nemo_codert.config import derived
 from nemo_codert.config.checked import checked_config
-from nemo_codert.config.criteria import criteria_specs
-from nemo_codert.config.schema import CoDERTConfig, DistillationConfig, StudentConfig
+from nemo_codert.config.criteria import EncoderKLConfig, criteria_specs
+from nemo_codert.config.schema import CoDERTConfig, StudentConfig
 from nemo_codert.config.stock_checks import ADDITIVE_JOINT
 
 pytestmark = pytest.mark.unit
@@ -101,14 +101,8 @@ def test_the_defaults_are_those_that_the_design_fixes():
         "teacher_loss_weight": 1.0,
         "student_loss_weight": 1.0,
         "rnnt_loss": "auto",
-        "distillation": {
-            "weight": 0.1,
-            "temperature": 1.0,
-            "reduction": "per_utterance",
-            "start_step": 0,
-            "ramp_steps": 0,
-            "frame_shift": 0,
-        },
+        "student_loss_from_step": 0,
+        "distillation": {"encoder": {}},
         "student_hears": None,
         "bad_utterances": "drop",
         "audio_check": "auto",
@@ -152,7 +146,7 @@ REFUSED = [
     # unknown keys
     ("student.heads", 4, "model.student.heads is not a key of this version, known are encoder, decoder, init_from"),
     ("codert.alpha", 1, "model.codert.alpha is not a key of this version"),
-    ("codert.distillation.alpha", 1, "known are weight, temperature, reduction, start_step, ramp_steps, frame_shift"),
+    ("codert.distillation.alpha", 1, "known are at, by, weight, from_step, until_step, ramp_steps, temperature"),
     # wrong types
     ("codert", 5, "model.codert is 5, wanted a block of keys"),
     ("codert", None, "model.codert is missing: add the block"),
@@ -161,7 +155,7 @@ REFUSED = [
     ("codert.distillation.weight", "lots", "weight is 'lots', wanted float"),
     ("codert.distillation.weight", None, "weight is None, wanted float"),
     ("codert.distillation.weight", [0.1], r"weight is \[0.1\], wanted float"),
-    ("codert.distillation.start_step", 1.5, "start_step is 1.5, wanted int"),
+    ("codert.distillation.start_step", 1.5, "from_step is 1.5, wanted int"),
     ("codert.share_decoder", "maybe", "share_decoder is 'maybe', wanted bool"),
     ("codert.rnnt_loss", None, "rnnt_loss is None, wanted str"),
     ("codert.teacher_checkpoint", {"path": "a"}, r"teacher_checkpoint is {'path': 'a'}, wanted str \| None"),
@@ -180,11 +174,11 @@ REFUSED = [
     ("codert.rnnt_loss", "k2", "'k2', wanted one of auto, exact, nemo"),
     ("codert.bad_utterances", "skip", "'skip', wanted one of drop, refuse"),
     ("codert.distillation.reduction", "mean", "'mean', wanted one of per_utterance, per_frame"),
-    ("codert.distillation.temperature", 0, "temperature is 0.0, wanted a number above 0"),
+    ("codert.distillation.temperature", 0, "temperature is 0, wanted a number above 0"),
     ("codert.distillation.temperature", math.inf, "temperature is inf, wanted a number above 0"),
     ("codert.distillation.weight", -0.1, "weight is -0.1, wanted a number that is 0 or above"),
     ("codert.distillation.weight", math.nan, "weight is nan, wanted a number"),
-    ("codert.distillation.start_step", -1, "start_step is -1, wanted a number that is 0 or above"),
+    ("codert.distillation.start_step", -1, "from_step is -1, wanted a number that is 0 or above"),
     ("codert.distillation.ramp_steps", -1, "ramp_steps is -1"),
     ("codert.distillation.frame_shift", -1, "frame_shift is -1, wanted a number that is 0 or above"),
     ("codert.distillation.frame_shift", 1.5, "frame_shift is 1.5, wanted int"),
@@ -478,7 +472,7 @@ def blocks(schema: type, nested: dict | None = None):
 @settings(max_examples=60, deadline=None)
 @given(
     student=blocks(StudentConfig, {"encoder": st.just(CONFORMER) | st.just(RNN) | VALUES}),
-    codert=blocks(CoDERTConfig, {"distillation": blocks(DistillationConfig)}),
+    codert=blocks(CoDERTConfig, {"distillation": blocks(EncoderKLConfig)}),
 )
 def test_any_block_ends_in_a_valid_config_or_a_value_error(student, codert):
     cfg = model_config(student=student, codert=codert)

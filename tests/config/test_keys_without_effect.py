@@ -15,11 +15,11 @@ pytestmark = pytest.mark.unit
     "key, value, words",
     [
         ("codert", {"teacher": "frozen", "teacher_loss_weight": 0.5}, "codert.teacher_loss_weight has no effect"),
-        ("codert.distillation", {"weight": 0, "ramp_steps": 5}, "distillation.ramp_steps has no effect"),
-        ("codert.distillation", {"weight": 0, "start_step": 5}, "distillation.start_step has no effect"),
-        ("codert.distillation", {"weight": 0, "frame_shift": 2}, "distillation.frame_shift has no effect"),
-        ("codert.distillation", {"weight": 0, "temperature": 2.0}, "distillation.temperature has no effect"),
-        ("codert.distillation", {"weight": 0, "reduction": "per_frame"}, "distillation.reduction has no effect"),
+        ("codert.distillation", {"weight": 0, "ramp_steps": 5}, "distillation.encoder has no effect"),
+        ("codert.distillation", {"weight": 0, "start_step": 5}, "distillation.encoder has no effect"),
+        ("codert.distillation", {"weight": 0, "frame_shift": 2}, "distillation.encoder has no effect"),
+        ("codert.distillation", {"weight": 0, "temperature": 2.0}, "distillation.encoder has no effect"),
+        ("codert.distillation", {"weight": 0, "reduction": "per_frame"}, "distillation.encoder has no effect"),
         (
             "codert",
             {"teacher": "frozen", "share_decoder": False, "distillation": {"weight": 0}},

@@ -83,7 +83,7 @@ def test_folders_that_a_config_names_itself_are_searched(own, tmp_path):
         (["--config-name=fsdd", "strategy=statik"], "there is no strategy 'statik', the nearest is 'static' \\("),
         (
             ["model.codert.distilation.weight=1"],
-            "no key 'model.codert.distilation.weight' .*, the nearest is 'model.codert.distillation.weight'",
+            "no key 'model.codert.distilation.weight' .*, the nearest is 'model.codert.distillation",
         ),
         (["trainer.max_step=3"], "no key 'trainer.max_step' in config 'fsdd', the nearest is 'trainer.max_steps'"),
         (["sede=3"], "the nearest is 'seed'. Write \\+ before a key that is to be added"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_codert.losses import additive_lattice_kl, lattice_temperatures
+from nemo_codert.losses import additive_lattice_kl, lattice_kl, lattice_temperatures
 from tests.reference import lattice_kl as reference
 
 pytestmark = pytest.mark.unit
@@ -116,7 +116,9 @@ def test_a_constant_moved_from_encoder_to_prediction_changes_nothing(shift, of_t
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("apart", [100.0, 900.0])
-def test_logits_hundreds_apart_are_computed_exactly(dtype, apart):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_logits_hundreds_apart_are_computed_exactly(dtype, apart, at_once, monkeypatch):
+    monkeypatch.setattr(lattice_kl, "SMALL_ELEMENTS", 10**6 if at_once else 0)
     given = batch(3, dtype)
     for row, (encoder, prediction) in enumerate((SIDES[:2], SIDES[2:])):
         given[encoder][:, 0, row] += apart  # the maxima of both sides are in different classes
@@ -251,15 +253,13 @@ def test_arguments_that_do_not_fit_are_named(changed, message):
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_on_another_device_the_whole_batch_is_computed_at_once(ragged, monkeypatch):
-    from nemo_codert.losses import lattice_kl
-
+def test_a_batch_at_once_has_the_divergence_of_its_utterances(ragged, monkeypatch):
     given = graphed(batch(dtype=torch.float32))
     if not ragged:
         given |= {"encoded_lengths": torch.tensor([6, 6, 6]), "target_lengths": torch.tensor([3, 3, 3])}
     values = []
     for at_once in (False, True):
-        monkeypatch.setattr(lattice_kl, "_at_once", lambda *_, at_once=at_once: at_once)
+        monkeypatch.setattr(lattice_kl, "SMALL_ELEMENTS", 10**6 if at_once else 0)
         ours = graphed(given)
         value = additive_lattice_kl(**ours, node_weights=WEIGHTS)
         value.backward()
