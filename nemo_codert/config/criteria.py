@@ -553,6 +553,9 @@ def typed_terms(
             problems.append(f"{path} is {block!r}, wanted a block of keys")
         return {}
     if not is_named(block):
+        if block and (kind := _kind_of(block)) != f"{ONE_TERM}.kl":
+            problems.append(f"{path} has at.by {kind!r} but no name: write NAME: {{at: ..., by: ...}}")
+            return {}
         return {ONE_TERM: _typed_term(block, path, f"{ONE_TERM}.kl", merge, problems)} if block else {}
     typed = {}
     for name in block:

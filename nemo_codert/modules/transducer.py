@@ -157,13 +157,13 @@ class TopK:
 class BranchOutput:
     """Output of one branch in one step. Every part is computed at most once, when it is first read.
 
-        Args:
-            networks: the branch.
-            encoded: [B, D, T]. encoded_len: [B] int64, encoder frames.
-            transcript: [B, U] token ids, or None. transcript_len: [B] int64, tokens.
-            prediction_of: output of the branch that shares this one's prediction network and prediction projection.
-                layers: outputs [B, D, T] of the encoder layers that were requested, 1 is the first; see `Transducer.run`.
-        """
+    Args:
+        networks: the branch.
+        encoded: [B, D, T]. encoded_len: [B] int64, encoder frames.
+        transcript: [B, U] token ids, or None. transcript_len: [B] int64, tokens.
+        prediction_of: output of the branch that shares this one's prediction network and prediction projection.
+            layers: outputs [B, D, T] of the encoder layers that were requested, 1 is the first; see `Transducer.run`.
+    """
 
     networks: Transducer
     encoded: torch.Tensor

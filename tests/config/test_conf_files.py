@@ -184,7 +184,11 @@ def test_the_command_line_wins_over_the_strategy(name):
 @pytest.mark.parametrize("strategy, name", PAIRS)
 def test_a_config_passes_every_check_at_its_full_size(strategy, name, tokenizer_dir):
     cfg = model_section(name, tokenizer_dir, f"strategy={strategy}")
-    assert checked_config(cfg).codert == cfg.codert
+    codert = checked_config(cfg).codert
+    assert {**codert, "distillation": None} == {**cfg.codert, "distillation": None}
+    given = {name: term for name, term in (cfg.codert.distillation or {}).items()}
+    assert codert.distillation.keys() == given.keys()
+    assert all(codert.distillation[name][key] == value for name, term in given.items() for key, value in term.items())
 
 
 @pytest.mark.parametrize("name", TOP)
