@@ -440,7 +440,7 @@ def criteria_specs(cfg: DictConfig) -> tuple[CriterionSpec, ...]:
     specs = [_branch_loss("rnnt", "student", codert.student_loss_weight * (1 - of_ctc), first)]
     if ctc:
         specs.append(_branch_loss("ctc", "student", codert.student_loss_weight * of_ctc, first))
-    if codert.teacher == "co_trained":
+    if codert.teacher not in ("frozen", "cached"):
         specs.append(_branch_loss("rnnt", "teacher", codert.teacher_loss_weight))
     for name, term in distillation_terms(codert.distillation).items():
         specs.append(_term_spec(name, term))

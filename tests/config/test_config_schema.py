@@ -96,6 +96,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
     assert dataclasses.asdict(CoDERTConfig()) == {
         "teacher": "co_trained",
         "teacher_checkpoint": None,
+        "teacher_cache": None,
         "teacher_logits": "joint",
         "share_decoder": True,
         "teacher_loss_weight": 1.0,
