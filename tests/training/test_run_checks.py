@@ -245,9 +245,9 @@ def test_a_run_that_can_start_passes(strategy, run_config, tmp_path):
             ["model.tokenizer.dir is 'absent'", "no tokenizer.model in there", "codert prepare"],
         ),
         (
-            ["strategy=student", "model.codert.distillation.weight=0.1"],
+            ["strategy=student", "++model.codert.distillation.encoder.weight=0.1"],
             [
-                "model.codert.distillation.weight is 0.1 but train is student",
+                "model.codert.distillation.encoder.weight is 0.1 but train is student",
                 "Set the weight to 0 or choose a strategy",
             ],
         ),
@@ -285,7 +285,7 @@ def test_a_run_that_can_start_passes(strategy, run_config, tmp_path):
             ["init_from_pretrained_model is not supported", "init_from"],
         ),
         (["+model.codert.distilation=1"], ["model.codert.distilation is not a key of this version", "distillation"]),
-        (["model.codert.distillation.temperature=hot"], ["temperature is 'hot'", "wanted float"]),
+        (["++model.codert.distillation.encoder.temperature=hot"], ["temperature is 'hot'", "wanted a number"]),
         (["model.joint.fuse_loss_wer=true"], ["model.joint.fused_batch_size is None", "set fuse_loss_wer to false"]),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, list) else value,
