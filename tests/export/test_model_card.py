@@ -139,7 +139,7 @@ def test_a_strategy_is_called_by_the_name_of_the_file_that_sets_it(name):
     cfg = OmegaConf.merge(base, OmegaConf.load(REPOSITORY / "conf" / "strategy" / f"{name}.yaml"))
     assert strategy_name(cfg.train, cfg.model.codert) == name
     if name == "static":
-        cfg.model.codert.distillation.weight = 0.0
+        cfg.model.codert.distillation.encoder.weight = 0.0
         assert strategy_name(cfg.train, cfg.model.codert) == "static without distillation"
 
 
