@@ -112,7 +112,10 @@ def test_what_follows_a_chunk_does_not_change_its_frames(student, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["shared_kd", "tandem_kd", "static"])
 def test_a_streaming_student_learns_from_a_teacher_that_hears_everything(tokenizer_dir, batch, strategy):
-    shift, emit = "++model.codert.distillation.encoder.frame_shift=2", "model.loss.warprnnt_numba_kwargs.fastemit_lambda=0.01"
+    shift, emit = (
+        "++model.codert.distillation.encoder.frame_shift=2",
+        "model.loss.warprnnt_numba_kwargs.fastemit_lambda=0.01",
+    )
     pair = streaming_pair(tokenizer_dir, f"strategy={strategy}", shift, emit)
     assert pair.encoder.att_context_size == [-1, -1] and pair.student_encoder.att_context_size == [70, 1]
     losses = train(pair, [batch] * 6, lr=3e-3)
