@@ -130,7 +130,8 @@ def test_rows_hold_means_quantiles_and_counts():
 def test_findings_put_encoder_and_joint_side_by_side():
     (all_frames, emitting) = findings(measure_rows({"teacher": make_branch()}))
     assert all_frames == (
-        "teacher, all frames: mean entropy of the encoder 1.000 nats, 4.00 times the joint's 0.250, with the prior 0.750; "
+        "teacher, all frames: mean entropy of the encoder 1.000 nats, 4.00 times the joint's 0.250, "
+        "with the prior 0.750; "
         "among word pieces alone 0.500 nats, 4.00 times the joint's 0.125"
     )
     assert emitting.startswith("teacher, non-blank frames: ")
