@@ -13,9 +13,9 @@ from torch import nn
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.modules.transducer import Batch, BranchOutput
 
-NO_GRADIENT = 1e-12  # elements below count as 0: those of terms that teach are above 1e-6, rounding leaves 1e-9
-UTTERANCES = 2  # of a batch: more would cost time and show the same
-SEED = 0  # of the noise on the student's features
+NO_GRADIENT = 1e-12  # elements below count as 0: terms that teach have some above 1e-6, rounding leaves 1e-9
+UTTERANCES = 2  # more of a batch would cost time and show the same
+NOISE_SEED = 0
 
 
 class TermGradient(NamedTuple):
@@ -65,7 +65,7 @@ def term_gradients(model: EncDecCoDERTBPEModel, batch: Batch) -> dict[str, TermG
 
 
 def _largest_gradient(term: nn.Module, student: BranchOutput, teacher: BranchOutput, batch: Batch) -> float:
-    # Of the encoder's output, not of parameters: theirs would fill `grad`, and cuDNN's LSTMs have none in eval mode.
+    # Leaves are the encoder's output and layers: cuDNN's LSTMs have no backward pass in evaluation mode.
     student = _changed(student, lambda features: features.detach().requires_grad_())
     value = term(student, teacher, batch)
     if not value.requires_grad:
@@ -76,7 +76,7 @@ def _largest_gradient(term: nn.Module, student: BranchOutput, teacher: BranchOut
 
 def _noisy(student: BranchOutput) -> BranchOutput:
     """Return an output with noise as large as its features; no global generator moves."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(NOISE_SEED)
 
     def noisy(features: torch.Tensor) -> torch.Tensor:
         return features + features.std() * torch.randn(features.shape, generator=generator).to(features)
