@@ -201,7 +201,7 @@ class BranchOutput:
         """Return raw logits [B, T, V+1] of a CTC head over the output of an encoder layer, by default the encoder's.
 
         Args:
-            head: of which each is computed once, over the same layer whatever reads it.
+            head: it belongs to one layer, and its logits are computed once.
             layer: one of `layers`; None: the output of the encoder.
         """
         if head not in self._of_heads:
