@@ -94,7 +94,11 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     student = _typed_block(cfg, "student", StudentConfig, problems)
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
     shares = codert.share_decoder and not alone
-    problems += [*student_problems(student, shares), *codert_problems(codert), *stock_block_problems(cfg)]
+    problems += [
+        *student_problems(student, sub_block(cfg, "joint"), shares),
+        *codert_problems(codert),
+        *stock_block_problems(cfg),
+    ]
     if alone is None:
         problems += teacher_source_problems(cfg, student, codert)
         problems += pair_problems(PairBlocks(cfg, student, codert))

@@ -196,7 +196,7 @@ def test_utterances_without_text_and_single_ones_are_rows_of_the_targets(make_co
         frames = int(output.encoded_len[b])
         assert torch.equal(output.row(b).top_k.ids[0], output.top_k.ids[b, :frames])
     with pytest.raises(ValueError, match="this term of the loss needs targets of kind encoder"):
-        _ = output.target_logits
+        _ = output.encoder_logits
 
 
 REFUSED = {
