@@ -139,8 +139,14 @@ def test_a_strategy_is_called_by_the_name_of_the_file_that_sets_it(name):
     cfg = OmegaConf.merge(base, OmegaConf.load(REPOSITORY / "conf" / "strategy" / f"{name}.yaml"))
     assert strategy_name(cfg.train, cfg.model.codert) == name
     if name == "static":
-        cfg.model.codert.distillation.weight = 0.0
+        cfg.model.codert.distillation.encoder.weight = 0.0
         assert strategy_name(cfg.train, cfg.model.codert) == "static without distillation"
+
+
+@pytest.mark.parametrize("name", ["ema", "two_views"])
+def test_so_is_one_whose_term_has_a_name_with_the_name_of_the_term(name):
+    cfg = OmegaConf.load(REPOSITORY / "conf" / "strategy" / f"{name}.yaml")
+    assert strategy_name("pair", cfg.model.codert) == f"{name} by views"
 
 
 def test_results_are_read_with_an_interval_and_without_paths(tmp_path):
