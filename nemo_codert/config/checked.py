@@ -14,12 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert import __version__
 from nemo_codert.config.criteria import CriterionSpec, PairBlocks, criteria_specs, pair_problems, typed_terms
-from nemo_codert.config.derived import encoders
+from nemo_codert.config.derived import encoders, make_teacher_like_student
 from nemo_codert.config.number_checks import size_problems
 from nemo_codert.config.pair_checks import (
     checkpointing_problems,
     codert_problems,
     doubtful_terms,
+    ema_problems,
     frame_rate_problems,
     keys_without_effect,
     student_problems,
@@ -94,15 +95,17 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     student = _typed_block(cfg, "student", StudentConfig, problems)
     codert = _typed_block(cfg, "codert", CoDERTConfig, problems)
     shares = codert.share_decoder and not alone
+    if alone is None and codert.teacher == "ema":
+        make_teacher_like_student(cfg, student)
     problems += [
         *student_problems(student, sub_block(cfg, "joint"), shares),
         *codert_problems(codert),
         *stock_block_problems(cfg),
     ]
     if alone is None:
-        problems += teacher_source_problems(cfg, student, codert)
+        problems += [*teacher_source_problems(cfg, student, codert), *ema_problems(codert)]
         problems += pair_problems(PairBlocks(cfg, student, codert))
-    trains_teacher = alone == "teacher" or (alone is None and codert.teacher == "co_trained")
+    trains_teacher = alone == "teacher" or (alone is None and codert.teacher in ("co_trained", "ema"))
     problems += [*unsupported_options(cfg, takes_tdt=not trains_teacher), *optimisation_problems(cfg, shares)]
     for name, encoder in encoders(cfg, student).items():
         problems += encoder_problems(name, encoder)

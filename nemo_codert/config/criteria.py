@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.teachers import WITHOUT_GRADIENT
 from nemo_codert.config.values import is_count, sub_block
 
 ONE_TERM = "encoder"  # name of the single term that a flat block `codert.distillation` describes
@@ -440,7 +441,7 @@ def criteria_specs(cfg: DictConfig) -> tuple[CriterionSpec, ...]:
     specs = [_branch_loss("rnnt", "student", codert.student_loss_weight * (1 - of_ctc), first)]
     if ctc:
         specs.append(_branch_loss("ctc", "student", codert.student_loss_weight * of_ctc, first))
-    if codert.teacher not in ("frozen", "cached"):
+    if codert.teacher not in WITHOUT_GRADIENT:
         specs.append(_branch_loss("rnnt", "teacher", codert.teacher_loss_weight))
     for name, term in distillation_terms(codert.distillation).items():
         specs.append(_term_spec(name, term))

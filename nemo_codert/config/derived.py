@@ -1,6 +1,8 @@
 """Facts that follow from a config: frame rates, widths, and the branch that a run trains. Imports omegaconf only."""
 
-from omegaconf import DictConfig
+import copy
+
+from omegaconf import DictConfig, open_dict
 
 from nemo_codert.config.values import is_count, sub_block
 
@@ -45,3 +47,24 @@ def encoder_width(encoder: DictConfig | dict) -> int | None:
     if kind != "ConformerEncoder":
         return None
     return encoder.get("feat_out") if is_count(encoder.get("feat_out")) else encoder.get("d_model")
+
+
+def make_teacher_like_student(cfg: DictConfig, student: DictConfig) -> None:
+    """Set the teacher's blocks of a config to its student's: an `ema` teacher is an average of the student's networks.
+
+    Args:
+        cfg: the `model` section, which is changed. student: its checked block `student`.
+    """
+    encoder, decoder, defaults = sub_block(student, "encoder"), student.decoder, sub_block(cfg, "model_defaults")
+    with open_dict(cfg):
+        cfg.encoder = copy.deepcopy(encoder)
+        if decoder is not None:
+            cfg.decoder = copy.deepcopy(decoder)
+        if student.get("joint") is not None:
+            cfg.joint = copy.deepcopy(student.joint)
+        widths = {
+            "enc_hidden": encoder_width(encoder),
+            "pred_hidden": sub_block(sub_block(cfg, "decoder"), "prednet").get("pred_hidden"),
+        }
+        if defaults:
+            defaults.update({key: width for key, width in widths.items() if width is not None})

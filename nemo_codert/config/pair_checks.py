@@ -6,10 +6,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.criteria import ONE_TERM, at_least_zero, distils, kind_of
 from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
-from nemo_codert.config.schema import NonFiniteConfig
+from nemo_codert.config.schema import CoDERTConfig, NonFiniteConfig
 from nemo_codert.config.stock_checks import STOCK_JOINT, decoder_problems, is_tdt, joint_problems, missing_values
 from nemo_codert.config.student_hears import student_hears_problems
-from nemo_codert.config.teachers import TEACHERS
+from nemo_codert.config.teachers import TEACHERS, WITHOUT_GRADIENT
 from nemo_codert.config.values import is_number, sub_block
 
 CTC_REDUCTIONS = ("mean_batch", "mean_volume", "mean", "sum")
@@ -90,6 +90,8 @@ def codert_problems(codert: DictConfig) -> Iterator[str]:
             yield f"model.codert.{key} is {codert[key]!r}, wanted one of {', '.join(allowed)}"
     numbers = "teacher_loss_weight", "student_loss_weight", "student_loss_from_step"
     yield from at_least_zero("model.codert", {key: codert[key] for key in numbers})
+    if not 0 <= codert.ema_decay < 1:
+        yield f"model.codert.ema_decay is {codert.ema_decay}, wanted a number from 0 to below 1"
     yield from _first_stage_problems(codert)
     yield from student_hears_problems(codert.student_hears)
     if codert.non_finite.action not in NON_FINITE_ACTIONS:
@@ -139,6 +141,12 @@ def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictCo
         )
     if not student.init_from_teacher:
         return
+    if codert.teacher == "ema":
+        yield (
+            "model.student.init_from_teacher is true but model.codert.teacher is ema: the teacher starts as a copy of "
+            "the student. Set it to false"
+        )
+        return
     if codert.teacher == "cached":
         yield (
             "model.student.init_from_teacher is true but the teacher is cached: its layers are not there. Set it to "
@@ -157,6 +165,28 @@ def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictCo
         yield (
             "model.student.init_from_teacher is true but model.codert.teacher_checkpoint is null: there are no "
             "trained layers to copy. Name a checkpoint or set init_from_teacher to false"
+        )
+
+
+def ema_problems(codert: DictConfig) -> Iterator[str]:
+    """Yield settings that mean nothing where the teacher is an average of the student."""
+    if codert.teacher != "ema":
+        return
+    if codert.share_decoder:
+        yield (
+            "model.codert.share_decoder is true but model.codert.teacher is ema: the average has a prediction network "
+            "of its own. Set share_decoder to false"
+        )
+    if codert.teacher_checkpoint is not None:
+        yield (
+            f"model.codert.teacher_checkpoint is {codert.teacher_checkpoint!r} but model.codert.teacher is ema, which "
+            "starts as a copy of the student: nothing would read it. Set it to null; model.student.init_from starts "
+            "both from a checkpoint"
+        )
+    if codert.teacher_logits == "ctc":
+        yield (
+            "model.codert.teacher_logits is ctc but model.codert.teacher is ema: only encoder, prediction network and "
+            "joint are averaged. Set teacher_logits to joint"
         )
 
 
@@ -185,16 +215,18 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield f"model.student.init_from_teacher has no effect: the {alone} is trained alone."
     if codert.teacher != "co_trained" and codert.teacher_loss_weight not in (0.0, 1.0):
         yield f"model.codert.teacher_loss_weight has no effect: the teacher is {codert.teacher}."
+    if codert.ema_decay != CoDERTConfig.ema_decay and codert.teacher != "ema":
+        yield f"model.codert.ema_decay has no effect: the teacher is {codert.teacher}."
     if codert.teacher_cache is not None and codert.teacher != "cached":
         yield f"model.codert.teacher_cache has no effect: the teacher is {codert.teacher}."
     if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
         yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
     yield from _terms_without_effect(codert.distillation)
-    if codert.teacher in ("frozen", "cached") and not distils(codert) and not codert.share_decoder:
+    if codert.teacher in WITHOUT_GRADIENT and not distils(codert) and not codert.share_decoder:
+        remedy = "Add a term" if codert.teacher == "ema" else "Add a term, set share_decoder to true,"
         yield (
             f"model.codert.teacher has no effect on the student: it is {codert.teacher}, model.codert.distillation "
-            "has no term with a weight above 0 and share_decoder is false. Add a term, set share_decoder to true, or "
-            "take strategy=student."
+            f"has no term with a weight above 0 and share_decoder is false. {remedy} or take strategy=student."
         )
     if alone and codert.student_hears:
         yield f"model.codert.student_hears has no effect: the {alone} is trained alone, by NeMo's own class."
@@ -202,6 +234,10 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
     if codert.teacher_logits == "ctc" and not distils(codert):
         yield "model.codert.teacher_logits has no effect: model.codert.distillation has no term with a weight above 0."
+    if not alone and codert.teacher in WITHOUT_GRADIENT:
+        for name in sub_block(cfg, "optim_param_groups"):
+            if not name.startswith("student_"):
+                yield f"model.optim_param_groups.{name} has no effect: the teacher is {codert.teacher}."
     for path, joint in {"model.joint": cfg.joint, "model.student.joint": cfg.student.get("joint") or {}}.items():
         if joint.get("preserve_memory"):
             yield f"{path}.preserve_memory has no effect: a pair computes the joint itself."

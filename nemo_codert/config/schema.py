@@ -16,9 +16,10 @@ class NonFiniteConfig:
 class CoDERTConfig:
     """`model.codert`."""
 
-    teacher: str = "co_trained"  # co_trained: trained jointly | frozen: pre-trained | cached: stored targets
+    teacher: str = "co_trained"  # co_trained: trained jointly | frozen: pre-trained | cached: stored targets | ema
     teacher_checkpoint: str | None = None  # .nemo path or pretrained name with the teacher's weights
     teacher_cache: str | None = None  # folder of targets that codert cache made, of a cached teacher
+    ema_decay: float = 0.999  # share that an ema teacher keeps of itself in a step, >= 0 and < 1; 0: the student
     teacher_logits: str = "joint"  # joint | ctc: where a hybrid teacher's encoder logits come from
     share_decoder: bool = True  # the student uses the teacher's prediction network and its projection
     teacher_loss_weight: float = 1.0  # > 0 when co_trained, unused when frozen

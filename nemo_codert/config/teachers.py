@@ -7,4 +7,6 @@ TEACHERS: dict[str, str | type] = {
     "co_trained": "nemo_codert.teachers.live.CoTrained",
     "frozen": "nemo_codert.teachers.live.Frozen",
     "cached": "nemo_codert.teachers.cached.Cached",
+    "ema": "nemo_codert.teachers.ema.Ema",
 }
+WITHOUT_GRADIENT = ("frozen", "cached", "ema")  # sources whose networks no optimizer moves

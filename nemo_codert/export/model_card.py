@@ -29,6 +29,8 @@ STRATEGIES = {
     "shared_kd": "beside a teacher, with one prediction network, learning from the teacher's encoder logits",
     "static": "from the encoder logits of a frozen teacher",
     "static_shared": "from the encoder logits of a frozen teacher, with the teacher's prediction network",
+    "ema": "from an average of its own weights",
+    "two_views": "from itself, on audio without the masks of its own copy",
 }
 
 

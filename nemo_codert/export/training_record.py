@@ -16,6 +16,7 @@ from nemo_codert import __version__
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.criteria import ONE_TERM, distillation_terms
 from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.config.teachers import WITHOUT_GRADIENT
 from nemo_codert.data.manifest import read_manifest
 
 RECORD_KEY = "nemo_codert_training"
@@ -72,6 +73,8 @@ def _teacher(codert: DictConfig) -> str:
         return f"trained before, kept frozen: {_name(codert.teacher_checkpoint)}"
     if codert.teacher == "cached":
         return f"stored targets: {Path(codert.teacher_cache).name if codert.teacher_cache else 'unknown'}"
+    if codert.teacher == "ema":
+        return f"running average of the student's weights, decay {codert.ema_decay:g}"
     return "trained in the same run"
 
 
@@ -102,9 +105,9 @@ def strategy_name(train: str, codert: DictConfig) -> str:
     if train != "pair":
         return train
     terms = [name for name, term in distillation_terms(codert.distillation).items() if term["weight"] > 0]
-    if codert.teacher in ("frozen", "cached"):
-        kind = "static" if codert.teacher == "frozen" else "cached"
-        name = f"{kind}_shared" if codert.share_decoder else kind
+    if codert.teacher in WITHOUT_GRADIENT:
+        kinds = {"frozen": "static", "cached": "cached", "ema": "ema" if codert.get("ema_decay", 1) else "two_views"}
+        name = f"{kinds[codert.teacher]}_shared" if codert.share_decoder else kinds[codert.teacher]
         name = name if terms else f"{name} without distillation"
     else:
         name = ("shared" if codert.share_decoder else "tandem") + ("_kd" if terms else "")

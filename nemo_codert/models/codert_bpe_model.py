@@ -6,7 +6,7 @@ B batch, S samples, F mel bins, T_in feature frames, T encoder frames, U target 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nemo_codert.config.criteria import criteria_specs, reads_encoder_alone, tea
 from nemo_codert.config.derived import rate_problem
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.config.student_hears import student_hears_settings
+from nemo_codert.config.teachers import WITHOUT_GRADIENT
 from nemo_codert.criteria import Criteria, PairParts
 from nemo_codert.data.named_batches import WithNames, manifest_names
 from nemo_codert.models.layer_copy import start_from_teacher
@@ -43,6 +44,7 @@ from nemo_codert.modules.student_hears import Draws, Features, StudentHears
 from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
 from nemo_codert.nemo_compat import is_being_restored, refuse_scaled_clipping, switch_cuda_graphs
 from nemo_codert.teachers import Teacher, build_teacher
+from nemo_codert.teachers.ema import Ema, kept_wide
 
 PUBLIC_TARGET = "nemo_codert.models.EncDecCoDERTBPEModel"  # stays valid in saved files when modules move
 
@@ -108,7 +110,9 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self._teacher_has_weights = is_being_restored()
         if not is_being_restored():
             self.loaded = self._load_checkpoints()
-            self._teacher_has_weights = "teacher" in self.loaded
+            self._teacher_has_weights = "teacher" in self.loaded or self._is_averaged
+            if self._is_averaged:
+                self.teacher.start(self.student_transducer)
         if self.teacher_is_frozen:
             self._freeze_teacher()
 
@@ -256,8 +260,12 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     @property
     def teacher_is_frozen(self) -> bool:
-        """True where no weight of the teacher moves: `codert.teacher` is `frozen` or `cached`."""
-        return self.cfg.codert.teacher in ("frozen", "cached")
+        """True where no gradient moves the teacher: `codert.teacher` is `frozen`, `cached` or `ema`."""
+        return self.cfg.codert.teacher in WITHOUT_GRADIENT
+
+    @property
+    def _is_averaged(self) -> bool:
+        return isinstance(getattr(self, "teacher", None), Ema)
 
     @property
     def teacher_transcribes(self) -> bool:
@@ -292,6 +300,13 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self._teacher_has_weights = True
         return result
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "EncDecCoDERTBPEModel":
+        # Overrides Module._apply: an averaged teacher stays in float32 where the pair becomes half precision.
+        if self._is_averaged:
+            networks = nn.ModuleList(self.teacher_transducer.networks())
+            fn = kept_wide(fn, [*networks.parameters(), *networks.buffers()])
+        return super()._apply(fn, recurse)
+
     # ---- data ------------------------------------------------------------------------------------------------------
 
     def _setup_dataloader_from_config(self, config: DictConfig) -> Any:
@@ -319,6 +334,28 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         # Overrides ModelPT.on_fit_start: what cannot be trained is refused before the first step.
         self._refuse_unready()
         super().on_fit_start()
+
+    def setup_optimizer_param_groups(self) -> None:
+        # Overrides ModelPT.setup_optimizer_param_groups: an averaged teacher is not the optimizer's.
+        super().setup_optimizer_param_groups()
+        if self._is_averaged:
+            averages = {id(parameter) for parameter in self.teacher_transducer.parameters()}
+            for group in self._optimizer_param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in averages]
+
+    def setup_optimization(self, *args: Any, **kwargs: Any) -> Any:
+        # Overrides ModelPT.setup_optimization: an averaged teacher moves at the end of the optimizer's own step, which
+        # runs once for the batches that are accumulated, and not at all where a loss scaler skips it.
+        result = super().setup_optimization(*args, **kwargs)
+        if self._is_averaged and self._optimizer is not None:
+            self._optimizer.register_step_post_hook(self._move_average)
+        return result
+
+    def _move_average(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A step that FiniteGuard drops has no gradients; a fused optimizer is called for one that the scaler skips.
+        dropped = all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"])
+        if not dropped and not getattr(optimizer, "found_inf", None):
+            self.teacher.follow(self.student_transducer)
 
     def training_step(self, batch: Sequence[Any], batch_nb: int) -> dict[str, torch.Tensor]:
         # Overrides EncDecRNNTModel.training_step: two branches, one set of features, named terms of the loss.
@@ -552,7 +589,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         decoding_cfg: DictConfig | None = None,
     ) -> None:
         # Overrides EncDecRNNTBPEModel.change_vocabulary: also rebuilds the student, keeps sharing and loss settings.
-        if self.teacher_is_frozen:
+        if self.teacher_is_frozen and not self._is_averaged:
             raise ValueError(
                 "change_vocabulary: the teacher is frozen, its new prediction network and joint would never be "
                 "trained. Set model.codert.teacher to co_trained"
@@ -570,6 +607,9 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             self.student_ctc_decoder.to(self.joint.enc.weight)
         self._setup_losses()
         self.criteria.to(self.joint.enc.weight)
+        if self._is_averaged:
+            self.teacher.start(self.student_transducer)
+            self._freeze_teacher()
         self._setup_student_decoding()
 
 

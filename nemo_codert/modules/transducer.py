@@ -132,6 +132,8 @@ class Transducer:
             prediction_of: output of a branch whose prediction network and prediction projection are this one's.
             layers: encoder layers whose outputs are kept; 1 is the first.
         """
+        # The average of a student in half precision is float32 itself (`teachers.ema`).
+        features = features.to(next(self.encoder.parameters(), features).dtype)
         with captured_layers(self.encoder, layers) as kept:
             encoded, encoded_len = self.encoder(audio_signal=features, length=features_len)[:2]
         return BranchOutput(self, encoded, encoded_len, transcript, transcript_len, prediction_of, kept)

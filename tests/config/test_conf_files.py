@@ -32,6 +32,15 @@ STRATEGIES = {
     "shared": ("pair", "co_trained", True, 0.0),
     "shared_kd": ("pair", "co_trained", True, 0.1),
     "static_shared": ("pair", "frozen", True, 0.1),
+    "ema": ("pair", "ema", False, 0.0),
+    "two_views": ("pair", "ema", False, 0.0),
+}
+# What a strategy has besides: other keys of model.codert, and the terms of the distillation, without a term `encoder`.
+VIEWS = {"encoder": None, "views": {"at": "joint", "nodes": "occupied", "weight": 0.2}}
+MASKS = {"freq_masks": 2, "time_masks": 2, "freq_width": 15, "time_width": 0.05}
+MORE = {
+    "ema": {"ema_decay": 0.999, "distillation": VIEWS},
+    "two_views": {"ema_decay": 0.0, "student_hears": {"spec_augment": MASKS}, "distillation": VIEWS},
 }
 # Strategies of the systems of docs/methods.md; tests/config/test_method_strategies.py composes and builds them.
 METHODS = "static_prior shared_kd_prior static_joint shared_joint static_occupied one_best collapsed two_stage".split()
@@ -111,7 +120,7 @@ def millions_of(encoder: DictConfig) -> float:
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
     assert found == {"base", *TOP, *(f"strategy/{name}" for name in (*STRATEGIES, *METHODS)), *PIPELINES}
-    assert len(found) == 31
+    assert len(found) == 33
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -155,6 +164,7 @@ def test_a_strategy_changes_exactly_its_keys_of_the_merged_config(strategy, name
     expected.model.codert.distillation = _with_weight(plain.model.codert.distillation, weight)
     if teacher is not None:
         expected.model.codert.teacher, expected.model.codert.share_decoder = teacher, share_decoder
+    expected.model.codert.update(MORE.get(strategy, {}))
     assert cfg == expected
     assert plain.model.codert.teacher == "co_trained" and plain.model.codert.share_decoder is True
 
@@ -172,7 +182,8 @@ def test_a_strategy_wins_over_the_file_that_it_is_used_with(strategy, tmp_path):
         cfg = compose("marked", [f"strategy={strategy}"])
     train, teacher, share_decoder, weight = STRATEGIES[strategy]
     codert = cfg.model.codert
-    assert cfg.train == train and codert.distillation == ({"encoder": {"weight": weight}} if weight else None)
+    terms = MORE.get(strategy, {}).get("distillation", {"encoder": {"weight": weight}} if weight else None)
+    assert cfg.train == train and codert.distillation == terms
     assert codert.teacher == (teacher or "unset")
     assert codert.share_decoder == ("unset" if share_decoder is None else share_decoder)
 
@@ -189,7 +200,7 @@ def test_a_config_passes_every_check_at_its_full_size(strategy, name, tokenizer_
     cfg = model_section(name, tokenizer_dir, f"strategy={strategy}")
     codert = checked_config(cfg).codert
     assert {**codert, "distillation": None} == {**cfg.codert, "distillation": None}
-    given = {name: term for name, term in (cfg.codert.distillation or {}).items()}
+    given = {name: term for name, term in (cfg.codert.distillation or {}).items() if term is not None}
     assert codert.distillation.keys() == given.keys()
     assert all(codert.distillation[name][key] == value for name, term in given.items() for key, value in term.items())
 

@@ -99,6 +99,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
         "teacher": "co_trained",
         "teacher_checkpoint": None,
         "teacher_cache": None,
+        "ema_decay": 0.999,
         "teacher_logits": "joint",
         "share_decoder": True,
         "teacher_loss_weight": 1.0,

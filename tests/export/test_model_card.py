@@ -143,6 +143,12 @@ def test_a_strategy_is_called_by_the_name_of_the_file_that_sets_it(name):
         assert strategy_name(cfg.train, cfg.model.codert) == "static without distillation"
 
 
+@pytest.mark.parametrize("name", ["ema", "two_views"])
+def test_so_is_one_whose_term_has_a_name_with_the_name_of_the_term(name):
+    cfg = OmegaConf.load(REPOSITORY / "conf" / "strategy" / f"{name}.yaml")
+    assert strategy_name("pair", cfg.model.codert) == f"{name} by views"
+
+
 def test_results_are_read_with_an_interval_and_without_paths(tmp_path):
     path = write_predictions(tmp_path, "student", 5)
     for given in (path, tmp_path / "said_summary.json"):
