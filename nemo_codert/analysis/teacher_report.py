@@ -171,18 +171,18 @@ def format_teacher_report(report: dict[str, Any]) -> str:
         return "\n".join([opening, nothing, closing])
     ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""
     source = "" if report["encoder_logits"] == "joint" else f" of its {report['encoder_logits']}"
-    prior = ""
+    prior = []
     if "encoder_entropy_with_prior" in report:
-        prior = (
-            f"; with the prior (mean prediction): entropy {report['encoder_entropy_with_prior']:.3f}, agreement "
-            f"{report['encoder_joint_top1_agreement_with_prior']:.1%}"
-        )
+        prior = [
+            f"  with the mean prediction as prior: entropy {report['encoder_entropy_with_prior']:.3f} nats a frame, "
+            f"agreement {report['encoder_joint_top1_agreement_with_prior']:.1%}"
+        ]
     lines = [
         opening,
         f"  WER on the dev set {report['wer']:.2%}{ctc} over {report['words']} words",
         f"  encoder logits{source}: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
-        f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}"
-        f"{prior}",
+        f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
+        *prior,
         f"  class with most of the probability: {report['encoder_largest_class']!r}, "
         f"{report['encoder_largest_share']:.1%} in the mean over frames",
         closing,

@@ -58,7 +58,9 @@ def test_the_report_has_all_figures_and_reads_as_text(shared_pair, batch):
     assert report["term_gradients"]["encoder"] > 1e-6 and report["warnings"] == []
     text = format_teacher_report({**report, "source": "teacher.nemo", "tensors": 7, "parameters": 1234})
     assert "teacher.nemo: 7 tensors, 1,234 parameters" in text and "over 18 words" in text
-    assert f"; with the prior (mean prediction): entropy {report['encoder_entropy_with_prior']:.3f}, agreement" in text
+    assert (
+        f"with the mean prediction as prior: entropy {report['encoder_entropy_with_prior']:.3f} nats a frame" in text
+    )
     assert f"class with most of the probability: {report['encoder_largest_class']!r}, " in text
 
 

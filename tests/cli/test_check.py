@@ -38,13 +38,15 @@ def check(monkeypatch, capsys, speech, tokenizer_dir, tmp_path):
     return call
 
 
-def test_a_run_that_could_start(check, tmp_path):
+def test_a_run_that_could_start(check, tmp_path, caplog):
     status, out, err = check("--config-name=fsdd", "strategy=tandem_kd", "model.preprocessor.window_stride=0.01")
     assert status == 0, err
     assert out.startswith("strategy  tandem_kd\n")
     assert "data      train: 8 of 8 utterances used\ndata      validation: 8 of 8 utterances used\n" in out
     assert "loss      1 rnnt_student + 1 rnnt_teacher + 0.1 encoder\n" in out
     assert "Ready to train: codert train --config-name=fsdd strategy=tandem_kd model.preprocessor" in out
+    doubt = "model.codert.distillation.encoder compares encoder logits of two decoders of their own"
+    assert caplog.text.count(doubt) == 1 and "Consider prior: mean_prediction, at: joint" in caplog.text
     assert [*tmp_path.iterdir()] == []
 
 

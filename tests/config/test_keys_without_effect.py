@@ -66,3 +66,23 @@ def test_a_student_alone_may_have_its_own_decoder_whatever_is_said_of_sharing():
     cfg.optim_param_groups = {"student_decoder": {"lr": 1e-3}}
     assert len(faults(cfg)) == 2
     assert checked_config(cfg, alone="student").student.decoder == OmegaConf.create(DECODER)
+
+
+PLAIN = {"at": "encoder", "weight": 0.3}
+
+
+@pytest.mark.parametrize(
+    "codert, doubted",
+    [
+        ({"distillation": {"a": PLAIN, "b": PLAIN}}, ["a", "b"]),
+        ({"distillation": {"weight": 0.3}}, ["encoder"]),
+        ({"distillation": {"a": {**PLAIN, "prior": "mean_prediction"}, "b": {"at": "joint"}}}, []),
+        ({"distillation": {"a": {**PLAIN, "weight": 0.0}}}, []),
+        ({"distillation": {"a": PLAIN}, "share_decoder": True}, []),
+    ],
+)
+def test_two_decoders_of_their_own_are_doubted_by_the_name_of_each_term(codert, doubted, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
+    checked_config(model_config(codert={"share_decoder": False, **codert}))
+    told = [record.getMessage() for record in caplog.records if "two decoders of their own" in record.getMessage()]
+    assert [text.split()[0] for text in told] == [f"model.codert.distillation.{name}" for name in doubted]

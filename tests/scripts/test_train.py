@@ -93,10 +93,12 @@ def test_a_config_that_is_not_there_is_one_sentence_that_says_where_it_was_looke
         assert "Traceback" not in err
 
 
-def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1(train):
-    status, _, err = train(*train.run, "+model.encoder.n_layerz=3")
+def test_a_fault_that_only_building_finds_is_one_message_and_exit_status_1_after_the_warnings(train):
+    status, _, err = train(*train.run, "+model.encoder.n_layerz=3", "strategy=tandem_kd")
     assert status == 1 and "error: " in err and "n_layerz" in err
     assert "Traceback" not in err
+    before = err.partition("error: ")[0]
+    assert before.count("model.codert.distillation.encoder compares encoder logits of two decoders of their own") == 1
 
 
 def test_a_path_that_the_system_refuses_is_one_message_that_names_it(train):
