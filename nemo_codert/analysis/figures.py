@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from nemo_codert.analysis.measures import Agreement
-from nemo_codert.analysis.readings import SOURCES, VIEWS, BranchReadings, FrameReadings
+from nemo_codert.analysis.readings import FRAME_SOURCES, VIEWS, BranchReadings, FrameReadings
 
 DPI = 120
 STYLES = {"encoder": ("#0072B2", "-"), "joint": ("#D55E00", "--"), "prediction": ("#009E73", ":")}
@@ -156,7 +156,7 @@ def _draw_entropies(
     axis: Axes, name: str, own: FrameReadings, edges: np.ndarray, pieces: list[str], inside: np.ndarray
 ) -> None:
     centres = (edges[:-1] + edges[1:]) / 2
-    for source in SOURCES:
+    for source in FRAME_SOURCES:
         colour, style = STYLES[source]
         axis.stairs(own.readings[source].entropy, edges, color=colour, ls=style, lw=1.8, label=source, baseline=None)
     axis.plot(

@@ -121,7 +121,8 @@ def _measured(settings: LogitSettings) -> "LogitReport":
             shown=shown if path == paths[-1] else (),
             title=name,
         )
-        models.append(MeasuredModel(name, str(path), saved_step(path), measure_rows(last.branches), last.agreement))
+        agreements = last.agreement, last.agreement_with_prior
+        models.append(MeasuredModel(name, str(path), saved_step(path), measure_rows(last.branches), *agreements))
     return LogitReport(
         manifest=str(settings.manifest),
         utterances=len(found),

@@ -1,6 +1,6 @@
 """The paper's analysis of one model on the utterances of a manifest: encoder, prediction and joint logits, measured.
 
-CoDERT, arXiv:2106.07734: encoder logits have a higher entropy than the joint's. Three sources, each in two views:
+CoDERT, arXiv:2106.07734: encoder logits have a higher entropy than the joint's. Four sources, each in two views:
 
             all frames                                        non-blank frames: those that emit a token, once each
 encoder     every frame t (prediction projection masked)      the frame t in which token u + 1 is most likely emitted
@@ -8,6 +8,8 @@ prediction  every state u = 0..U, once (encoder's masked)     the state u that t
 joint       every node the alignment passes: each frame's,    the node (t, u) of the frame's first token
             from which it is left by a blank, and each
             token's, T + U of them
+encoder+    the encoder's rows plus the utterance's mean of the prediction logits, as a term at the encoder with
+prior       `prior: mean_prediction` compares them: no c in `E + c, G - c` moves them. Not of a CTC head
 
 The alignment is that of the reference (see `alignment`). A frame may emit several tokens: after the first one the
 encoder's logits stay the same and the prediction network decides, so only the first counts.
@@ -34,10 +36,11 @@ from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.measures import Agreement, Confusions, Readings, agreement, readings
 from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
-from nemo_codert.modules.encoder_logits import projected_logits
 from nemo_codert.modules.transducer import BranchOutput
 
-SOURCES = ("encoder", "prediction", "joint")
+FRAME_SOURCES = ("encoder", "prediction", "joint")  # shown frame by frame
+WITH_PRIOR = "encoder+prior"
+SOURCES = (*FRAME_SOURCES, WITH_PRIOR)
 VIEWS = ("all", "non-blank")
 UNKNOWN_TEXT = "characters unknown to the tokenizer"
 
@@ -162,10 +165,14 @@ class BranchReadings:
 
 @dataclass
 class Analysis:
-    """Measurements of one model: by branch, and between the two branches where there are two."""
+    """Measurements of one model: by branch, and between the two branches where there are two.
+
+    agreement: of the encoder logits. agreement_with_prior: of those with the prior, None where a branch has none.
+    """
 
     branches: dict[str, BranchReadings]
     agreement: Agreement | None = None
+    agreement_with_prior: Agreement | None = None
 
 
 @torch.no_grad()
@@ -188,27 +195,33 @@ def analyze(
         ValueError: audio that breaks off, an utterance without an encoder frame, logits that are not finite.
     """
     measured = {branch.name: _Collector(branch, top_k) for branch in branches}
-    total = Agreement()
+    total, with_prior = Agreement(), Agreement()
     with tqdm(total=len(found), desc=title, unit="utt", mininterval=1.0) as bar:
         for start in range(0, len(found), batch_size):
             batch = found[start : start + batch_size]
             heads = [measured[branch.name].add(batch, start, shown) for branch in branches]
             if len(branches) == 2:
-                total += _agreement(branches, heads)
+                total += _agreement(branches, [logits.encoder for logits in heads], heads)
+                if all(logits.prior is not None for logits in heads):
+                    with_prior += _agreement(branches, [logits.with_prior for logits in heads], heads)
             bar.update(len(batch))
-    return Analysis({name: one.result() for name, one in measured.items()}, total if len(branches) == 2 else None)
+    result = Analysis({name: one.result() for name, one in measured.items()})
+    if len(branches) == 2:
+        result.agreement, result.agreement_with_prior = total, with_prior if with_prior.frames else None
+    return result
 
 
 @dataclass(frozen=True)
 class BranchLogits:
     """Raw logits of one branch on a batch, read along `alignment`.
 
-    encoder and joint: [B, T, V+1]. prediction: [B, U+1, V+1]. emitting: [B, U, V+1], the joint where each token is
-    emitted.
+    encoder and joint: [B, T, V+1]. prediction: [B, U+1, V+1]. prior: [B, 1, V+1], the mean prediction of each
+    utterance, None of a CTC head. emitting: [B, U, V+1], the joint where each token is emitted.
     """
 
     encoder: torch.Tensor
     prediction: torch.Tensor
+    prior: torch.Tensor | None
     joint: torch.Tensor
     emitting: torch.Tensor
     alignment: Alignment
@@ -228,6 +241,14 @@ class BranchLogits:
         passed = torch.cat([self.joint, self.emitting], 1), torch.cat([frames, self.emitted()], 1)
         yield ("joint", "all"), *passed
         yield ("joint", "non-blank"), self.emitting, first
+        prior, has_prior = (0.0, False) if self.prior is None else (self.prior, True)
+        yield (WITH_PRIOR, "all"), self.encoder + prior, frames & has_prior
+        yield (WITH_PRIOR, "non-blank"), self.encoder_at_emissions() + prior, first & has_prior
+
+    @property
+    def with_prior(self) -> torch.Tensor:
+        """The encoder logits with the prior, [B, T, V+1]."""
+        return self.encoder + self.prior
 
     def emitted(self) -> torch.Tensor:
         """Return [B, U] bool, True where a token is a reference token, not padding."""
@@ -263,7 +284,8 @@ def branch_logits(output: BranchOutput) -> BranchLogits:
     states = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return BranchLogits(
         encoder=output.encoder_logits,
-        prediction=projected_logits(output.networks.joint, output.prediction_side),
+        prediction=output.prediction_logits,
+        prior=output.mean_prediction if output.networks.ctc_head is None else None,
         joint=passed_logits(output, alignment),
         emitting=node_logits(output, alignment.frames, states),
         alignment=alignment,
@@ -312,7 +334,7 @@ class _Collector:
     def _frames(self, logits: BranchLogits, i: int, own: dict[tuple[str, str], Readings]) -> FrameReadings:
         frames, tokens = int(logits.encoded_len[i]), int(logits.tokens_len[i])
         states = logits.alignment.states[i, :frames]
-        whole = {source: own[source, "all"] for source in SOURCES}
+        whole = {source: own[source, "all"] for source in FRAME_SOURCES}
         whole["joint"] = Readings(*(values[:frames] for values in whole["joint"]))
         whole["prediction"] = Readings(*(values[states] for values in whole["prediction"]))
         likeliest = logits.encoder[i, :frames].double().softmax(-1).topk(min(self._top_k, logits.encoder.shape[-1]))
@@ -343,13 +365,15 @@ def _padded(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tenso
     return pad_sequence(rows, batch_first=True).to(device), lengths
 
 
-def _agreement(branches: Sequence[Branch], logits: Sequence[BranchLogits]) -> Agreement:
-    """Measure the agreement of a student and its teacher, in this order."""
-    (student, teacher), (of_student, of_teacher) = branches, logits
+def _agreement(
+    branches: Sequence[Branch], compared: Sequence[torch.Tensor], heads: Sequence[BranchLogits]
+) -> Agreement:
+    """Measure the agreement of logits [B, T, V+1] of a student and of its teacher, in this order."""
+    student, teacher = branches
     return agreement(
-        student_logits=of_student.encoder,
-        teacher_logits=of_teacher.encoder,
-        student_len=of_student.encoded_len,
-        teacher_len=of_teacher.encoded_len,
+        student_logits=compared[0],
+        teacher_logits=compared[1],
+        student_len=heads[0].encoded_len,
+        teacher_len=heads[1].encoded_len,
         teacher_frames_per_student_frame=round(student.seconds_per_frame / teacher.seconds_per_frame),
     )

@@ -23,7 +23,7 @@ from nemo_codert.analysis.figures import (
 )
 from nemo_codert.analysis.measures import Agreement
 from nemo_codert.analysis.page import render
-from nemo_codert.analysis.readings import SOURCES, VIEWS, Analysis, BranchReadings
+from nemo_codert.analysis.readings import FRAME_SOURCES, SOURCES, VIEWS, WITH_PRIOR, Analysis, BranchReadings
 from nemo_codert.files.atomic import whole_folder
 
 SCREEN_DPI = 100  # dots per inch at which text in a picture has its intended size in the page
@@ -50,13 +50,14 @@ class MeasureRow:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """Figures of one model of a sequence. step: optimizer step, None if unknown."""
+    """Figures of one model of a sequence. step: optimizer step, None if unknown. Agreements: see `Analysis`."""
 
     name: str
     path: str
     step: int | None
     rows: list[MeasureRow]
     agreement: Agreement | None
+    agreement_with_prior: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def findings(rows: Sequence[MeasureRow]) -> list[str]:
         for view in VIEWS:
             encoder, joint = by_key[branch, "encoder", view], by_key[branch, "joint", view]
             if encoder.count:
+                prior = by_key[branch, WITH_PRIOR, view].mean
                 lines.append(
-                    f"{branch}, {view} frames: mean entropy of the encoder {_beside(encoder.mean, joint.mean)}; "
+                    f"{branch}, {view} frames: mean entropy of the encoder {_beside(encoder.mean, joint.mean)}"
+                    f"{'' if prior is None else f', with the prior {prior:.3f}'}; "
                     f"among word pieces alone {_beside(encoder.pieces, joint.pieces)}"
                 )
     return lines
@@ -242,8 +245,15 @@ def _write_measures(path: Path, models: Sequence[MeasuredModel]) -> None:
 
 
 def _write_agreements(path: Path, models: Sequence[MeasuredModel]) -> None:
-    rows = ((m.path, m.step, m.agreement.frames, m.agreement.top1, m.agreement.divergence) for m in models)
-    _write(path, ["model", "step", "frames", "top1_agreement", "kl_nats_per_frame"], rows)
+    columns = ["top1_agreement", "kl_nats_per_frame", "top1_agreement_with_prior", "kl_nats_per_frame_with_prior"]
+    rows = (
+        (m.path, m.step, m.agreement.frames, *_figures(m.agreement), *_figures(m.agreement_with_prior)) for m in models
+    )
+    _write(path, ["model", "step", "frames", *columns], rows)
+
+
+def _figures(measured: Agreement | None) -> tuple[float | None, float | None]:
+    return (None, None) if measured is None else (measured.top1, measured.divergence)
 
 
 @dataclass(frozen=True)
@@ -286,7 +296,7 @@ def _write_confusions(path: Path, confusions: dict[str, list[_PieceRow]]) -> Non
 def _write_frames(path: Path, pages: Sequence[UtterancePage]) -> None:
     """Write one line for each frame and branch of the shown utterances; `top`: the encoder's classes with blank."""
     columns = ["utterance", "branch", "frame", "start_s", "state", "emits"]
-    columns += [f"{source}_{what}" for source in SOURCES for what in ("entropy", "piece_entropy", "blank_mass")]
+    columns += [f"{source}_{what}" for source in FRAME_SOURCES for what in ("entropy", "piece_entropy", "blank_mass")]
     columns.append("top")
     _write(path, columns, (line for page in pages for name in page.branches for line in _frame_lines(page, name)))
 
@@ -296,5 +306,5 @@ def _frame_lines(page: UtterancePage, name: str) -> Iterator[tuple[object, ...]]
     for t, state in enumerate(own.states):
         emits = " ".join(pieces[token] for token in own.tokens[own.frames == t])
         top = " ".join(f"{pieces[i]}:{p:.4f}" for i, p in zip(own.classes[t], own.probabilities[t], strict=True))
-        readings = [values[t] for source in SOURCES for values in own.readings[source]]
+        readings = [values[t] for source in FRAME_SOURCES for values in own.readings[source]]
         yield page.id, name, t, round(t * page.seconds_per_frame[name], 6), state, emits, *readings, top

@@ -1,13 +1,16 @@
-"""Measures of a teacher before training: its word errors, and the information in its encoder logits.
+"""Measures of a teacher before training: its word errors, the information in its encoder logits, and what misleads.
 
 A stock teacher was never trained with its prediction projection masked, so its "encoder logits" may carry little
-information: the entropy and the agreement measure it. Word errors are those of the teacher's own decoding; a TDT
+information: the entropy and the agreement measure it, with and without the utterance's mean prediction logits, which a
+term at the encoder may add (`prior: mean_prediction`). Word errors are those of the teacher's own decoding; a TDT
 model decodes by durations, but its logits are the joint's outputs for tokens, read as those of an RNN-T.
 B batch, T encoder frames, U target tokens, V vocabulary without blank.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -18,13 +21,23 @@ from torch import nn
 
 from nemo_codert.analysis.alignment import align, passed_logits
 from nemo_codert.analysis.measures import entropy
+from nemo_codert.analysis.term_gradients import TermGradient, term_gradients
+from nemo_codert.config.criteria import CriterionSpec
 from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.modules.transducer import Batch
+
+BLANK = "blank"
+# Shares of the probability, in the mean over frames, above which one class leaves little else to compare. A trained
+# encoder may well give blank most of it (0.26 to 0.49 seen on spoken digits), but no word piece (0.06 to 0.10 seen).
+MOST_OF_BLANK, MOST_OF_A_PIECE = 0.99, 0.5
 
 
 @torch.no_grad()
 def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batches: int = 50) -> dict[str, Any]:
-    """Measure a pair's teacher on development data.
+    """Measure a pair's teacher on development data, and the gradients of the terms on its first batch.
+
+    Nothing of the pair changes.
 
     Args:
         batches: a validation dataloader, or several of which the first counts.
@@ -34,30 +47,55 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         Tensors and parameters loaded, words and `wer`; `encoder_logits`: their source (`joint`, `TDT joint`,
         `CTC head`); `ctc_wer`: WER of the head's greedy text; per frame, in nats, `encoder_entropy`, `joint_entropy`;
         `encoder_joint_top1_agreement`: share of frames in which the encoder logits and the joint have the same
-        likeliest class, at the joint node that the transcript's alignment most likely passes; the mode of the
-        teacher's modules. Of a teacher whose encoder alone was loaded neither word errors nor logits are measured, and
-        `encoder_logits` is `none`.
+        likeliest class, at the joint node that the transcript's alignment most likely passes; the same two
+        `..._with_prior`, of encoder logits plus the utterance's mean prediction logits (not of a CTC head);
+        `encoder_largest_class` and `encoder_largest_share`: the class with most of the probability in the mean over
+        frames, and how much; the mode of the teacher's modules; `term_gradients`: name of a distillation term -> see
+        `TermGradient.largest`; `warnings`: sentences with the names of terms. Of a teacher whose encoder alone was
+        loaded neither word errors nor logits are measured, and `encoder_logits` is `none`.
     """
-    if not model.teacher_transcribes:
-        return {**model.loaded.get("teacher", {}), "encoder_logits": "none", **_modes(model)}
+    loader = iter(batches[0] if isinstance(batches, list) else batches)
+    first, measured = list(islice(loader, 1)), {"encoder_logits": "none"}
+    with _evaluating(model):
+        gradients = term_gradients(model, Batch.of(_tensors(model, first[0]))) if first else {}
+        if model.teacher_transcribes:
+            measured = _measured(model, chain(first, loader), max_batches)
+    return {
+        **model.loaded.get("teacher", {}),
+        **measured,
+        **_modes(model),
+        "term_gradients": {name: gradient.largest for name, gradient in gradients.items()},
+        "warnings": [*_share_warnings(model, measured), *_gradient_warnings(model, gradients)],
+    }
+
+
+@contextmanager
+def _evaluating(model: EncDecCoDERTBPEModel) -> Iterator[None]:
     was_training = model.training
     model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _tensors(model: EncDecCoDERTBPEModel, batch: Sequence[Any]) -> list[torch.Tensor]:
+    return [part.to(model.device) for part in batch[:4]]
+
+
+def _measured(model: EncDecCoDERTBPEModel, loader: Iterable[Any], max_batches: int) -> dict[str, Any]:
     totals = Counter()
-    loader = batches[0] if isinstance(batches, list) else batches
     metrics = {"": model.wer}
     if model.teacher_transducer.ctc_head is not None:
         metrics["ctc_"] = _ctc_wer(model)
     model.wer.reset()
     try:
         for index, batch in enumerate(loader):
-            batch = [part.to(model.device) for part in batch[:4]]
-            _measure(model, batch, metrics, totals, frames_too=index < max_batches)
+            _measure(model, _tensors(model, batch), metrics, totals, frames_too=index < max_batches)
     finally:
         model.wer.reset()
-        model.train(was_training)
     frames = max(totals.pop("frames"), 1.0)
     return {
-        **model.loaded.get("teacher", {}),
         "wer": totals["errors"] / max(totals["words"], 1.0),
         "words": int(totals["words"]),
         **({"ctc_wer": totals["ctc_errors"] / max(totals["words"], 1.0)} if "ctc_" in metrics else {}),
@@ -65,8 +103,57 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         "encoder_entropy": totals["encoder_entropy"] / frames,
         "joint_entropy": totals["joint_entropy"] / frames,
         "encoder_joint_top1_agreement": totals["agreement"] / frames,
-        **_modes(model),
+        **_with_prior(model, totals, frames),
+        **_largest_class(model, totals["probability"] / frames),
     }
+
+
+def _with_prior(model: EncDecCoDERTBPEModel, totals: Counter, frames: float) -> dict[str, float]:
+    if model.teacher_transducer.ctc_head is not None:
+        return {}
+    return {
+        "encoder_entropy_with_prior": totals["entropy_with_prior"] / frames,
+        "encoder_joint_top1_agreement_with_prior": totals["agreement_with_prior"] / frames,
+    }
+
+
+def _largest_class(model: EncDecCoDERTBPEModel, mean: torch.Tensor | float) -> dict[str, Any]:
+    """Return the class with most of the mean probability [V+1], and its share; 0 where no frame was measured."""
+    share, index = torch.as_tensor(mean).reshape(-1).max(0)
+    name = [*model.joint.vocabulary, BLANK][int(index)]
+    return {"encoder_largest_class": name, "encoder_largest_share": float(share)}
+
+
+def _share_warnings(model: EncDecCoDERTBPEModel, measured: dict[str, Any]) -> Iterator[str]:
+    """Yield one warning for each term that compares encoder logits of which one class has nearly all."""
+    name, share = measured.get("encoder_largest_class"), measured.get("encoder_largest_share", 0.0)
+    if share <= (MOST_OF_BLANK if name == BLANK else MOST_OF_A_PIECE):
+        return
+    of_joint = "" if model.teacher_transducer.ctc_head is None else " of teacher_logits: joint"
+    for spec in (term.spec for term in model.criteria.values()):
+        if _is_plain(spec):
+            yield (
+                f"model.codert.distillation.{spec.name} compares the teacher's encoder logits, in which one class, "
+                f"{name!r}, has {share:.1%} of the probability: they teach little else. Consider "
+                f"prior: mean_prediction{of_joint}, or at: joint."
+            )
+
+
+def _is_plain(spec: CriterionSpec) -> bool:
+    return (spec.kind, spec.options.get("prior")) == ("encoder.kl", "none")
+
+
+def _gradient_warnings(model: EncDecCoDERTBPEModel, gradients: dict[str, TermGradient]) -> Iterator[str]:
+    for name, gradient in gradients.items():
+        if gradient.silent:
+            spec = model.criteria[name].spec
+            remedies = ["prior: mean_prediction", "at: joint"] if _is_plain(spec) else ["another at"]
+            remedies += ["a smaller frame_shift"] if spec.options.get("frame_shift") else []
+            yield (
+                f"model.codert.distillation.{name} has no gradient: its largest element at the student is "
+                f"{gradient.largest:.1e}, and none with other features. The term teaches nothing: one class may have "
+                f"all of the probability on both sides, or no frames be compared. Consider {' or '.join(remedies)}."
+            )
 
 
 def format_teacher_report(report: dict[str, Any]) -> str:
@@ -84,11 +171,20 @@ def format_teacher_report(report: dict[str, Any]) -> str:
         return "\n".join([opening, nothing, closing])
     ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""
     source = "" if report["encoder_logits"] == "joint" else f" of its {report['encoder_logits']}"
+    prior = ""
+    if "encoder_entropy_with_prior" in report:
+        prior = (
+            f"; with the prior (mean prediction): entropy {report['encoder_entropy_with_prior']:.3f}, agreement "
+            f"{report['encoder_joint_top1_agreement_with_prior']:.1%}"
+        )
     lines = [
         opening,
         f"  WER on the dev set {report['wer']:.2%}{ctc} over {report['words']} words",
         f"  encoder logits{source}: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
-        f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
+        f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}"
+        f"{prior}",
+        f"  class with most of the probability: {report['encoder_largest_class']!r}, "
+        f"{report['encoder_largest_share']:.1%} in the mean over frames",
         closing,
     ]
     return "\n".join(lines)
@@ -137,6 +233,11 @@ def _measure(
     totals["encoder_entropy"] += float(entropy(of_encoder).sum())
     totals["joint_entropy"] += float(entropy(of_joint).sum())
     totals["agreement"] += float((of_joint.argmax(-1) == of_encoder.argmax(-1)).sum())
+    totals["probability"] += of_encoder.double().softmax(-1).sum(0)
+    if teacher.ctc_head is None:
+        with_prior = (output.encoder_logits + output.mean_prediction)[valid]
+        totals["entropy_with_prior"] += float(entropy(with_prior).sum())
+        totals["agreement_with_prior"] += float((of_joint.argmax(-1) == with_prior.argmax(-1)).sum())
 
 
 def _modes(model: EncDecCoDERTBPEModel) -> dict[str, str]:

@@ -18,9 +18,11 @@ Why distilling encoder logits works: the logits of encoder, prediction network a
 
 The paper (arXiv:2106.07734) finds that encoder logits have a higher entropy than the joint's, and so more to teach.
 Measured along the most likely alignment of every reference, over all frames and over those that emit a token:
-entropy (nats, over all classes and among word pieces alone) and blank mass of encoder, prediction and joint logits;
-which word pieces the encoder confuses; and how often teacher and student agree (likeliest class, KL). The page's last
-section defines each of them.
+entropy (nats, over all classes and among word pieces alone) and blank mass of encoder, prediction and joint logits,
+and of the encoder's with the utterance's mean prediction logits added (encoder+prior: what a distillation term with
+prior: mean_prediction compares; two decoders of their own leave a constant for each class open in the others);
+which word pieces the encoder confuses; and how often teacher and student agree (likeliest class, KL), with and without
+the prior. The page's last section defines each of them.
 
 --model takes a pair (--branch selects a half, both by default) or an RNN-T trained alone, with a stock or an additive
 joint; a `.nemo` or a Lightning `.ckpt`. Given more than once, in the order of training, agreement is drawn over them.
@@ -88,10 +90,12 @@ def run(options: argparse.Namespace) -> None:
     print_table(report.models[-1].name, COLUMNS, table_rows(report.models[-1].rows), left=(0, 1))
     print("\n".join(findings(report.models[-1].rows)))
     for model in report.models:
-        if model.agreement is not None:
+        if (own := model.agreement) is not None:
+            prior = model.agreement_with_prior
             print(
-                f"{model.name}: teacher and student name the same class in {model.agreement.top1:.1%} of "
-                f"{model.agreement.frames} frames, KL {model.agreement.divergence:.3f} nats a frame"
+                f"{model.name}: teacher and student name the same class in {own.top1:.1%} of {own.frames} frames, "
+                f"KL {own.divergence:.3f} nats a frame"
+                + (f"; with the prior in {prior.top1:.1%}, KL {prior.divergence:.3f}" if prior else "")
             )
     if report.warning:
         print(f"warning: {report.warning}", file=sys.stderr)

@@ -5,7 +5,6 @@ again without it.
 """
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.compare.folds import Fold
+from nemo_codert.config.criteria import distillation_terms, named
 from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
@@ -39,8 +39,8 @@ OWN_KEYS = (
     *(f"exp_manager.{key}" for key in ("exp_dir", "name", "version", "explicit_log_dir", "resume_if_exists")),
 )
 # Keys that define a strategy: overriding them for all would erase the difference that is measured.
-STRATEGY_KEYS = tuple(f"model.codert.{key}" for key in ("teacher", "share_decoder", "distillation.weight"))
-TERM_WEIGHT = re.compile(r"model\.codert\.distillation\.\w+\.weight")  # one more: the weight of a named term
+TERMS = "model.codert.distillation"
+STRATEGY_KEYS = ("model.codert.teacher", "model.codert.share_decoder", TERMS)
 # Keys that are the same for all strategies, so that updates, data order and student are.
 SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
 SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "model.test_ds", "model.model_defaults")
@@ -234,6 +234,8 @@ def make_settings(
 def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the config of a strategy as training would get it, flat: dotted key -> value, references unresolved.
 
+    A strategy without terms has no key below `model.codert.distillation`.
+
     Raises:
         ValueError: no such config, strategy or key.
     """
@@ -256,7 +258,9 @@ def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> di
         raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
-    return dict(_flat(OmegaConf.to_container(cfg, resolve=False)))
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    terms = named(plain["model"]["codert"].pop("distillation"))
+    return {**dict(_flat(plain)), **dict(_flat(terms, f"{TERMS}."))}
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -283,8 +287,6 @@ def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[
 
 
 def _defines_a_strategy(key: str) -> bool:
-    if TERM_WEIGHT.fullmatch(key):
-        return True
     return any(_is_below(key, (own,)) or _is_below(own, (key,)) for own in STRATEGY_KEYS)
 
 
@@ -334,10 +336,14 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
         ValueError: anything else differs; every difference is named.
     """
     pairs = {"threads": (stored.threads, wanted.threads), "config_name": (stored.config_name, wanted.config_name)}
-    before = {**_defaults_of_our_keys(wanted.config), **stored.config}
-    pairs |= {key: (before.get(key), wanted.config.get(key)) for key in {**before, **wanted.config}}
+    before, after = _without_terms(stored.config), _without_terms(wanted.config)
+    before = {**_defaults_of_our_keys(after), **before}
+    pairs |= {key: (before.get(key), after.get(key)) for key in {**before, **after}}
     for strategy in stored.changes.keys() & wanted.changes.keys():
-        old, new = stored.changes[strategy], wanted.changes[strategy]
+        old, new = (
+            {**_without_terms(settings.changes[strategy]), **_terms(settings, strategy)}
+            for settings in (stored, wanted)
+        )
         pairs |= {f"{key} (of {strategy})": (old.get(key), new.get(key)) for key in {**old, **new}}
     for name in stored.folds.keys() & wanted.folds.keys():
         old, new = stored.folds[name].sha256, wanted.folds[name].sha256
@@ -365,6 +371,28 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
             "folds": {**stored.folds, **wanted.folds},
         }
     )
+
+
+def _without_terms(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if not _is_below(key, (TERMS,))}
+
+
+def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
+    """Return the terms of a strategy, flat and with all their keys; those that do nothing are left out.
+
+    Comparisons of earlier versions have the flat keys of one term, and terms of weight 0 where there are none now.
+    """
+    block: dict[str, Any] = {}
+    for key, value in {**settings.config, **settings.changes[strategy]}.items():
+        if key.startswith(f"{TERMS}."):
+            *names, last = key.removeprefix(f"{TERMS}.").split(".")
+            node = block
+            for name in names:
+                node = node.setdefault(name, {})
+            node[last] = value
+    terms = distillation_terms(block)
+    used = {name: term for name, term in terms.items() if term["weight"] != 0 or term.get("layers")}
+    return dict(_flat(used, f"{TERMS}."))
 
 
 def _defaults_of_our_keys(config: Mapping[str, Any]) -> dict[str, Any]:

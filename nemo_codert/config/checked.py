@@ -97,7 +97,11 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     shares = codert.share_decoder and not alone
     if alone is None and codert.teacher == "ema":
         make_teacher_like_student(cfg, student)
-    problems += [*student_problems(student, shares), *codert_problems(codert), *stock_block_problems(cfg)]
+    problems += [
+        *student_problems(student, sub_block(cfg, "joint"), shares),
+        *codert_problems(codert),
+        *stock_block_problems(cfg),
+    ]
     if alone is None:
         problems += [*teacher_source_problems(cfg, student, codert), *ema_problems(codert)]
         problems += pair_problems(PairBlocks(cfg, student, codert))

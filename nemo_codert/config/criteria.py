@@ -509,7 +509,9 @@ def is_named(distillation: object) -> bool:
     """Return whether a block `codert.distillation` is a mapping of named terms, not the flat keys of one term."""
     if not isinstance(distillation, Mapping) and not OmegaConf.is_dict(distillation):
         return False
-    names = [key for key in distillation if key not in FLAT_KEYS and not OmegaConf.is_missing(distillation, key)]
+    is_config = OmegaConf.is_config(distillation)
+    names = [key for key in distillation if key not in FLAT_KEYS]
+    names = [key for key in names if not (is_config and OmegaConf.is_missing(distillation, key))]
     return any(_is_block(distillation[name]) or distillation[name] is None for name in names)
 
 

@@ -60,6 +60,8 @@ def make_teacher_like_student(cfg: DictConfig, student: DictConfig) -> None:
         cfg.encoder = copy.deepcopy(encoder)
         if decoder is not None:
             cfg.decoder = copy.deepcopy(decoder)
+        if student.get("joint") is not None:
+            cfg.joint = copy.deepcopy(student.joint)
         widths = {
             "enc_hidden": encoder_width(encoder),
             "pred_hidden": sub_block(sub_block(cfg, "decoder"), "prednet").get("pred_hidden"),

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_codert.config.criteria import ONE_TERM, at_least_zero, distils, kind_of
 from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
 from nemo_codert.config.schema import CoDERTConfig, NonFiniteConfig
-from nemo_codert.config.stock_checks import decoder_problems, is_tdt, missing_values
+from nemo_codert.config.stock_checks import STOCK_JOINT, decoder_problems, is_tdt, joint_problems, missing_values
 from nemo_codert.config.student_hears import student_hears_problems
 from nemo_codert.config.teachers import TEACHERS, WITHOUT_GRADIENT
 from nemo_codert.config.values import is_number, sub_block
@@ -23,8 +23,8 @@ CHOICES = {
 NON_FINITE_ACTIONS = ("stop", "skip")
 
 
-def student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str]:
-    """Yield the faults of the block `model.student`."""
+def student_problems(student: DictConfig, joint: DictConfig | dict, shares_decoder: bool) -> Iterator[str]:
+    """Yield the faults of the block `model.student`; `joint` is the teacher's block `model.joint`."""
     if student.encoder is None:
         yield "model.student.encoder is missing: give it any NeMo encoder block (with its _target_)"
     elif "_target_" not in sub_block(student, "encoder"):
@@ -32,6 +32,8 @@ def student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str]
     else:
         yield from missing_values("model.student.encoder", student.encoder)
     yield from _student_ctc_problems(student)
+    if student.joint is not None:
+        yield from _student_joint_problems(student.joint, joint, shares_decoder)
     if student.decoder is None:
         return
     yield from decoder_problems("model.student.decoder", student.decoder)
@@ -40,6 +42,29 @@ def student_problems(student: DictConfig, shares_decoder: bool) -> Iterator[str]
             "model.student.decoder is set but model.codert.share_decoder is true: the student would never use its "
             "own prediction network. Set model.student.decoder to null or share_decoder to false"
         )
+
+
+def _student_joint_problems(joint: object, of_teacher: DictConfig | dict, shares_decoder: bool) -> Iterator[str]:
+    path = "model.student.joint"
+    if not OmegaConf.is_dict(joint):
+        yield f"{path} is {joint!r}, wanted a joint's block or null"
+        return
+    yield from missing_values(path, joint)
+    yield from joint_problems(path, joint)
+    if not OmegaConf.is_dict(joint.get("jointnet")):
+        yield f"{path}.jointnet is {joint.get('jointnet')!r}, wanted a block of keys, {{}} for an additive joint"
+        return
+    if joint.get("num_extra_outputs"):
+        yield f"{path}.num_extra_outputs is {joint.num_extra_outputs!r}: the student is a standard RNN-T, set it to 0"
+    keys = ("_target_", "jointnet.joint_hidden") if joint.get("_target_") == STOCK_JOINT else ("_target_",)
+    for key in keys if shares_decoder else ():
+        own, other = (OmegaConf.select(OmegaConf.create(block), key) for block in (joint, of_teacher))
+        if own != other:
+            yield (
+                f"{path}.{key} is {own!r} but model.joint.{key} is {other!r} and model.codert.share_decoder is true: "
+                "the student uses the teacher's projection joint.pred, whose outputs are those of model.joint. Set "
+                "share_decoder to false or model.student.joint to null"
+            )
 
 
 def _student_ctc_problems(student: DictConfig) -> Iterator[str]:
@@ -213,10 +238,11 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         for name in sub_block(cfg, "optim_param_groups"):
             if not name.startswith("student_"):
                 yield f"model.optim_param_groups.{name} has no effect: the teacher is {codert.teacher}."
-    if cfg.joint.get("preserve_memory"):
-        yield "model.joint.preserve_memory has no effect: a pair computes the joint itself."
-    if cfg.joint.get("log_softmax") is not None:
-        yield "model.joint.log_softmax has no effect in training: the losses take raw logits."
+    for path, joint in {"model.joint": cfg.joint, "model.student.joint": cfg.student.get("joint") or {}}.items():
+        if joint.get("preserve_memory"):
+            yield f"{path}.preserve_memory has no effect: a pair computes the joint itself."
+        if joint.get("log_softmax") is not None:
+            yield f"{path}.log_softmax has no effect in training: the losses take raw logits."
     for key in sub_block(cfg, "loss"):
         if key not in ("loss_name", "warprnnt_numba_kwargs") and not (is_tdt(cfg) and key == "tdt_kwargs"):
             yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."

@@ -100,7 +100,7 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-path", "-cp")
     known, remaining = parser.parse_known_args(list(arguments))
-    overrides = tuple(term_override(word) for word in remaining if _is_override(word))
+    overrides = tuple(part for word in remaining if _is_override(word) for part in _replacing(term_override(word)))
     options = tuple(word for word in remaining if not _is_override(word))
     given = {"--config-path": known.config_path, "--config-dir": known.config_dir}
     places = [_folder(option, name) for option, name in given.items() if name is not None]
@@ -269,6 +269,13 @@ def term_override(override: str) -> str:
     if override.startswith("~") or not key.startswith(TERMS) or own not in term_keys() or "." in name:
         return override
     return f"++{TERMS}{name or ONE_TERM}.{own}{separator}{value}"
+
+
+def _replacing(override: str) -> list[str]:
+    """Return an override of a term's layers with one before it that empties them: Hydra would merge the mappings."""
+    key, separator, value = override.partition("=")
+    is_mapping = key.startswith(f"++{TERMS}") and key.endswith(".layers") and value.startswith("{")
+    return [f"{key}{separator}null", override] if is_mapping else [override]
 
 
 def _is_override(word: str) -> bool:

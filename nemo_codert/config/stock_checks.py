@@ -35,7 +35,7 @@ def unsupported_options(cfg: DictConfig, *, takes_tdt: bool) -> Iterator[str]:
         takes_tdt: the config may describe a TDT teacher, because that teacher is not trained.
     """
     if sub_block(cfg, "joint"):
-        yield from _joint_problems(cfg.joint)
+        yield from joint_problems("model.joint", cfg.joint)
     yield from _loss_problems(sub_block(cfg, "loss"))
     yield from _tdt_problems(cfg) if takes_tdt and is_tdt(cfg) else _tdt_refusals(cfg)
     reduction = cfg.get("rnnt_reduction", "mean_batch")
@@ -48,34 +48,38 @@ def unsupported_options(cfg: DictConfig, *, takes_tdt: bool) -> Iterator[str]:
         yield "model.tokenizer.custom_tokenizer is set: only a plain SentencePiece tokenizer is supported, remove it"
     if decoding.get("big_blank_durations"):
         yield "model.decoding.big_blank_durations is set (a multi-blank model): not supported, remove it"
-    size = decoding.get("fused_batch_size")
-    if is_number(size) and size > 0 and not sub_block(cfg, "joint").get("fuse_loss_wer"):
-        yield f"model.decoding.fused_batch_size is {size} but model.joint.fuse_loss_wer is false: remove it"
+    size, own = decoding.get("fused_batch_size"), sub_block(sub_block(cfg, "student"), "joint")
+    joints = {"model.joint": sub_block(cfg, "joint")}
+    joints |= {"model.student.joint": own} if own.get("_target_") == STOCK_JOINT else {}
+    for path, joint in joints.items():
+        if is_number(size) and size > 0 and not joint.get("fuse_loss_wer"):
+            yield f"model.decoding.fused_batch_size is {size} but {path}.fuse_loss_wer is false: remove it"
     if cfg.get("adapters"):
         yield "model.adapters is set: adapters act on the joint's sum and are not supported, remove the block"
     if sub_block(cfg, "preprocessor").get("frame_splicing", 1) not in (None, 1):
         yield f"model.preprocessor.frame_splicing is {cfg.preprocessor.frame_splicing!r}: not supported, set it to 1"
 
 
-def _joint_problems(joint: DictConfig) -> Iterator[str]:
+def joint_problems(path: str, joint: DictConfig) -> Iterator[str]:
+    """Yield the faults of a joint's block."""
     target = joint.get("_target_")
     if target not in (ADDITIVE_JOINT, STOCK_JOINT):
-        yield f"model.joint._target_ is {target!r}, wanted {ADDITIVE_JOINT} or {STOCK_JOINT}"
+        yield f"{path}._target_ is {target!r}, wanted {ADDITIVE_JOINT} or {STOCK_JOINT}"
     masking = joint.get("masking_prob", -1.0)
     if not is_number(masking) or masking > 0:
-        yield f"model.joint.masking_prob is {masking!r} (a HAINAN model): not supported, remove the key"
+        yield f"{path}.masking_prob is {masking!r} (a HAINAN model): not supported, remove the key"
     if joint.get("experimental_fuse_loss_wer") is not None:
-        yield "model.joint.experimental_fuse_loss_wer is an old name: use model.joint.fuse_loss_wer"
+        yield f"{path}.experimental_fuse_loss_wer is an old name: use {path}.fuse_loss_wer"
     size = joint.get("fused_batch_size")
     if joint.get("fuse_loss_wer") and not is_count(size):
         yield (
-            f"model.joint.fused_batch_size is {size!r} but fuse_loss_wer is true: give the number of utterances that "
+            f"{path}.fused_batch_size is {size!r} but fuse_loss_wer is true: give the number of utterances that "
             "share one lattice, or set fuse_loss_wer to false"
         )
     if target == STOCK_JOINT and sub_block(joint, "jointnet"):
         for key in ("joint_hidden", "activation"):
             if joint.jointnet.get(key) is None:
-                yield f"model.joint.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
+                yield f"{path}.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
 
 
 def _tdt_refusals(cfg: DictConfig) -> Iterator[str]:

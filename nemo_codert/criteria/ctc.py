@@ -21,7 +21,7 @@ class CTC(Criterion):
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         # Overrides Criterion.forward.
         return self.loss(
-            log_probs=self.parts.student_ctc_head(encoder_output=student.encoded),
+            log_probs=student.head_logits(self.parts.student_ctc_head).log_softmax(-1),
             targets=batch.transcript,
             input_lengths=student.encoded_len,
             target_lengths=batch.transcript_len,

@@ -13,7 +13,6 @@ from nemo_codert.criteria.base import Criterion, PairParts
 from nemo_codert.criteria.top_k import top_k_divergence
 from nemo_codert.losses import frame_temperatures, group_frames, paired_frames
 from nemo_codert.losses.ctc_divergence import CTC_DIVERGENCES
-from nemo_codert.modules.encoder_logits import ctc_logits
 from nemo_codert.modules.shared_modules import refer
 from nemo_codert.modules.transducer import Batch, BranchOutput
 
@@ -40,18 +39,16 @@ class CTCDivergence(Criterion):
                 for logits in self._logits(student)
             ]
             return sum(values) / len(values)
-        with torch.no_grad():
-            grouped = group_frames(
-                teacher.target_logits, teacher.encoded_len, self.parts.teacher_frames_per_student_frame
-            )
+        factor = self.parts.teacher_frames_per_student_frame
+        grouped = group_frames(teacher.encoder_logits.detach(), teacher.encoded_len, factor)
         values = [self._divergence(logits, student.encoded_len, *grouped) for logits in self._logits(student)]
         return sum(values) / len(values)
 
     def _logits(self, student: BranchOutput) -> list[torch.Tensor]:
         """Return the logits [B, T', V+1] of each head."""
         if not self.heads:
-            return [ctc_logits(self.parts.student_ctc_head, student.encoded)]
-        return [ctc_logits(head, student.layers[int(number)]) for number, head in self.heads.items()]
+            return [student.head_logits(self.parts.student_ctc_head)]
+        return [student.head_logits(head, int(number)) for number, head in self.heads.items()]
 
     def _divergence(self, logits: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
         options = self.spec.options
@@ -85,7 +82,7 @@ class HeadsCTC(Criterion):
         # Overrides Criterion.forward.
         values = [
             self.loss(
-                log_probs=head(encoder_output=student.layers[int(number)]),
+                log_probs=student.head_logits(head, int(number)).log_softmax(-1),
                 targets=batch.transcript,
                 input_lengths=student.encoded_len,
                 target_lengths=batch.transcript_len,

@@ -54,9 +54,8 @@ def npy_prefix(dtype: np.dtype, count: int) -> bytes:
         count: items.
 
     Example:
-        >>> import io
-        >>> np.load(io.BytesIO(npy_prefix(np.dtype("<u2"), 2) + bytes([1, 0, 2, 0])))
-        array([1, 2], dtype=uint16)
+        >>> npy_prefix(np.dtype("<u2"), 2)[10:67]
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (2,), }"
     """
     base, shape = (dtype.subdtype or (dtype, ())) if dtype.fields is None else (dtype, ())
     descr = np.lib.format.dtype_to_descr(base)

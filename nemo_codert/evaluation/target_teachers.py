@@ -71,7 +71,7 @@ class TargetTeacher:
             return ctc_logits(self.ctc_head, encoded)
         transcript, transcript_len = self.tokens(texts or [""] * len(encoded), encoded.device)
         output = BranchOutput(self.networks, encoded, encoded_len, transcript, transcript_len)
-        return output.target_logits + output.mean_prediction if texts is not None else output.target_logits
+        return output.encoder_logits + output.mean_prediction if texts is not None else output.encoder_logits
 
     def tokens(self, texts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids [B, U], at least one column, and their numbers [B]."""

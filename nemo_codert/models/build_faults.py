@@ -71,7 +71,8 @@ def _named(key: str) -> Iterator[None]:
 
 def _faulty_blocks(cfg: DictConfig) -> Iterator[str]:
     """Yield config path and reason of each block that cannot be built by itself."""
-    for key in ("preprocessor", "spec_augment", "encoder", "student.encoder", "decoder", "student.decoder", "joint"):
+    own = [f"student.{part}" for part in ("encoder", "decoder", "joint")]
+    for key in ("preprocessor", "spec_augment", "encoder", "decoder", "joint", *own):
         block = OmegaConf.select(cfg, key)
         if not OmegaConf.is_dict(block):
             continue

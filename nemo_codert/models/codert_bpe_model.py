@@ -147,6 +147,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         joint_cfg = student_block(self.cfg, "joint")
         with open_dict(decoder_cfg), open_dict(joint_cfg):
             decoder_cfg.vocab_size = self.cfg.decoder.vocab_size
+            joint_cfg.num_classes, joint_cfg.vocabulary = self.cfg.joint.num_classes, self.cfg.joint.vocabulary
             joint_cfg.jointnet.encoder_hidden = self.student_geometry.width
             joint_cfg.jointnet.pred_hidden = decoder_cfg.prednet.pred_hidden
         # Built also when it is then replaced by the teacher's: so the joint draws the same initial weights in every
@@ -230,7 +231,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def _student_request(self) -> LoadRequest:
         cfg, own = self.cfg, not self.cfg.codert.share_decoder
         blocks = {"model.student.encoder": cfg.student.encoder}
-        blocks |= {"model.joint": student_block(cfg, "joint"), "model.preprocessor": cfg.preprocessor}
+        of_joint = "model.student.joint" if cfg.student.joint else "model.joint"
+        blocks |= {of_joint: student_block(cfg, "joint"), "model.preprocessor": cfg.preprocessor}
         if own:
             blocks["model.student.decoder"] = cfg.student.decoder or cfg.decoder
         return LoadRequest(

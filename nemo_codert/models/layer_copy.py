@@ -43,7 +43,7 @@ def start_from_teacher(
     layers = _paired_layers(teacher.encoder, student.encoder)
     networks = ("encoder", *(("joint",) if joint else ()), *(("decoder",) if decoder else ()))
     wanted = _named_tensors(student, networks)
-    offered = _offered(teacher, layers)
+    offered = _offered(teacher, layers, joint=type(teacher.joint) is type(student.joint))
     copied, left = {}, []
     for part in dict.fromkeys(map(_part_of, wanted)):
         own = {name: value for name, value in wanted.items() if _part_of(name) == part}
@@ -83,9 +83,13 @@ def _named_tensors(transducer: Transducer, networks: tuple[str, ...]) -> dict[st
     }
 
 
-def _offered(teacher: Transducer, layers: list[int]) -> dict[str, torch.Tensor]:
-    """Return the teacher's tensors under the student's names; of a TDT joint's output layer the rows for tokens."""
-    tensors = _named_tensors(teacher, ("encoder", "joint", "decoder"))
+def _offered(teacher: Transducer, layers: list[int], *, joint: bool) -> dict[str, torch.Tensor]:
+    """Return the teacher's tensors under the student's names; of a TDT joint's output layer the rows for tokens.
+
+    Args:
+        joint: False leaves out the joint, whose weights mean nothing in one of another class.
+    """
+    tensors = _named_tensors(teacher, ("encoder", "joint", "decoder") if joint else ("encoder", "decoder"))
     offered = {name: value for name, value in tensors.items() if _part_of(name) != "encoder.layers"}
     tokens = teacher.joint.num_classes_with_blank - teacher.joint.num_extra_outputs
     offered |= {name: value[:tokens] for name, value in offered.items() if _part_of(name) == "joint.joint_net"}

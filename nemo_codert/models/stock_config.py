@@ -104,15 +104,17 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
         width: output channels of the branch's encoder.
     """
     stock = without_durations(cfg) if branch == "student" else copy.deepcopy(cfg)
-    with open_dict(stock), open_dict(stock.joint):  # a block that change_vocabulary wrote is closed for itself
+    with open_dict(stock):
         if branch == "student":
             stock.encoder = copy.deepcopy(cfg.student.encoder)
             stock.decoder = copy.deepcopy(cfg.student.decoder or cfg.decoder)
+            stock.joint = student_block(cfg, "joint")
         stock.model_defaults.enc_hidden = width
         stock.model_defaults.pred_hidden = stock.decoder.prednet.pred_hidden
         if stock.joint._target_ == ADDITIVE_JOINT:
-            stock.joint.fuse_loss_wer = cfg.codert.rnnt_loss != "nemo"
-            stock.joint.fused_batch_size = WER_BATCH_SIZE
+            with open_dict(stock.joint):  # a block that change_vocabulary wrote is closed for itself
+                stock.joint.fuse_loss_wer = cfg.codert.rnnt_loss != "nemo"
+                stock.joint.fused_batch_size = WER_BATCH_SIZE
             stock.decoding.pop("fused_batch_size", None)  # -1 would switch the fused step off again
         if stock.get("optim_param_groups"):
             stock.optim_param_groups = _own_groups(stock.optim_param_groups, branch)
@@ -136,6 +138,7 @@ def network_blocks(cfg: DictConfig, branch: str) -> DictConfig:
     own = without_durations(cfg)
     with open_dict(own):
         own.encoder, own.decoder = cfg.student.encoder, cfg.student.decoder or cfg.decoder
+        own.joint = student_block(cfg, "joint")
     return own
 
 
@@ -149,8 +152,13 @@ def without_durations(cfg: DictConfig) -> DictConfig:
 
 
 def student_block(cfg: DictConfig, name: str) -> DictConfig | None:
-    """Return a copy of one block of `without_durations`, None if there is none; copies no other part of the config."""
-    block = copy.deepcopy(cfg.get(name))
+    """Return a copy of one block of the student's config, None if there is none; copies no other part of the config.
+
+    Args:
+        cfg: a pair's config.
+        name: `joint`, which may be the student's own, or a block of `without_durations`.
+    """
+    block = copy.deepcopy((name == "joint" and cfg.student.get("joint")) or cfg.get(name))
     if is_tdt(cfg):
         _drop_durations(name, block)
     return block

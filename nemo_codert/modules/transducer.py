@@ -175,6 +175,7 @@ class BranchOutput:
     prediction_of: Optional["BranchOutput"] = None
     layers: Mapping[int, torch.Tensor] = field(default_factory=dict)
     top_k: ClassVar[TopK | None] = None  # set in outputs of which nothing else is known
+    _of_heads: dict[nn.Module, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def encoder_side(self) -> torch.Tensor:
@@ -195,18 +196,19 @@ class BranchOutput:
     def encoder_logits(self) -> torch.Tensor:
         """Raw logits of the encoder alone, [B, T, V+1]: of the joint, or of the CTC head where there is one."""
         if self.networks.ctc_head is not None:
-            return ctc_logits(self.networks.ctc_head, self.encoded)
+            return self.head_logits(self.networks.ctc_head)
         return projected_logits(self.networks.joint, self.encoder_side)
 
-    @cached_property
-    def target_logits(self) -> torch.Tensor:
-        """`encoder_logits` without a graph, cached apart from those: what a criterion compares the student with."""
-        if "encoder_logits" in self.__dict__:
-            return self.encoder_logits.detach()
-        if self.networks.ctc_head is None:
-            _ = self.encoder_side  # keeps its graph, which the RNN-T loss of a co-trained teacher needs
-        with torch.no_grad():
-            return BranchOutput.encoder_logits.func(self).detach()
+    def head_logits(self, head: ConvASRDecoder, layer: int | None = None) -> torch.Tensor:
+        """Return raw logits [B, T, V+1] of a CTC head over the output of an encoder layer, by default the encoder's.
+
+        Args:
+            head: it belongs to one layer, and its logits are computed once.
+            layer: one of `layers`; None: the output of the encoder.
+        """
+        if head not in self._of_heads:
+            self._of_heads[head] = ctc_logits(head, self.encoded if layer is None else self.layers[layer])
+        return self._of_heads[head]
 
     @cached_property
     def prediction_logits(self) -> torch.Tensor:
@@ -246,6 +248,10 @@ class _Rows(BranchOutput):
         gathered = (part[index] for part in (whole.encoded, whole.encoded_len, whole.transcript, whole.transcript_len))
         super().__init__(whole.networks, *gathered, None, layers)
         self.__dict__.update(whole=whole, index=index)
+
+    def head_logits(self, head: ConvASRDecoder, layer: int | None = None) -> torch.Tensor:
+        # Overrides BranchOutput.head_logits.
+        return self.whole.head_logits(head, layer)[self.index]
 
 
 def _gathered(name: str) -> cached_property:

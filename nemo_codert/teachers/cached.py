@@ -41,7 +41,7 @@ class TopKOutput(BranchOutput):
         """Raise ValueError: only classes are known."""
         raise ValueError("the stored targets are top_k classes: this term of the loss needs targets of kind encoder")
 
-    prediction_side = encoder_logits = target_logits = encoder_side
+    prediction_side = encoder_logits = encoder_side
 
     def rows(self, index: torch.Tensor) -> "TopKOutput":
         # Overrides BranchOutput.rows.

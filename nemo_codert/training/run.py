@@ -27,6 +27,7 @@ from nemo_codert.evaluation.transcribe import evaluate, write_predictions
 from nemo_codert.export.model_card import model_card, read_error_rates
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
 from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
+from nemo_codert.files.atomic import whole_file
 from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
 from nemo_codert.models.build_faults import build_error, try_networks
@@ -291,7 +292,10 @@ def describe(model: EncDecRNNTBPEModel, folder: Path, *, is_writer: bool) -> Non
         return
     report = teacher_report(model, model.val_dataloader())
     logger.info("%s", format_teacher_report(report))
-    (folder / "teacher_report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for warning in report["warnings"]:
+        logger.warning("%s", warning)
+    with whole_file(folder / "teacher_report.json") as file:
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def finish(run: Run) -> None:

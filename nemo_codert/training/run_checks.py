@@ -126,7 +126,8 @@ def _run_problems(cfg: DictConfig) -> Iterator[str]:
         name = _value(cfg, key)
         if isinstance(name, str) and name.endswith(".nemo") and not os.path.isfile(name):
             yield f"{key} is {name!r}: no such file. Give the path of a .nemo file or a pretrained name"
-    joint = _value(cfg, "model.joint._target_")
+    own = _value(cfg, "model.student.joint._target_") if train == "student" else None
+    joint = own or _value(cfg, "model.joint._target_")
     if train in ("student", "teacher") and joint == STOCK_JOINT and codert.get("rnnt_loss") == "exact":
         yield (
             f"model.codert.rnnt_loss is exact but train is {train} with the stock joint: NeMo's own class trains "

@@ -11,10 +11,11 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from nemo_codert.analysis.branches import measured_branches
-from nemo_codert.analysis.readings import SOURCES, VIEWS, analyze, chosen, transcript_faults, utterances
+from nemo_codert.analysis.readings import SOURCES, VIEWS, WITH_PRIOR, analyze, chosen, transcript_faults, utterances
 from nemo_codert.data.manifest import read_manifest
-from nemo_codert.models import student_config, teacher_config
+from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
 from tests.conftest import SAMPLE_RATE, conformer, tone
+from tests.models.teacher_files import pair_config, save_teacher
 from tests.models.training_runs import branch_losses
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
@@ -91,6 +92,7 @@ def test_rows_are_frames_states_and_frames_that_emit(shared_pair, found):
     frames = sum(len(own.states) for own in shown)
     assert counts == {
         ("encoder", "all"): frames,
+        (WITH_PRIOR, "all"): frames,
         ("joint", "all"): frames + sum(tokens),
         ("prediction", "all"): sum(tokens) + 8,
         **{(source, "non-blank"): sum(emitting) for source in SOURCES},
@@ -121,9 +123,11 @@ def test_the_size_of_a_batch_does_not_matter(shared_pair, found, joint):
 
 
 @pytest.mark.parametrize("shape", [{}, TWO_EACH])
-def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found, shape):
-    pair = shared_pair("tandem_kd", **shape).eval()
-    measured = analyze(measured_branches(pair), found).agreement
+@pytest.mark.parametrize("prior", ["none", "mean_prediction"])
+def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found, shape, prior):
+    pair = shared_pair("tandem_kd", **shape, codert={"distillation": {"prior": prior}}).eval()
+    both = analyze(measured_branches(pair), found)
+    measured = both.agreement if prior == "none" else both.agreement_with_prior
     total = 0.0
     with torch.no_grad():
         for utterance in found:
@@ -133,6 +137,37 @@ def test_the_divergence_is_the_distillation_loss_of_training(shared_pair, found,
             total += float(branch_losses(pair, batch)["train_distillation_loss"])
     assert measured.frames * measured.divergence == pytest.approx(total, rel=1e-4)
     assert total > 0
+
+
+def shift(joint, constant: torch.Tensor) -> None:
+    """Move a constant for each class from the prediction logits of an additive joint to its encoder logits."""
+    joint.enc.bias.data += constant
+    joint.pred.bias.data -= constant
+
+
+def test_a_constant_that_moves_from_one_side_to_the_other_moves_no_figure_with_the_prior(shared_pair, found):
+    pair = shared_pair("tandem_kd").eval()
+    measured = [analyze(measured_branches(pair), found)]
+    shift(pair.joint, 3.0 * torch.randn(CLASSES))
+    measured.append(analyze(measured_branches(pair), found))
+    before, after = (each.branches["teacher"].readings for each in measured)
+    for source in SOURCES:
+        for view in VIEWS:
+            moved = np.abs(before[source, view].entropy - after[source, view].entropy).max()
+            assert moved < 1e-5 if source in (WITH_PRIOR, "joint") else moved > 0.1, (source, view)
+    plain, with_prior = ([getattr(each, name) for each in measured] for name in ("agreement", "agreement_with_prior"))
+    assert plain[1].divergence > plain[0].divergence + 0.5
+    assert with_prior[1].divergence == pytest.approx(with_prior[0].divergence, rel=1e-5)
+    assert with_prior[1].same == with_prior[0].same and with_prior[0].divergence > 0.01
+
+
+def test_the_logits_of_a_ctc_head_have_no_prior(make_config, found, tmp_path):
+    path, _ = save_teacher(make_config, tmp_path, "hybrid")
+    pair = EncDecCoDERTBPEModel(pair_config(make_config, "hybrid", path, {"teacher_logits": "ctc"})).eval()
+    measured = analyze(measured_branches(pair), found[:2])
+    assert measured.agreement.frames > 0 and measured.agreement_with_prior is None
+    counts = {name: len(own.readings[WITH_PRIOR, "all"].entropy) for name, own in measured.branches.items()}
+    assert counts == {"student": measured.agreement.frames, "teacher": 0}
 
 
 def test_a_lone_model_and_its_exact_stock_copy_say_the_same(make_lone, found):

@@ -19,7 +19,15 @@ from nemo_codert.analysis.figures import (
     utterance_figures,
 )
 from nemo_codert.analysis.measures import Agreement, Confusions, Readings
-from nemo_codert.analysis.readings import SOURCES, VIEWS, Analysis, BranchReadings, FrameReadings
+from nemo_codert.analysis.readings import (
+    FRAME_SOURCES,
+    SOURCES,
+    VIEWS,
+    WITH_PRIOR,
+    Analysis,
+    BranchReadings,
+    FrameReadings,
+)
 from nemo_codert.analysis.report import (
     LogitReport,
     MeasuredModel,
@@ -38,7 +46,7 @@ def make_readings(rows: int, value: float = 0.5) -> Readings:
 
 
 def make_branch(rows: int = 20, encoder: float = 1.0, joint: float = 0.25) -> BranchReadings:
-    values = {"encoder": encoder, "prediction": 0.5, "joint": joint}
+    values = {"encoder": encoder, "prediction": 0.5, "joint": joint, WITH_PRIOR: 0.75}
     confusions = Confusions()
     confusions.add(torch.eye(6)[:3] * 4, torch.tensor([0, 0, 2]), torch.tensor([True, True, False]))
     readings = {(source, view): make_readings(rows, values[source]) for source in SOURCES for view in VIEWS}
@@ -47,7 +55,7 @@ def make_branch(rows: int = 20, encoder: float = 1.0, joint: float = 0.25) -> Br
 
 def make_frames(num_frames: int, top_k: int = 3) -> FrameReadings:
     return FrameReadings(
-        readings={source: make_readings(num_frames) for source in SOURCES},
+        readings={source: make_readings(num_frames) for source in FRAME_SOURCES},
         classes=np.tile(np.arange(top_k), (num_frames, 1)),
         probabilities=np.tile(np.array([0.7, 0.2, 0.005])[:top_k], (num_frames, 1)),
         states=np.repeat([0, 2, 3], [1, 1, num_frames - 2]),
@@ -65,8 +73,10 @@ def make_page(name: str = "a <b>", num_frames: int = 12, seconds_per_frame: floa
     return UtterancePage(name, "a & b", signal, 16000, branches, seconds, {"student": PIECES, "teacher": PIECES})
 
 
-def make_model(name: str, branches: dict, agreement: Agreement | None, step: int | None) -> MeasuredModel:
-    return MeasuredModel(name, f"runs/{name}", step, measure_rows(branches), agreement)
+def make_model(
+    name: str, branches: dict, agreement: Agreement | None, step: int | None, with_prior: Agreement | None = None
+) -> MeasuredModel:
+    return MeasuredModel(name, f"runs/{name}", step, measure_rows(branches), agreement, with_prior)
 
 
 # ---- folder --------------------------------------------------------------------------------------------------------
@@ -120,10 +130,14 @@ def test_rows_hold_means_quantiles_and_counts():
 def test_findings_put_encoder_and_joint_side_by_side():
     (all_frames, emitting) = findings(measure_rows({"teacher": make_branch()}))
     assert all_frames == (
-        "teacher, all frames: mean entropy of the encoder 1.000 nats, 4.00 times the joint's 0.250; "
+        "teacher, all frames: mean entropy of the encoder 1.000 nats, 4.00 times the joint's 0.250, "
+        "with the prior 0.750; "
         "among word pieces alone 0.500 nats, 4.00 times the joint's 0.125"
     )
     assert emitting.startswith("teacher, non-blank frames: ")
+    of_head = make_branch()  # of a CTC head, which has no prior
+    of_head.readings[WITH_PRIOR, "all"] = make_readings(0)
+    assert "joint's 0.250; among" in findings(measure_rows({"teacher": of_head}))[0]
     assert "encoder 1.000 nats, the joint's 0.000" in findings(measure_rows({"x": make_branch(joint=0.0)}))[0]
     assert findings(measure_rows({"x": make_branch(rows=0)})) == []
 
@@ -176,7 +190,7 @@ def test_an_utterance_is_cut_into_strips_that_share_one_scale_and_lose_no_frame(
 
 def test_silence_and_a_single_frame_are_drawn(tmp_path):
     own = FrameReadings(
-        readings={source: make_readings(1, 0.0) for source in SOURCES},
+        readings={source: make_readings(1, 0.0) for source in FRAME_SOURCES},
         classes=np.array([[5]]),
         probabilities=np.array([[1.0]]),
         states=np.array([0]),
@@ -246,7 +260,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
     branches = {"student": make_branch(), "teacher": make_branch()}
-    models = [make_model(f"{n}.ckpt", branches, Agreement(10, n, 1.0), 100 * n) for n in (1, 2)]
+    priors = {1: None, 2: Agreement(10, 6, 5.0)}  # the first one's is not known
+    models = [make_model(f"{n}.ckpt", branches, Agreement(10, n, 1.0), 100 * n, priors[n]) for n in (1, 2)]
     report = LogitReport(
         "test.json", 4, 9.5, 3, models, Analysis(branches), [make_page(num_frames=4), make_page("../c d", 26)]
     )
@@ -263,17 +278,28 @@ def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
         "utterance_001_.._c_d_0.png",
         "utterance_001_.._c_d_1.png",
     ]
+    assert [row["top1_agreement_with_prior"] for row in rows_of(tmp_path / "agreement.csv")] == ["", "0.6"]
     assert len(page.images) == len(pngs)
     assert all(image["src"].startswith("data:image/png;base64,iVBOR") and image["alt"] for image in page.images)
     assert all(int(image["width"]) > 300 and int(image["height"]) > 100 for image in page.images)
     text = " ".join(page.words)
-    for words in ("a <b>: a & b", "▁a", "<c>", "4 utterances", "The last of 2 models", "20.0%", "Definitions"):
+    for words in (
+        "a <b>: a & b",
+        "▁a",
+        "<c>",
+        "4 utterances",
+        "The last of 2 models",
+        "20.0%",
+        "60.0%",
+        "Definitions",
+    ):
         assert words in text
 
 
 def test_the_tables_hold_what_was_measured(tmp_path):
     branches = {"student": make_branch(), "teacher": make_branch(encoder=2.0)}
-    models = [make_model("a.ckpt", branches, Agreement(10, 5, 1.0), 7), make_model("b.nemo", branches, None, None)]
+    first = make_model("a.ckpt", branches, Agreement(10, 5, 1.0), 7, Agreement(10, 6, 2.0))
+    models = [first, make_model("b.nemo", branches, None, None)]
     write_logit_report(
         tmp_path, LogitReport("test.json", 1, 2.0, 2, models, Analysis(branches), [make_page(num_frames=4)])
     )
@@ -284,6 +310,8 @@ def test_the_tables_hold_what_was_measured(tmp_path):
     assert {float(row["entropy_mean"]) for row in own} == {2.0} and {row["rows"] for row in own} == {"20"}
     (agreement,) = rows_of(tmp_path / "agreement.csv")
     assert (agreement["step"], agreement["top1_agreement"], agreement["kl_nats_per_frame"]) == ("7", "0.5", "0.1")
+    with_prior = agreement["top1_agreement_with_prior"], agreement["kl_nats_per_frame_with_prior"]
+    assert with_prior == ("0.6", "0.2")
     assert not (tmp_path / "agreement.png").exists()  # nothing to draw a curve through
     confusions = rows_of(tmp_path / "confusions.csv")
     assert [row["reference"] for row in confusions[:4]] == ["▁a", "▁a", "<c>", "<c>"] and len(confusions) == 8

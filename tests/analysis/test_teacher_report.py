@@ -1,7 +1,10 @@
-"""The report on a teacher: known entropies and agreements on rigged joints, and nothing left changed."""
+"""The report on a teacher: known entropies and agreements on rigged joints, warnings, and nothing left changed."""
 
+import json
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding
@@ -10,8 +13,10 @@ from omegaconf import OmegaConf
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
 from nemo_codert.evaluation.word_errors import total_word_errors
 from nemo_codert.models import EncDecCoDERTBPEModel
-from tests.conftest import SENTENCES
+from nemo_codert.training.run import describe
+from tests.conftest import SENTENCES, conformer
 from tests.models.teacher_files import pair_config, save_teacher
+from tests.models.training_runs import equal_states, train
 
 ADDITIVE = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK = "nemo.collections.asr.modules.RNNTJoint"
@@ -34,16 +39,27 @@ def test_the_report_has_all_figures_and_reads_as_text(shared_pair, batch):
         "encoder_entropy",
         "joint_entropy",
         "encoder_joint_top1_agreement",
+        "encoder_entropy_with_prior",
+        "encoder_joint_top1_agreement_with_prior",
+        "encoder_largest_class",
+        "encoder_largest_share",
         "mode",
         "dropout",
         "batch_norm_statistics",
         "spec_augment",
+        "term_gradients",
+        "warnings",
     }
     assert report["words"] == 18  # of the four sentences in the batch
     assert 0.0 < report["encoder_entropy"] <= math.log(CLASSES) and 0.0 < report["joint_entropy"] <= math.log(CLASSES)
     assert 0.0 <= report["encoder_joint_top1_agreement"] <= 1.0
+    assert 0.0 < report["encoder_entropy_with_prior"] <= math.log(CLASSES)
+    assert 1 / CLASSES < report["encoder_largest_share"] < 0.5
+    assert report["term_gradients"]["encoder"] > 1e-6 and report["warnings"] == []
     text = format_teacher_report({**report, "source": "teacher.nemo", "tensors": 7, "parameters": 1234})
     assert "teacher.nemo: 7 tensors, 1,234 parameters" in text and "over 18 words" in text
+    assert f"; with the prior (mean prediction): entropy {report['encoder_entropy_with_prior']:.3f}, agreement" in text
+    assert f"class with most of the probability: {report['encoder_largest_class']!r}, " in text
 
 
 @pytest.mark.parametrize("joint", [ADDITIVE, STOCK])
@@ -83,6 +99,136 @@ def test_max_batches_bounds_the_frames_and_not_the_word_errors(shared_pair, batc
     assert first["encoder_entropy"] != whole["encoder_entropy"]
     assert (bounded["words"], bounded["wer"]) == (whole["words"], whole["wer"])
     assert bounded["words"] > first["words"]
+
+
+def shift(joint, constant) -> None:
+    """Move a constant for each class from the prediction logits of an additive joint to its encoder logits."""
+    joint.enc.bias.data += constant
+    joint.pred.bias.data -= constant
+
+
+def one_class(index: int, size: float) -> torch.Tensor:
+    return size * torch.eye(CLASSES)[index]
+
+
+def test_a_constant_that_moves_between_the_sides_moves_no_figure_with_the_prior(shared_pair, batch):
+    pair = shared_pair("tandem_kd")
+    before = teacher_report(pair, iter([batch]))
+    shift(pair.joint, 3.0 * torch.randn(CLASSES))
+    after = teacher_report(pair, iter([batch]))
+    for key in ("encoder_entropy_with_prior", "encoder_joint_top1_agreement_with_prior", "joint_entropy"):
+        assert after[key] == pytest.approx(before[key], abs=1e-5)
+    assert abs(after["encoder_entropy"] - before["encoder_entropy"]) > 0.1
+    assert after["encoder_joint_top1_agreement"] != before["encoder_joint_top1_agreement"]
+
+
+TERMS = {
+    "plain": {"at": "encoder"},
+    "with_prior": {"at": "encoder", "prior": "mean_prediction"},
+    "lattice": {"at": "joint"},
+    "late": {"at": "hidden", "by": "cosine", "layers": {1: 1}, "frame_shift": 1000},
+}
+
+
+@pytest.fixture
+def pair_with(make_config):
+    """Factory of a pair with some of `TERMS`; of 16 channels the student is as large as the teacher, and equals it."""
+
+    def make(*names: str, width: int = 12):
+        cfg = make_config("tandem_kd", teacher=conformer(2, 16), student=conformer(2, width))
+        cfg.codert.distillation = {name: TERMS[name] for name in names}
+        torch.manual_seed(0)
+        return EncDecCoDERTBPEModel(cfg)
+
+    return make
+
+
+def test_a_class_with_all_of_the_probability_is_named_with_the_term_that_it_silences(pair_with, batch):
+    pair = pair_with("plain", "with_prior", "lattice")
+    for joint in (pair.joint, pair.student_joint):
+        shift(joint, one_class(0, 80.0))
+    report = teacher_report(pair, iter([batch]))
+    assert report["encoder_largest_class"] == "<unk>" and report["encoder_largest_share"] > 0.999
+    share, gradient = report["warnings"]
+    assert share.startswith(
+        "model.codert.distillation.plain compares the teacher's encoder logits, in which one class"
+    )
+    assert "'<unk>', has 100.0% of the probability" in share
+    assert gradient.startswith("model.codert.distillation.plain has no gradient: ")
+    assert all("Consider prior: mean_prediction" in text and "or at: joint." in text for text in (share, gradient))
+    largest = report["term_gradients"]
+    assert largest["plain"] < 1e-25 and largest["with_prior"] > 1e-6 and largest["lattice"] > 1e-6
+
+
+def test_a_teacher_that_equals_its_student_is_no_reason_to_warn(pair_with, batch):
+    pair = pair_with("plain", "lattice", width=16)
+    for source, target in zip(pair.teacher_transducer.networks(), pair.student_transducer.networks(), strict=True):
+        assert equal_states(source.state_dict(), target.state_dict())
+    report = teacher_report(pair, iter([batch]))
+    assert report["term_gradients"]["plain"] == 0.0 and report["warnings"] == []
+    assert report["term_gradients"]["lattice"] < 1e-8  # rounding
+    for joint in (pair.joint, pair.student_joint):
+        shift(joint, one_class(0, 80.0))
+    warnings = teacher_report(pair, iter([batch]))["warnings"]
+    assert [text.split()[0] for text in warnings] == ["model.codert.distillation.plain"] * 2
+
+
+def test_a_term_that_compares_no_frame_is_named(pair_with, batch):
+    (warning,) = teacher_report(pair_with("late"), iter([batch]))["warnings"]
+    assert "model.codert.distillation.late has no gradient: its largest element at the student is 0.0e+00" in warning
+    assert warning.endswith("Consider another at or a smaller frame_shift.")
+
+
+@pytest.mark.parametrize(("size", "warns"), [(4.0, False), (80.0, True)])
+def test_blank_may_have_most_of_the_probability_but_not_all(pair_with, batch, size, warns):
+    pair = pair_with("plain", "with_prior")
+    shift(pair.joint, one_class(-1, size))
+    report = teacher_report(pair, iter([batch]))
+    assert report["encoder_largest_class"] == "blank" and 0.5 < report["encoder_largest_share"]
+    assert len(report["warnings"]) == warns and all("plain compares" in text for text in report["warnings"])
+
+
+def test_terms_that_need_text_are_left_out_where_there_is_none(pair_with, batch):
+    silent = [batch[0], batch[1], batch[2][:, :0], torch.zeros_like(batch[3])]
+    pair = pair_with("plain", "lattice")
+    assert teacher_report(pair, iter([silent]))["term_gradients"].keys() == {"plain"}
+    some = [*batch[:3], batch[3] * torch.tensor([0, 1, 1, 1])]
+    assert teacher_report(pair, iter([some]))["term_gradients"].keys() == {"plain", "lattice"}
+
+
+def test_a_run_logs_the_warnings_and_writes_them(pair_with, batch, tmp_path, monkeypatch, caplog):
+    pair = pair_with("plain")
+    shift(pair.joint, one_class(0, 80.0))
+    pair.loaded = {"teacher": {"source": "teacher.nemo", "tensors": 7, "parameters": 1234}}
+    monkeypatch.setattr(pair, "val_dataloader", lambda: [[batch]])
+    describe(pair, tmp_path, is_writer=True)
+    (warning,) = json.loads((tmp_path / "teacher_report.json").read_text())["warnings"]
+    assert warning in [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher_report.json"]
+
+
+def random_states() -> list:
+    return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+
+
+def test_a_run_after_the_report_is_the_run_without_it_bit_for_bit(make_config, batch):
+    found = []
+    for reported in (False, True):
+        noisy = {"conv_norm_type": "batch_norm", "dropout": 0.1, "dropout_att": 0.1}
+        masks = {"_target_": "nemo.collections.asr.modules.SpectrogramAugmentation", "freq_masks": 1, "freq_width": 4}
+        cfg = make_config("tandem_kd", teacher=conformer(2, 16) | noisy, spec_augment=masks)
+        cfg.codert.distillation = {name: TERMS[name] for name in ("plain", "with_prior", "lattice")}
+        torch.manual_seed(0)
+        pair = EncDecCoDERTBPEModel(cfg).train()
+        states = random_states()
+        if reported:
+            teacher_report(pair, iter([batch]))
+        assert random_states() == states
+        random.seed(0)
+        pair.spec_augmentation.spec_augment._rng.seed(0)
+        train(pair, [batch, batch])
+        found.append(pair.state_dict())
+    assert equal_states(*found)
 
 
 @pytest.mark.parametrize("strategy", ["shared_kd", "static"])

@@ -116,7 +116,7 @@ def test_settings_say_what_each_strategy_changes_and_are_read_as_they_were_writt
     assert settings.changes["tandem_kd"] == {
         "train": "pair",
         "model.codert.share_decoder": False,
-        "model.codert.distillation.weight": 0.3,
+        "model.codert.distillation.encoder.weight": 0.3,
     }
     settings.write(tmp_path)
     assert read_settings(tmp_path) == settings
@@ -138,6 +138,8 @@ def test_settings_say_what_each_strategy_changes_and_are_read_as_they_were_writt
         ({"overrides": ["model.tokenizer={dir: x, type: bpe}"]}, "sets model.tokenizer.dir"),
         ({"overrides": ["~model.test_ds"]}, "sets model.test_ds.manifest_filepath"),
         ({"overrides": ["model.codert.distillation.weight=0.3"]}, "would undo what makes the strategies differ"),
+        ({"overrides": ["model.codert.distillation.frame_shift=2"]}, "would undo what makes the strategies differ"),
+        ({"overrides": ["model.codert.distillation.joint.nodes=all"]}, "would undo what makes the strategies differ"),
         ({"overrides": ["model.codert.distillation={weight: 0.3}"]}, "would undo what makes the strategies differ"),
         ({"overrides": ["model.codert.share_decoder=true"]}, "--override STRATEGY:model.codert.share_decoder=true"),
         ({"overrides": ["exp_manager.checkpoint_callback_params.monitor=val_loss"]}, "best dev WER, but .*'val_loss'"),
@@ -238,7 +240,11 @@ def test_strategies_seeds_and_folds_may_be_added(make, tmp_path):
         ),
         (
             {"strategy_overrides": {"tandem_kd": ["model.codert.distillation.weight=0.3"]}},
-            r"model.codert.distillation.weight \(of tandem_kd\) is 0.3, the folder has 0.1",
+            r"model.codert.distillation.encoder.weight \(of tandem_kd\) is 0.3, the folder has 0.1",
+        ),
+        (
+            {"strategy_overrides": {"tandem_kd": ["model.codert.distillation.temperature=2"]}},
+            r"model.codert.distillation.encoder.temperature \(of tandem_kd\) is 2, the folder has 1.0",
         ),
     ],
 )
@@ -254,12 +260,25 @@ def test_a_teacher_alone_may_have_a_learning_rate_of_its_own(make):
 
 
 def test_a_key_that_came_into_the_package_later_is_taken_for_its_default(make, tmp_path):
-    key, stored = "model.codert.distillation.frame_shift", make()
+    key, stored = "model.codert.student_loss_from_step", make()
     assert stored.config[key] == 0
     before = Settings(**{**stored.__dict__, "config": {k: v for k, v in stored.config.items() if k != key}})
     assert extended(before, make(), tmp_path).config == before.config
     with pytest.raises(ValueError, match=f"{key} is 2, the folder has 0"):
         extended(before, make(overrides=["model.optim.lr=0.25", f"{key}=2"]), tmp_path)
+
+
+def test_a_comparison_from_before_the_named_terms_is_continued(make, tmp_path):
+    now, flat = make(strategies=["student", "tandem", "tandem_kd"]), "model.codert.distillation"
+    shipped = {"weight": 0.0, "temperature": 1.0, "reduction": "per_utterance", "start_step": 0, "ramp_steps": 0}
+    config = {**now.config, **{f"{flat}.{key}": value for key, value in shipped.items()}}
+    changes = {**now.changes, "tandem_kd": {**now.changes["tandem_kd"], f"{flat}.weight": 0.1}}
+    changes["tandem_kd"].pop(f"{flat}.encoder.weight")
+    before = Settings(**{**now.__dict__, "config": config, "changes": changes})
+    assert extended(before, now, tmp_path) == before
+    changes["tandem_kd"][f"{flat}.weight"] = 0.3
+    with pytest.raises(ValueError, match=r"encoder.weight \(of tandem_kd\) is 0.1, the folder has 0.3"):
+        extended(before, now, tmp_path)
 
 
 @pytest.mark.parametrize("place", [0, 39])
@@ -341,7 +360,7 @@ def test_a_command_composes_to_the_settings_and_the_paths_of_its_cell(strategy, 
     ours = {
         key: value
         for key, value in _flat(OmegaConf.to_container(cfg))
-        if key not in (*OWN_KEYS, "exp_manager.version")
+        if key not in (*OWN_KEYS, "exp_manager.version") and value is not None
     }
     assert ours == {key: value for key, value in wanted.items() if key in ours}
     assert composed("fsdd", strategy, ["model.optim.lr=0.5", "trainer.max_steps=400"]) == wanted

@@ -42,6 +42,9 @@ MORE = {
     "ema": {"ema_decay": 0.999, "distillation": VIEWS},
     "two_views": {"ema_decay": 0.0, "student_hears": {"spec_augment": MASKS}, "distillation": VIEWS},
 }
+# Strategies of the systems of docs/methods.md; tests/config/test_method_strategies.py composes and builds them.
+METHODS = "static_prior shared_kd_prior static_joint shared_joint static_occupied one_best collapsed two_stage".split()
+METHODS += "noise_robust features inter_kd cached target_speaker".split()
 # Settings of NeMo's streaming pipelines, composed with nothing; tests/export/test_student_in_nemo.py builds them.
 PIPELINES = {"inference/buffered_rnnt": "buffered", "inference/cache_aware_rnnt": "cache_aware"}
 # Values that differ from those of every strategy file: whatever is left of them was not set.
@@ -116,8 +119,8 @@ def millions_of(encoder: DictConfig) -> float:
 
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
-    assert found == {"base", *TOP, *(f"strategy/{name}" for name in STRATEGIES), *PIPELINES}
-    assert len(found) == 20
+    assert found == {"base", *TOP, *(f"strategy/{name}" for name in (*STRATEGIES, *METHODS)), *PIPELINES}
+    assert len(found) == 33
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -128,7 +131,7 @@ def test_a_pipeline_file_explains_itself_and_asks_for_a_model_only(name):
     assert cfg.asr.decoding.strategy == "greedy_batch"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *METHODS])
 def test_a_strategy_file_starts_with_the_global_package_line(strategy):
     lines = (CONF / "strategy" / f"{strategy}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"  # anything above it, and the file silently changes nothing

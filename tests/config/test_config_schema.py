@@ -116,6 +116,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
     assert dataclasses.asdict(StudentConfig()) == {
         "encoder": None,
         "decoder": None,
+        "joint": None,
         "init_from": None,
         "init_from_teacher": False,
         "aux_ctc": None,
@@ -148,7 +149,7 @@ def test_all_faults_are_reported_together():
 
 REFUSED = [
     # unknown keys
-    ("student.heads", 4, "model.student.heads is not a key of this version, known are encoder, decoder, init_from"),
+    ("student.heads", 4, "model.student.heads is not a key of this version, known are encoder, decoder, joint"),
     ("codert.alpha", 1, "model.codert.alpha is not a key of this version"),
     ("codert.distillation.alpha", 1, "known are at, by, weight, from_step, until_step, ramp_steps, temperature"),
     # wrong types

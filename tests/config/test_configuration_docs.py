@@ -69,8 +69,8 @@ def test_the_strategy_table_is_what_the_files_set():
     for name, content in files.items():
         codert = content["model"]["codert"]
         cells = [content["train"], codert.get("teacher", "-"), codert.get("share_decoder", "-")]
-        weights = {name: term["weight"] for name, term in (codert["distillation"] or {}).items() if term is not None}
-        cells.append(", ".join(f"{name} {weight}" for name, weight in weights.items()) or "none")
+        terms = {name: term for name, term in (codert["distillation"] or {}).items() if term}
+        cells.append(", ".join(f"{name} {term['weight']}" for name, term in terms.items()) or "none")
         assert table[name] == [str(cell).lower() for cell in cells]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from nemo_codert.analysis.term_gradients import term_gradients
 from nemo_codert.config.criteria import named_kinds
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.modules.transducer import Batch, BranchOutput
@@ -120,10 +121,11 @@ def test_it_is_zero_at_equality_where_that_is_promised(name, built, batch):
         target.load_state_dict({key: value for key, value in source.state_dict().items() if key in own})
     value = model.criteria["term"](*outputs(model, batch))
     value.backward()
+    measured = term_gradients(model, Batch.of(batch))["term"]
     if CASES[name].zero_at_equality:
-        assert value == 0 and not gradients(model)
+        assert value == 0 and not gradients(model) and measured.largest < 1e-8 and not measured.silent
     else:
-        assert value > 0
+        assert value > 0 and measured.largest > 0
 
 
 def counterparts(model) -> list[torch.nn.Module]:
@@ -195,6 +197,18 @@ def test_no_gradient_reaches_the_teacher_nor_a_shared_prediction_network(name, b
     assert not [name for name, p in model.named_parameters() if id(p) in of_teacher and p.grad is not None]
     moved = gradients(model)
     assert moved and all(parameter.startswith(("student_", "criteria.")) for parameter in moved)
+
+
+@ALL
+def test_its_gradient_is_measured_before_training_and_nothing_changes(name, built, batch):
+    model = built(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    generator, trainable = torch.get_rng_state(), [p.requires_grad for p in model.parameters()]
+    measured = term_gradients(model, Batch.of(batch))["term"]
+    assert measured.largest > 1e-6 and not measured.silent
+    assert torch.equal(torch.get_rng_state(), generator) and equal_states(model.state_dict(), before)
+    assert trainable == [p.requires_grad for p in model.parameters()]
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @ALL

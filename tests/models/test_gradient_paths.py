@@ -66,6 +66,14 @@ def test_the_teachers_rnnt_loss_moves_no_part_of_the_students_own(shared_pair, b
 
 
 @pytest.mark.parametrize("joint", JOINTS)
+def test_both_ways_with_a_prior_moves_all_that_makes_the_logits_of_either_side(shared_pair, batch, joint):
+    term = {"prior": "mean_prediction", "both_ways": True}
+    model = shared_pair(strategy="tandem_kd", joint=JOINTS[joint], codert={"distillation": term})
+    branch_losses(model, batch)["train_distillation_loss"].backward()
+    assert moved_groups(model) == with_joint(TEACHER | STUDENT, joint)
+
+
+@pytest.mark.parametrize("joint", JOINTS)
 def test_distillation_changes_no_gradient_of_the_teacher(shared_pair, batch, joint):
     gradients = []
     for weight in (0.0, 5.0):

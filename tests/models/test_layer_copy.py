@@ -80,11 +80,11 @@ def test_the_student_starts_as_an_excerpt_of_its_teacher(make_pair, batch, kind)
 def test_a_student_with_the_teachers_layers_and_joint_distils_nothing_at_the_start(make_pair, batch):
     model = make_pair(student=WIDE)
     features = model.extract_features(*batch[:2])
-    step = model.training_step(batch, 0)["loss"] - 0
     encoded = [e(audio_signal=features[0], length=features[1])[0] for e in (model.encoder, model.student_encoder)]
     assert torch.equal(*encoded)
-    model.cfg.codert.distillation.weight = 0.0
-    torch.testing.assert_close(step, model.training_step(batch, 0)["loss"])
+    model.training_step(batch, 0)
+    # Both sides are the same numbers: what is left of a sum over V+1 classes is rounding.
+    assert abs(model.step_losses["train_distillation_loss"]) < 1e-4 < model.step_losses["train_rnnt_loss_student"]
 
 
 def test_a_streaming_student_may_start_from_a_full_context_teacher(make_pair):

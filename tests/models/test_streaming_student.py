@@ -112,7 +112,10 @@ def test_what_follows_a_chunk_does_not_change_its_frames(student, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["shared_kd", "tandem_kd", "static"])
 def test_a_streaming_student_learns_from_a_teacher_that_hears_everything(tokenizer_dir, batch, strategy):
-    shift, emit = "model.codert.distillation.frame_shift=2", "model.loss.warprnnt_numba_kwargs.fastemit_lambda=0.01"
+    shift, emit = (
+        "++model.codert.distillation.encoder.frame_shift=2",
+        "model.loss.warprnnt_numba_kwargs.fastemit_lambda=0.01",
+    )
     pair = streaming_pair(tokenizer_dir, f"strategy={strategy}", shift, emit)
     assert pair.encoder.att_context_size == [-1, -1] and pair.student_encoder.att_context_size == [70, 1]
     losses = train(pair, [batch] * 6, lr=3e-3)
@@ -123,7 +126,7 @@ def test_the_shift_and_fastemit_change_their_own_part_of_the_loss(tokenizer_dir,
     pair = streaming_pair(tokenizer_dir).eval()
 
     def parts(shift: int = 0, fastemit: float = 0.0) -> dict[str, float]:
-        pair.cfg.codert.distillation.frame_shift = shift
+        pair.cfg.codert.distillation.encoder.frame_shift = shift
         pair.cfg.loss.warprnnt_numba_kwargs.fastemit_lambda = fastemit
         pair._setup_losses()  # as when it was built
         return {name: value.item() for name, value in branch_losses(pair, batch).items()}
@@ -137,7 +140,7 @@ def test_the_shift_and_fastemit_change_their_own_part_of_the_loss(tokenizer_dir,
 
 
 def test_a_shift_longer_than_every_utterance_leaves_the_rnnt_loss_alone(tokenizer_dir, batch):
-    pair = streaming_pair(tokenizer_dir, "model.codert.distillation.frame_shift=10000").eval()
+    pair = streaming_pair(tokenizer_dir, "++model.codert.distillation.encoder.frame_shift=10000").eval()
     losses = branch_losses(pair, batch)
     assert losses["train_distillation_loss"] == 0.0
     losses["train_loss"].backward()

@@ -57,14 +57,15 @@ def test_a_sequence_of_pairs_is_measured_and_the_last_one_shown(run, models, man
     names = ["agreement.csv", "agreement.png", "confusions.csv", "entropy.png", "frames.csv", "measures.csv"]
     assert sorted(path.name for path in output.iterdir()) == [*names, "report.html", "utterance_000_0.png"]
     rows = rows_of(output / "measures.csv")
-    assert [Path(row["model"]).name for row in rows] == ["pair.nemo"] * 12 + ["equal.nemo"] * 12
-    assert all(0 < float(row["entropy_mean"]) < math.log(CLASSES) for row in rows[:12])
-    for row in rows[12:]:
+    assert [Path(row["model"]).name for row in rows] == ["pair.nemo"] * 16 + ["equal.nemo"] * 16
+    assert all(0 < float(row["entropy_mean"]) < math.log(CLASSES) for row in rows[:16])
+    for row in rows[16:]:
         assert float(row["entropy_mean"]) == pytest.approx(math.log(CLASSES), abs=1e-12)
     agreements = rows_of(output / "agreement.csv")
     assert 0 < float(agreements[0]["kl_nats_per_frame"]) and float(agreements[1]["kl_nats_per_frame"]) == 0
     assert float(agreements[1]["top1_agreement"]) == 1
     assert "equal.nemo: teacher and student name the same class in 100.0% of " in text
+    assert "nats a frame; with the prior in 100.0%, KL 0.000\n" in text
     assert f"Written to {output / 'report.html'}" in text
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "turn the light on" in page and page.count("<img ") == 3
@@ -122,7 +123,7 @@ def test_a_folder_of_models_is_taken_in_order(run, models, manifest, tmp_path):
     status, _, _ = run(*given, "--utterances", "0", "--max-utterances", "1", "--branch", "student")
     assert status == 0
     rows = rows_of(tmp_path / "out" / "measures.csv")
-    assert [Path(row["model"]).name for row in rows] == ["step_0.nemo"] * 6 + ["step_1.nemo"] * 6
+    assert [Path(row["model"]).name for row in rows] == ["step_0.nemo"] * 8 + ["step_1.nemo"] * 8
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def test_stored_targets_give_the_frozen_teachers_losses_in_any_order(
         wanted, found = losses_of(frozen, loaded), losses_of(cached, loaded)
         assert wanted.keys() == found.keys() and len(found) == len(terms) + 2
         for name, value in found.items():
-            assert value.item() == pytest.approx(wanted[name].item(), rel=1e-6, abs=1e-6), name
+            # A squared difference of two log-likelihoods magnifies the rounding of each.
+            rel = 1e-5 if name.endswith("sequence") else 1e-6
+            assert value.item() == pytest.approx(wanted[name].item(), rel=rel, abs=1e-6), name
         of_both = [
             torch.autograd.grad(each["train_loss"], model.student_encoder.parameters(), allow_unused=True)
             for each, model in ((wanted, frozen), (found, cached))
@@ -194,7 +196,7 @@ def test_utterances_without_text_and_single_ones_are_rows_of_the_targets(make_co
         frames = int(output.encoded_len[b])
         assert torch.equal(output.row(b).top_k.ids[0], output.top_k.ids[b, :frames])
     with pytest.raises(ValueError, match="this term of the loss needs targets of kind encoder"):
-        _ = output.target_logits
+        _ = output.encoder_logits
 
 
 REFUSED = {

@@ -13,6 +13,9 @@ from tests.training.run_configs import TEST_SETS, listed, refusal
 SAVE_LAST = "exp_manager.checkpoint_callback_params.save_last"
 
 
+STOCK_BLOCK = f"{{_target_: {STOCK}, jointnet: {{joint_hidden: 8, activation: relu}}}}"
+
+
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
@@ -275,6 +278,10 @@ def test_a_run_that_can_start_passes(strategy, run_config, tmp_path):
             )
             for train in ("student", "teacher")
         ),
+        (
+            ["strategy=student", "model.codert.rnnt_loss=exact", f"model.student.joint={STOCK_BLOCK}"],
+            ["model.codert.rnnt_loss is exact but train is student with the stock joint"],
+        ),
         (["train=both"], ["train is 'both'", "wanted pair, student or teacher"]),
         (
             ["+init_from_nemo_model=a.nemo"],
@@ -302,6 +309,12 @@ def test_a_fault_is_named_with_key_value_and_remedy_and_nothing_is_written(overr
 def test_the_exact_loss_is_there_for_pairs_and_for_the_additive_joint(joint, loss, strategy, run_config):
     cfg = run_config(f"strategy={strategy}", f"model.codert.rnnt_loss={loss}", f"model.joint._target_={joint}")
     assert check_run(cfg).codert.rnnt_loss == loss
+
+
+def test_a_lone_additive_student_of_a_stock_teacher_has_the_exact_loss(run_config):
+    own = f"model.student.joint={{_target_: {ADDITIVE}, jointnet: {{}}}}"
+    cfg = run_config("strategy=student", "model.codert.rnnt_loss=exact", f"model.joint._target_={STOCK}", own)
+    assert check_run(cfg).student.joint._target_ == ADDITIVE
 
 
 @pytest.mark.parametrize("absent", [False, True])

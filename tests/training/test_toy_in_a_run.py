@@ -27,11 +27,10 @@ class Broken(Likeness):
         return super().forward(student, teacher, batch) * (float("nan") if Broken.calls > 1 else 1.0)
 
 
-# In a user's folder, as in docs/configuration.md: the flat keys of the shipped configs are left out before the terms.
+# In a user's folder, as in docs/configuration.md: a term beside that of the strategy.
 FILES = {
-    "no_terms.yaml": "# @package _global_\nmodel: {codert: {distillation: null}}\n",
-    "toy.yaml": "defaults: [fsdd, no_terms, _self_]\nmodel:\n  codert:\n    distillation:\n"
-    "      encoder: {weight: 0.1}\n      likeness: {at: hidden, by: likeness, weight: 0.5, power: 2.0}\n",
+    "toy.yaml": "defaults: [fsdd, _self_]\nmodel:\n  codert:\n    distillation:\n"
+    "      likeness: {at: hidden, by: likeness, weight: 0.5, power: 2.0}\n",
 }
 
 
