@@ -19,7 +19,8 @@ from tests.training.resume_runs import dev_set
 from tests.training.sharded_data import write_shards
 
 pytestmark = pytest.mark.reliability
-NAMES = ["student", *STRATEGIES]
+NAMES = ["student", *STRATEGIES, "ema"]
+EMA = {"teacher": "ema", "share_decoder": False, "distillation": {"views": {"at": "joint", "nodes": "occupied"}}}
 DATA = {"sample_rate": 16000, "batch_size": 2, "num_workers": 0}
 LHOTSE = {"use_lhotse": True, "seed": 0, "shard_seed": 0, "pretokenize": False}
 
@@ -55,7 +56,9 @@ def answers(tmp_path_factory, make_config, manifest, batch) -> list[dict]:
     plain = {**DATA, "manifest_filepath": str(manifest)}
     evaluated = {"validation_ds": {**plain, "shuffle": False, "manifest_filepath": str(dev_set(manifest))}}
     for name in NAMES:
-        cfg = make_config("tandem" if name == "student" else name, train_ds={**plain, "shuffle": True}, **evaluated)
+        kind = "tandem" if name in ("student", "ema") else name
+        cfg = make_config(kind, train_ds={**plain, "shuffle": True}, **evaluated)
+        cfg.codert = EMA if name == "ema" else cfg.codert
         OmegaConf.save(cfg, folder / f"{name}.yaml")
     # With a number for a seed both would read the same: nemo_codert.training.run_checks refuses it.
     for kind, more in (("classic", {}), ("lhotse", {**LHOTSE, "shard_seed": "randomized", "num_workers": 1})):
