@@ -27,6 +27,7 @@ NOT_RUN = {
     "deployment.md": "they need trained students; tests/export, tests/deploy and tests/scripts run tiny ones",
     "index.md": "the quickstart: tests/scripts/test_quickstart.py",
     "loss_numerics.md": "tests, which make test runs, and benchmarks of minutes",
+    "methods.md": "trainings of minutes; tests/config/test_method_strategies.py makes a step of every strategy",
     "performance.md": "benchmarks of minutes to hours; tests/scripts/test_benchmark.py runs them at tiny sizes",
     "reliability.md": "the campaign of make test-reliability, and parts of commands",
     "results.md": "trainings of minutes to days; tests/scripts/test_compare_for_real.py runs tiny ones",
@@ -79,7 +80,7 @@ def test_a_command_has_options_that_exist(command, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(Parsed):
-        importlib.import_module(f"nemo_codert.cli.{name}").main(arguments)
+        importlib.import_module(f"nemo_codert.cli.{name.replace('-', '_')}").main(arguments)
 
 
 @pytest.mark.parametrize("command", commands(hydra=True))

@@ -5,9 +5,12 @@
 
 --data-dir is a corpus as codert prepare leaves it (train.json, dev.json, test*.json, tokenizer/), or a folder
 of such corpora, the folds. Every fold, strategy and seed is one cell: a training in a process of its own, with the
-same updates, data order and student at the start for all strategies of a seed. A static strategy brings `teacher` with
-it and takes the teacher of its own fold and seed. Hydra overrides after `--` are for all strategies, --override
-STRATEGY:KEY=VALUE is for one.
+same updates, data order and student at the start for all strategies of a seed. A strategy with a pre-trained teacher
+brings `teacher` with it and takes the teacher of its own fold and seed, unless model.codert.teacher_checkpoint is
+given; with a cached teacher its targets are stored first (of clean.json in the corpus where there is one, which has
+the ids of train.json), unless model.codert.teacher_cache is given. NAME-twin is strategy NAME without distillation:
+weight 0 for every term, all else alike. Hydra overrides after `--` are for all strategies, --override
+STRATEGY:KEY=VALUE is for one and its twin; model.codert.student_hears.KEY is for those that have that block.
 
 The output folder: results.csv (one row a run), predictions.jsonl.gz, table.md, plots, report.html, and cells/ with
 command, log and .nemo files of every run. The same command again resumes where it stopped: finished cells are never
@@ -39,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a corpus or a folder of corpora")
     parser.add_argument("--config-name", default="fsdd", metavar="NAME", help="a shipped config (fsdd)")
-    parser.add_argument("--strategies", nargs="+", metavar="S", help=f"({' '.join(run.STRATEGIES)})")
+    parser.add_argument("--strategies", nargs="+", metavar="S", help=f"({' '.join(run.STRATEGIES)}); NAME-twin too")
     parser.add_argument("--seeds", nargs="+", metavar="N", help="numbers and ranges: 0-4 7 (0-2)")
     parser.add_argument("--folds", nargs="+", metavar="NAME", help="of the folds in --data-dir (all)")
     parser.add_argument("--max-steps", type=int, metavar="N", help="updates of every run (the config's)")
@@ -92,7 +95,7 @@ def train_and_report(options: argparse.Namespace) -> int:
         against=options.against,
     )
     with stoppable():
-        outcome = run.compare(wanted, trainer=run.TRAINER)
+        outcome = run.compare(wanted, trainer=run.TRAINER, cacher=run.CACHER)
     show(outcome.tables, outcome.folder)
     if outcome.failed:
         print(f"{len(outcome.failed)} cells failed: {'; '.join(map(str, outcome.failed))}", file=sys.stderr)

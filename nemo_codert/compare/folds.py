@@ -10,6 +10,7 @@ from typing import Any
 from nemo_codert.data.manifest import read_manifest
 
 ONE_FOLD = "all"  # name of the only fold where the data folder is a corpus itself
+CLEAN = "clean.json"  # optional manifest: what the teacher of stored targets gets in place of train.json
 HASHED = 64  # audio files of a manifest, evenly spread, whose bytes are hashed: enough to detect other audio
 
 
@@ -63,6 +64,7 @@ def _fold(data_dir: Path, folder: str) -> Fold:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"{root} has the name {name!r}, which does not suit a command line. Use letters and _-.")
     files = [f"{name}.json" for name in ("train", "dev", *tests)]
+    files += [CLEAN] if (root / CLEAN).is_file() else []
     audio = {f"audio of {file}": _hash_of_audio(read_manifest(root / file)) for file in files}
     files.append("tokenizer/tokenizer.model")
     if not (root / files[-1]).is_file():

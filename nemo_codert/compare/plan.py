@@ -6,40 +6,47 @@ again without it.
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.compare.folds import Fold
-from nemo_codert.config.criteria import distillation_terms, named
+from nemo_codert.compare.folds import CLEAN, Fold
+from nemo_codert.compare.strategies import (
+    CHECKPOINT,
+    TARGETS,
+    TERMS,
+    check_complete,
+    composed,
+    flat,
+    is_for_some,
+    makes_targets,
+    override_key,
+    plain_name,
+    reaching,
+    takes_teacher,
+    twin_overrides,
+)
+from nemo_codert.config.criteria import distillation_terms
 from nemo_codert.config.hydra_text import hydra_value
-from nemo_codert.config.nearest import nearest
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
-from nemo_codert.config.search import check_names, config_search
-from nemo_codert.config.shipped import conf_folder
 from nemo_codert.files.atomic import whole_file
 
 BASELINE = "student"
-TEACHER = "teacher"  # strategy whose model is the static ones' teacher
+TEACHER = "teacher"  # strategy whose model is the teacher of those that take a pre-trained one
 TEACHER_WEIGHTS = "run/teacher.nemo"  # path in the teacher's cell
+TARGET_FOLDER = "targets"  # folder in the cell of a cached teacher's student, until it is finished
 SETTINGS_FILE = "comparison.json"
 REPORTED_DIFFERENCES = 20
 # Keys that the comparison sets, cell by cell.
 OWN_KEYS = (
-    *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir", "model.codert.teacher_checkpoint"),
+    *("strategy", "seed", "train", "trainer.max_steps", "model.tokenizer.dir"),
     *(f"model.{name}_ds.manifest_filepath" for name in ("train", "validation", "test")),
     *(f"exp_manager.{key}" for key in ("exp_dir", "name", "version", "explicit_log_dir", "resume_if_exists")),
 )
 # Keys that define a strategy: overriding them for all would erase the difference that is measured.
-TERMS = "model.codert.distillation"
 STRATEGY_KEYS = ("model.codert.teacher", "model.codert.share_decoder", TERMS)
 # Keys that are the same for all strategies, so that updates, data order and student are.
 SHARED_KEYS = ("seed", "trainer", "exp_manager", "model.sample_rate", "model.preprocessor", "model.spec_augment")
@@ -47,6 +54,7 @@ SHARED_KEYS += ("model.tokenizer", "model.train_ds", "model.validation_ds", "mod
 SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "model.rnnt_reduction", "model.optim")
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
 TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the compared students
+STUDENTS_OWN = ("model.student.aux_ctc",)  # a CTC head of the student is part of a strategy
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
@@ -87,6 +95,10 @@ class Settings:
     config: dict[str, Any]
     changes: dict[str, dict[str, Any]]
     versions: dict[str, str]
+
+    def config_of(self, strategy: str) -> dict[str, Any]:
+        """Return the composed config of a strategy, flat; keys that it lacks are None."""
+        return {**self.config, **self.changes[strategy]}
 
     @property
     def test_sets(self) -> list[str]:
@@ -187,42 +199,46 @@ def make_settings(
     folds: Mapping[str, Fold],
     versions: Mapping[str, str],
 ) -> Settings:
-    """Compose and check every strategy's config. A static strategy adds the teacher's.
+    """Compose and check every strategy's config. A strategy that takes a pre-trained teacher adds `teacher`.
 
     A strategy or seed that is named twice is taken once.
 
     Raises:
         ValueError: unknown config, strategy or key, an override of a key that the comparison sets or that all
-            strategies share, and steps that validation does not divide.
+            strategies share, a key without a value, and steps that validation does not divide.
     """
-    if any(map(is_static, strategies)) and TEACHER not in strategies:
-        strategies = [TEACHER, *strategies]
     strategies, seeds = list(dict.fromkeys(strategies)), list(dict.fromkeys(seeds))
-    if unknown := sorted(strategy_overrides.keys() - set(strategies)):
-        raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(strategies)}")
     _check_overrides(overrides, strategy_overrides)
     steps = [] if max_steps is None else [f"trainer.max_steps={max_steps}"]
-    config = composed(config_name, BASELINE, [*overrides, *steps])
+    config = composed(config_name, BASELINE, [*reaching(overrides, {}), *steps])
     updates = _checked_steps(config)
     _check_checkpoints(config)
-    changes = {}
-    for strategy in strategies:
-        own = composed(config_name, strategy, [*overrides, *strategy_overrides.get(strategy, ()), *steps])
-        changes[strategy] = {key: own.get(key) for key in {**config, **own} if own.get(key) != config.get(key)}
-        own_keys = TEACHERS_OWN if strategy == TEACHER else ()
-        shared = [k for k in changes[strategy] if _is_below(k, SHARED_KEYS) and not _is_below(k, own_keys)]
-        if shared:
-            raise ValueError(
-                f"{shared[0]} is {own.get(shared[0])!r} for {strategy} but {config.get(shared[0])!r} for {BASELINE}: "
-                "updates, data and student must be the same for all strategies. Set it for all, after --"
-            )
+
+    def compose(strategy: str) -> dict[str, Any]:
+        own = strategy_overrides.get(plain_name(strategy), ())
+        for_all = overrides
+        if any(map(is_for_some, overrides)):
+            for_all = reaching(overrides, composed(config_name, strategy, own))
+        return composed(config_name, strategy, [*for_all, *own, *steps])
+
+    configs = {strategy: compose(strategy) for strategy in strategies}
+    if any(map(takes_teacher, configs.values())) and TEACHER not in configs:
+        configs = {TEACHER: compose(TEACHER), **configs}
+    if twins := [name for name in strategy_overrides if name != plain_name(name)]:
+        raise ValueError(f"--override is for {twins[0]}: give it to {plain_name(twins[0])}, the twin takes it too")
+    if unknown := sorted(strategy_overrides.keys() - set(map(plain_name, configs))):
+        raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(configs)}")
+    for override in filter(is_for_some, overrides):
+        if not any(override in reaching([override], own) for own in configs.values()):
+            raise ValueError(f"{override!r} has no effect: none of {' '.join(configs)} has that block")
+    changes = {strategy: _changes(strategy, own, config) for strategy, own in configs.items()}
     return Settings(
         config_name=config_name,
         overrides=list(overrides),
         strategy_overrides={name: list(values) for name, values in strategy_overrides.items()},
         threads=threads,
         max_steps=updates,
-        strategies=strategies,
+        strategies=list(configs),
         seeds=seeds,
         folds=dict(folds),
         config=config,
@@ -231,55 +247,28 @@ def make_settings(
     )
 
 
-def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the config of a strategy as training would get it, flat: dotted key -> value, references unresolved.
-
-    A strategy without terms has no key below `model.codert.distillation`.
-
-    Raises:
-        ValueError: no such config, strategy or key.
-    """
-    return dict(_composed(config_name, strategy, tuple(overrides)))
-
-
-@cache  # a fifth of a second each, and the lone student's is used twice
-def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    known = sorted(path.stem for path in (conf_folder() / "strategy").glob("*.yaml"))
-    if strategy not in known:
-        wanted = f"wanted one of {', '.join(known)}; the nearest is {nearest(strategy, known)!r}"
-        raise ValueError(f"there is no strategy {strategy!r}, {wanted}")
-    GlobalHydra.instance().clear()
-    try:
-        search = config_search(["--config-name", config_name, f"strategy={strategy}", *overrides])
-        check_names(search)
-        with initialize_config_dir(str(conf_folder()), version_base=None):
-            cfg = compose(config_name, list(search.overrides))
-    except ValueError as error:
-        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from None
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    terms = named(plain["model"]["codert"].pop("distillation"))
-    return {**dict(_flat(plain)), **dict(_flat(terms, f"{TERMS}."))}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _changes(strategy: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys in which a strategy's config differs from the lone student's, once it has passed the checks."""
+    check_complete(strategy, own, config)
+    changes = {key: own.get(key) for key in {**config, **own} if own.get(key) != config.get(key)}
+    own_keys = TEACHERS_OWN if strategy == TEACHER else STUDENTS_OWN
+    shared = [key for key in changes if _is_below(key, SHARED_KEYS) and not _is_below(key, own_keys)]
+    if shared:
+        raise ValueError(
+            f"{shared[0]} is {own.get(shared[0])!r} for {strategy} but {config.get(shared[0])!r} for {BASELINE}: "
+            "updates, data and student must be the same for all strategies. Set it for all, after --"
+        )
+    return changes
 
 
 def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[str]]) -> None:
     for override in [*for_all, *(override for overrides in by_strategy.values() for override in overrides)]:
-        if own := [own for own in OWN_KEYS if _is_below(own, (_key(override),))]:
+        if own := [own for own in OWN_KEYS if _is_below(own, (override_key(override),))]:
             raise ValueError(
                 f"{override!r} sets {own[0]}, which the comparison gives to every cell itself. Leave it out"
             )
     for override in for_all:
-        key = _key(override)
-        if _defines_a_strategy(key):
+        if _defines_a_strategy(override_key(override)):
             raise ValueError(
                 f"{override!r} would undo what makes the strategies differ. Give it to one: "
                 f"--override STRATEGY:{override}"
@@ -288,10 +277,6 @@ def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[
 
 def _defines_a_strategy(key: str) -> bool:
     return any(_is_below(key, (own,)) or _is_below(own, (key,)) for own in STRATEGY_KEYS)
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
 def _check_checkpoints(config: Mapping[str, Any]) -> None:
@@ -319,11 +304,6 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
             "validated. Give a multiple, or set trainer.val_check_interval after --"
         )
     return steps
-
-
-def is_static(strategy: str) -> bool:
-    """Return whether a strategy takes a teacher that was trained before."""
-    return strategy.startswith("static")
 
 
 # ---- continuing ----------------------------------------------------------------------------------------------------
@@ -373,8 +353,8 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
     )
 
 
-def _without_terms(flat: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if not _is_below(key, (TERMS,))}
+def _without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not _is_below(key, (TERMS,))}
 
 
 def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
@@ -383,7 +363,7 @@ def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
     Comparisons of earlier versions have the flat keys of one term, and terms of weight 0 where there are none now.
     """
     block: dict[str, Any] = {}
-    for key, value in {**settings.config, **settings.changes[strategy]}.items():
+    for key, value in settings.config_of(strategy).items():
         if key.startswith(f"{TERMS}."):
             *names, last = key.removeprefix(f"{TERMS}.").split(".")
             node = block
@@ -392,14 +372,14 @@ def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
             node[last] = value
     terms = distillation_terms(block)
     used = {name: term for name, term in terms.items() if term["weight"] != 0 or term.get("layers")}
-    return dict(_flat(used, f"{TERMS}."))
+    return dict(flat(used, f"{TERMS}."))
 
 
 def _defaults_of_our_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of keys of `config` that did not exist when the comparison was made."""
     blocks = {"student": StudentConfig, "codert": CoDERTConfig}
     plain = {name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in blocks.items()}
-    return {key: value for key, value in _flat({"model": plain}) if key in config}
+    return {key: value for key, value in flat({"model": plain}) if key in config}
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------------
@@ -413,7 +393,7 @@ def plan(
 ) -> list[Cell]:
     """Return the cells in the order of training: seed by seed, fold by fold, so that a seed is complete early.
 
-    only: these strategies, and the teacher if one of them is static. seeds, folds: only these.
+    only: these strategies, and the teacher if one of them takes it. seeds, folds: only these.
 
     Raises:
         ValueError: `only` names a strategy that is not in the comparison.
@@ -422,7 +402,7 @@ def plan(
         if strategy not in settings.strategies:
             raise ValueError(f"--only names {strategy!r}, the comparison has {', '.join(settings.strategies)}")
     chosen = {*(only or settings.strategies)}
-    if any(map(is_static, chosen)):
+    if any(takes_teacher(settings.config_of(strategy)) for strategy in chosen):
         chosen.add(TEACHER)
     strategies = [strategy for strategy in settings.strategies if strategy in chosen]
     return [
@@ -435,9 +415,10 @@ def plan(
     ]
 
 
-def teacher_of(cell: Cell) -> Cell | None:
-    """Return the cell whose teacher a static strategy takes: same fold, same seed."""
-    return Cell(cell.fold, TEACHER, cell.seed) if is_static(cell.strategy) else None
+def teacher_of(settings: Settings, cell: Cell) -> Cell | None:
+    """Return the cell whose teacher this one takes: same fold, same seed; None where it takes none."""
+    takes = takes_teacher(settings.config_of(cell.strategy))
+    return Cell(cell.fold, TEACHER, cell.seed) if takes else None
 
 
 def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
@@ -445,20 +426,38 @@ def training_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir
     return [*_plain_arguments(settings, cell), *_path_arguments(settings, cell, data_dir, output_dir)]
 
 
+def target_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
+    """Return the arguments of `codert cache` for the targets that a cell is trained with; none where it needs none.
+
+    The teacher gets `clean.json` of the corpus where there is one, which has the ids of `train.json`.
+    """
+    config, fold = settings.config_of(cell.strategy), settings.folds[cell.fold]
+    if not makes_targets(config):
+        return []
+    manifest = CLEAN if CLEAN in fold.sha256 else "train.json"
+    weights = config.get(CHECKPOINT) or _weights(settings, cell, output_dir)
+    root, folder = _root(fold, data_dir), _targets(cell, output_dir)
+    return ["--teachers", weights, "--manifest", f"{root}/{manifest}", "--keep", "encoder", "--output", folder]
+
+
 def shell_command(settings: Settings, cell: Cell) -> str:
     """Return the command of a cell for a shell, relative to $DATA and $OUTPUT."""
     plain = [shlex.quote(argument) for argument in _plain_arguments(settings, cell)]
     paths = [f'"{argument}"' for argument in _path_arguments(settings, cell, "$DATA", "$OUTPUT")]
     threads = f"OMP_NUM_THREADS={settings.threads} MKL_NUM_THREADS={settings.threads}"
-    return " ".join([threads, "python -m nemo_codert.cli.train", *plain, *paths])
+    command = " ".join([threads, "python -m nemo_codert.cli.train", *plain, *paths])
+    targets = [f'"{argument}"' for argument in target_arguments(settings, cell, "$DATA", "$OUTPUT")]
+    return " ".join([threads, "python -m nemo_codert.cli.cache", *targets, "&&", command]) if targets else command
 
 
 def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:
+    config = settings.config_of(cell.strategy)
     return [
         f"--config-name={settings.config_name}",
-        f"strategy={cell.strategy}",
-        *settings.overrides,
-        *settings.strategy_overrides.get(cell.strategy, ()),
+        f"strategy={plain_name(cell.strategy)}",
+        *reaching(settings.overrides, config),
+        *settings.strategy_overrides.get(plain_name(cell.strategy), ()),
+        *twin_overrides(cell.strategy, config),
         f"trainer.max_steps={settings.max_steps}",
         f"seed={cell.seed}",
         f"exp_manager.name={cell.strategy}",
@@ -467,8 +466,8 @@ def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:
 
 
 def _path_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: str) -> list[str]:
-    fold = settings.folds[cell.fold]
-    root = data_dir if fold.folder == "." else f"{data_dir}/{fold.folder}"
+    fold, config = settings.folds[cell.fold], settings.config_of(cell.strategy)
+    root = _root(fold, data_dir)
     tests = ",".join(hydra_value(f"{root}/{name}.json") for name in fold.test_sets)
     arguments = [
         f"model.train_ds.manifest_filepath={hydra_value(f'{root}/train.json')}",
@@ -477,7 +476,20 @@ def _path_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: s
         f"model.tokenizer.dir={hydra_value(f'{root}/tokenizer')}",
         f"exp_manager.exp_dir={hydra_value(f'{output_dir}/{Path(cell.folder).parent}')}",
     ]
-    if teacher := teacher_of(cell):
-        weights = f"{output_dir}/{teacher.folder}/{TEACHER_WEIGHTS}"
-        arguments.append(f"model.codert.teacher_checkpoint={hydra_value(weights)}")
+    if takes_teacher(config):
+        arguments.append(f"{CHECKPOINT}={hydra_value(_weights(settings, cell, output_dir))}")
+    if makes_targets(config):
+        arguments.append(f"{TARGETS}={hydra_value(_targets(cell, output_dir))}")
     return arguments
+
+
+def _root(fold: Fold, data_dir: str) -> str:
+    return data_dir if fold.folder == "." else f"{data_dir}/{fold.folder}"
+
+
+def _weights(settings: Settings, cell: Cell, output_dir: str) -> str:
+    return f"{output_dir}/{teacher_of(settings, cell).folder}/{TEACHER_WEIGHTS}"
+
+
+def _targets(cell: Cell, output_dir: str) -> str:
+    return f"{output_dir}/{cell.folder}/{TARGET_FOLDER}"

@@ -32,6 +32,7 @@ from nemo_codert.compare.results import (
     write_results,
 )
 from nemo_codert.compare.runner import LOCK_FILE, Runner, locked
+from nemo_codert.compare.strategies import plain_name
 
 __all__ = ["Comparison", "Outcome", "compare", "report_again"]
 
@@ -39,6 +40,7 @@ STRATEGIES = ["student", "tandem_kd", "shared_kd"]
 SEEDS = [0, 1, 2]
 PACKAGES = ("nemo_toolkit", "torch")
 TRAINER = [sys.executable, "-m", "nemo_codert.cli.train"]
+CACHER = [sys.executable, "-m", "nemo_codert.cli.cache"]
 INTERRUPTED = "interrupted: the same command resumes from here"
 
 
@@ -50,7 +52,7 @@ class Comparison:
         output_dir: folder of the comparison, new or of the same settings.
         data_dir: a corpus as `codert prepare` leaves it, or a folder of such corpora, the folds.
         config_name: one of the shipped configs.
-        strategies: names of conf/strategy (student, tandem_kd, shared_kd).
+        strategies: names of conf/strategy (student, tandem_kd, shared_kd); NAME-twin is NAME without distillation.
         seeds: of the trainings, each 0 or more (0, 1, 2).
         folds: names of some of the corpora (all).
         max_steps: optimizer steps of every training (those of the config).
@@ -96,7 +98,7 @@ class Outcome:
     interrupted: bool
 
 
-def compare(wanted: Comparison, *, trainer: Sequence[str] = TRAINER) -> Outcome:
+def compare(wanted: Comparison, *, trainer: Sequence[str] = TRAINER, cacher: Sequence[str] = CACHER) -> Outcome:
     """Train what a comparison lacks and write its report.
 
     Trainings run in processes of their own. A folder with the same settings is continued: finished trainings are
@@ -105,6 +107,7 @@ def compare(wanted: Comparison, *, trainer: Sequence[str] = TRAINER) -> Outcome:
     Args:
         wanted: the comparison.
         trainer: command of a training, to which its Hydra arguments are appended.
+        cacher: command that stores the targets of a cached teacher, to which its options are appended.
 
     Returns:
         The folder of the comparison, its tables, and the trainings that failed.
@@ -144,6 +147,7 @@ def compare(wanted: Comparison, *, trainer: Sequence[str] = TRAINER) -> Outcome:
             jobs=wanted.jobs,
             keep_models=wanted.keep_models,
             lock=lock,
+            cacher=cacher,
         )
         interrupted = False
         try:
@@ -239,14 +243,15 @@ def versions() -> dict[str, str]:
 
 
 def baseline(settings: Settings, against: str | None) -> str:
-    """Return the strategy that the tables compare with: `against`, the lone student, or the first there is.
+    """Return the strategy that the tables compare with: `against`, the lone student, a twin, or the first there is.
 
     Raises:
         ValueError: the comparison does not have `against`, or `against` has no student.
     """
     if against is None:
         students = [strategy for strategy in settings.strategies if strategy != TEACHER]
-        return BASELINE if BASELINE in students else [*students, TEACHER][0]
+        twins = [strategy for strategy in students if plain_name(strategy) != strategy]
+        return BASELINE if BASELINE in students else [*twins, *students, TEACHER][0]
     if against not in settings.strategies:
         raise ValueError(f"--against is {against}, the comparison has {', '.join(settings.strategies)}")
     if against == TEACHER:

@@ -21,10 +21,12 @@ from statistics import fmean
 from tqdm import tqdm
 
 from nemo_codert.compare.plan import (
+    TARGET_FOLDER,
     TEACHER,
     TEACHER_WEIGHTS,
     Cell,
     Settings,
+    target_arguments,
     teacher_of,
     training_arguments,
 )
@@ -64,8 +66,8 @@ def locked(folder: Path) -> Iterator[int]:
 class Runner:
     """Trainer of cells.
 
-    trainer: the command to which a cell's arguments are appended. lock: open file that every training inherits.
-    failed: cells that failed in this call.
+    trainer: the command to which a cell's arguments are appended. cacher: the command that stores targets. lock: open
+    file that every training inherits. failed: cells that failed in this call.
     """
 
     settings: Settings
@@ -75,13 +77,14 @@ class Runner:
     jobs: int
     keep_models: bool
     lock: int
+    cacher: Sequence[str] = ()
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
     _code: dict[Cell, str] = field(default_factory=dict)  # hash of the code at the start of a training
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], finished_seconds: dict[str, list[float]]) -> None:
-        """Train `cells` in order, students of a static teacher after the teacher. An interrupt stops all trainings.
+        """Train `cells` in order, students of a pre-trained teacher after it. An interrupt stops all trainings.
 
         Args:
             finished_seconds: wall times of finished cells by strategy, for the estimate of the remaining time.
@@ -106,7 +109,7 @@ class Runner:
         for cell in list(waiting):
             if len(self._running) >= self.jobs:
                 return
-            teacher = teacher_of(cell)
+            teacher = teacher_of(self.settings, cell)
             if fault := self._teacher_fault(teacher):
                 waiting.remove(cell)
                 self.failed.append(cell)
@@ -127,15 +130,19 @@ class Runner:
         folder = self.folder / cell.folder
         shutil.rmtree(folder, ignore_errors=True)  # an attempt that did not finish may have left files
         folder.mkdir(parents=True)
-        arguments = training_arguments(self.settings, cell, str(self.data_dir), str(self.folder))
-        command = [*self.trainer, *arguments]
+        paths = str(self.data_dir), str(self.folder)
+        command = [*self.trainer, *training_arguments(self.settings, cell, *paths)]
+        targets = target_arguments(self.settings, cell, *paths)
         threads = {f"{name}_NUM_THREADS": str(self.settings.threads) for name in ("OMP", "MKL")}
         shown = " ".join(f"{key}={value}" for key, value in threads.items())
-        (folder / COMMAND_FILE).write_text(f"{shown} \\\n  {shlex.join(command)}\n", encoding="utf-8")
+        commands = [[*self.cacher, *targets], command] if targets else [command]
+        script = folder / COMMAND_FILE
+        lines = [f"{shown} \\\n  {shlex.join(words)}\n" for words in commands]
+        script.write_text("".join(lines), encoding="utf-8")
         self._code[cell] = source_hash()
         with (folder / LOG_FILE).open("wb") as log:
             process = subprocess.Popen(
-                command,
+                ["bash", "-e", str(script)] if targets else command,
                 env={**os.environ, **threads},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -160,8 +167,9 @@ class Runner:
             _say(f"{cell}: FAILED, {fault}. The end of {folder / LOG_FILE}:\n{_tail(folder / LOG_FILE)}")
             return
         self._seconds.setdefault(cell.strategy, []).append(seconds)
-        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
-        if not self.keep_models and cell.strategy != TEACHER:  # static students may follow
+        for path in (folder / "run" / "checkpoints", folder / TARGET_FOLDER):
+            shutil.rmtree(path, ignore_errors=True)
+        if not self.keep_models and cell.strategy != TEACHER:  # its students may follow
             for model in (folder / "run").glob("*.nemo"):
                 model.unlink()
         cells = len(waiting) + len(self._running)

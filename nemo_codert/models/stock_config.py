@@ -123,6 +123,8 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
         if branch == "student" and cfg.student.aux_ctc:
             stock.aux_ctc = copy.deepcopy(cfg.student.aux_ctc)
             stock.aux_ctc.decoder.update(feat_in=width, num_classes=-1, vocabulary=[])  # NeMo fills in the classes
+            if stock.aux_ctc.get("decoding") is None:  # NeMo's own default has types that no checkpoint may hold
+                stock.aux_ctc.decoding = {"strategy": "greedy_batch"}
     return stock
 
 

@@ -15,16 +15,19 @@ from nemo_codert.compare.plan import (
     OWN_KEYS,
     Cell,
     Settings,
-    _flat,
-    composed,
     extended,
     make_settings,
     plan,
     read_settings,
     shell_command,
+    target_arguments,
     training_arguments,
 )
+from nemo_codert.compare.strategies import CHECKPOINT, composed, flat
+from nemo_codert.config.checked import checked_config
+from nemo_codert.config.search import config_search
 from tests.compare.comparison_corpora import write_corpus
+from tests.config.test_conf_files import METHODS
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
@@ -213,6 +216,89 @@ def test_settings_that_were_spoilt_by_hand_are_refused_by_key(spoil, message, ma
         read_settings(tmp_path)
 
 
+# ---- strategies, their twins and teachers --------------------------------------------------------------------------
+
+GIVEN = {
+    "noise_robust": ["model.codert.student_hears.noise=noise.json"],
+    "inter_kd": ["model.codert.teacher_checkpoint=hybrid.nemo"],
+}
+
+
+@pytest.mark.parametrize("strategy", ["static", "tandem_kd", *METHODS])
+def test_every_strategy_that_distils_is_planned_with_its_twin(strategy, make):
+    twin, own = f"{strategy}-twin", {strategy: GIVEN[strategy]} if strategy in GIVEN else {}
+    settings = make(strategies=[strategy, twin], strategy_overrides=own)
+    kinds = {"static", "shared_kd_prior", "shared_joint", "tandem_kd", "inter_kd"}
+    assert settings.strategies[:-2] == ([] if strategy in kinds - {"static"} else ["teacher"])
+    theirs, ours = settings.config_of(strategy), settings.config_of(twin)
+    weights = {key for key in theirs if key.startswith("model.codert.distillation.") and key.endswith(".weight")}
+    changed = {key for key in ours if theirs.get(key) != ours[key]}
+    assert weights and weights <= changed <= {*weights, "model.codert.student_loss_from_step"}
+    assert {ours[key] for key in weights} == {0}
+    assert all(set(GIVEN.get(strategy, ())) <= set(arguments_of(settings, name)) for name in (strategy, twin))
+
+
+def arguments_of(settings: Settings, strategy: str) -> list[str]:
+    return training_arguments(settings, Cell("all", strategy, 0), "/data", "/out")
+
+
+@pytest.mark.parametrize("strategy, name", [("two_stage-twin", "two_stage"), ("inter_kd-twin", "inter_kd")])
+def test_a_twin_passes_the_checks_of_a_run(strategy, name, make):
+    settings = make(strategies=[strategy], strategy_overrides={name: GIVEN.get(name, [])})
+    search = config_search(arguments_of(settings, strategy))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
+        cfg = compose("fsdd", list(search.overrides))
+    active = {spec.name for spec in checked_config(cfg.model).criteria if spec.weight > 0}
+    heads = {"ctc_student", "middle_heads"} if strategy == "inter_kd-twin" else set()
+    assert active == {"rnnt_student", *heads}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"strategies": ["student-twin"]}, "there is no student-twin: student has no distillation"),
+        ({"strategies": ["tandem-twin"]}, "there is no tandem-twin: tandem has no distillation"),
+        ({"strategies": ["statc-twin"]}, "no strategy 'statc', .*nearest is 'static'"),
+        ({"strategies": ["inter_kd"]}, "inter_kd needs a hybrid teacher.*--override inter_kd:model.codert.teacher_ch"),
+        (
+            {"strategies": ["noise_robust"]},
+            "student_hears.noise is .* for noise_robust: give it with --override noise",
+        ),
+        ({"overrides": ["model.codert.student_hears.noise=a"]}, "has no effect: none of student tandem_kd has that"),
+        (
+            {"strategies": ["static-twin"], "strategy_overrides": {"static-twin": ["model.codert.rnnt_loss=nemo"]}},
+            "--override is for static-twin: give it to static, the twin takes it too",
+        ),
+    ],
+)
+def test_a_strategy_that_cannot_be_trained_is_refused_with_what_it_needs(given, message, make):
+    with pytest.raises(ValueError, match=message):
+        make(**given)
+
+
+def test_a_given_teacher_takes_the_place_of_the_comparisons_own(make):
+    settings = make(strategies=["static"], overrides=["model.codert.teacher_checkpoint=big.nemo"])
+    assert settings.strategies == ["static"] and plan(settings)[0].strategy == "static"
+    given = [text for text in arguments_of(settings, "static") if "teacher_checkpoint" in text]
+    assert given == ["model.codert.teacher_checkpoint=big.nemo"]
+
+
+def test_targets_are_stored_where_none_are_given(make):
+    folder = "/out/cells/all/seed0/cached"
+    teacher = "/out/cells/all/seed0/teacher/run/teacher.nemo"
+    settings, cell = make(strategies=["cached"]), Cell("all", "cached", 0)
+    stored = ["--teachers", teacher, "--manifest", "/data/train.json", "--keep", "encoder", "--output"]
+    assert target_arguments(settings, cell, "/data", "/out") == [*stored, f"{folder}/targets"]
+    assert f"model.codert.teacher_cache='{folder}/targets'" in arguments_of(settings, "cached")
+    assert "nemo_codert.cli.cache" in shell_command(settings, cell)
+    settings = make(strategies=["cached"], strategy_overrides={"cached": ["model.codert.teacher_cache=mixture"]})
+    assert settings.strategies == ["cached"] and target_arguments(settings, cell, "/data", "/out") == []
+    assert [text for text in arguments_of(settings, "cached") if "teacher_c" in text] == [
+        "model.codert.teacher_cache=mixture"
+    ]
+
+
 # ---- continuing ----------------------------------------------------------------------------------------------------
 
 
@@ -359,8 +445,8 @@ def test_a_command_composes_to_the_settings_and_the_paths_of_its_cell(strategy, 
     wanted = {**settings.config, **settings.changes[strategy]}
     ours = {
         key: value
-        for key, value in _flat(OmegaConf.to_container(cfg))
-        if key not in (*OWN_KEYS, "exp_manager.version") and value is not None
+        for key, value in flat(OmegaConf.to_container(cfg))
+        if key not in (*OWN_KEYS, CHECKPOINT, "exp_manager.version") and value is not None
     }
     assert ours == {key: value for key, value in wanted.items() if key in ours}
     assert composed("fsdd", strategy, ["model.optim.lr=0.5", "trainer.max_steps=400"]) == wanted

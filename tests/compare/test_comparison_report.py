@@ -45,6 +45,9 @@ RIGHT = {"student": 3, "tandem_kd": 4, "shared_kd": 3, "static": 1, "teacher": 5
 FILES = {"results.csv", "predictions.jsonl.gz", "table.md", "wer.png", "reduction.png", "report.html"}
 
 
+FROZEN = {"train": "pair", "model.codert.teacher": "frozen"}
+
+
 def settings_of(strategies=("student", "tandem_kd"), seeds=(0, 1), folds=("all",), sets=("test_seen",)) -> Settings:
     hashes = {"train.json": "0" * 64}
     return Settings(
@@ -57,7 +60,7 @@ def settings_of(strategies=("student", "tandem_kd"), seeds=(0, 1), folds=("all",
         seeds=list(seeds),
         folds={name: Fold("." if name == "all" else name, list(sets), hashes) for name in folds},
         config={"seed": 0, "model.optim.lr": 0.5},
-        changes={name: {} for name in strategies},
+        changes={name: FROZEN if name == "static" else {} for name in strategies},
         versions={"torch": "1.2.3"},
     )
 

@@ -1,13 +1,17 @@
 """The strategy of every system of docs/methods.md: its terms in every small config, and the pair that it makes."""
 
 import logging
+import re
 
 import pytest
 from omegaconf import open_dict
 
 from nemo_codert.config.checked import checked_config
 from nemo_codert.config.search import config_search
-from tests.config.test_conf_files import METHODS, SMALL, model_section
+from tests.config.test_conf_files import CONF, METHODS, SMALL, model_section
+from tests.conftest import REPOSITORY
+
+TEXT = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
 
 # System, as a title of docs/methods.md has it: its strategies.
 SYSTEMS = {
@@ -63,6 +67,34 @@ def section(tokenizer_dir, manifest):
 
 def test_every_system_has_a_strategy_and_every_strategy_a_system():
     assert sorted(name for names in SYSTEMS.values() for name in names) == sorted(LOSSES) == sorted(METHODS)
+
+
+def section_of(title: str) -> str:
+    """The text of docs/methods.md below a title."""
+    found = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/methods.md has no section {title!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize("title", SYSTEMS)
+def test_the_page_shows_every_strategy_as_its_file_has_it(title):
+    shown = dict(re.findall(r"^```yaml\n# conf/strategy/(\w+)\.yaml\n(.*?)^```$", section_of(title), re.M | re.S))
+    files = {name: (CONF / "strategy" / f"{name}.yaml").read_text() for name in SYSTEMS[title]}
+    assert shown == {name: text.split("\n", 2)[2] for name, text in files.items()}  # below package and comment
+
+
+@pytest.mark.parametrize("title", [*SYSTEMS, "Pseudo-labels"])
+def test_a_section_names_its_source_its_use_and_what_it_gave(title):
+    text = section_of(title)
+    assert re.search(r"[Ss]ources?:\s", text) and re.search(r"arXiv:\d{4}\.\d{5}", text)
+    assert "\nWhen: " in text and "\nWhat it cost and gave here: " in text
+
+
+def test_the_table_leads_to_every_section():
+    rows = re.findall(r"^\| .* \| (`.*`).* \| \[(.*)\]\(#(.*)\) \|$", TEXT, re.MULTILINE)
+    named = {title: re.findall(r"`(\w+)`", strategies) for strategies, title, _ in rows}
+    assert named == {**SYSTEMS, "Pseudo-labels": ["student"]}
+    assert all(anchor == title.lower().replace(" ", "-") for _, title, anchor in rows)
 
 
 @pytest.mark.parametrize("strategy, name", CASES)

@@ -52,6 +52,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(comparison_plan, "composed", composed)
     monkeypatch.setattr("nemo_codert.compare.run.TRAINER", STUB)
+    monkeypatch.setattr("nemo_codert.compare.run.CACHER", STUB)
     monkeypatch.setattr("nemo_codert.compare.runner.POLL_SECONDS", 0.02)
     monkeypatch.setenv("STUB_DIR", str(tmp_path))
     write_corpus(tmp_path / "data")

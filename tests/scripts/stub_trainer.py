@@ -1,4 +1,4 @@
-"""Takes the place of scripts/train.py in tests of comparisons: writes the files of a run in no time, without NeMo.
+"""Takes the place of `codert train` and `codert cache` in tests of comparisons: writes their files without NeMo.
 
 Behaves as the file `stub.json` beside the data says: {"fail": [cells], "hang": [cells], "deaf": hanging ones cannot
 be asked to end, "updates": N}, a cell being "fold/strategy/seed". Every start is a line of `starts.txt` beside it.
@@ -32,7 +32,7 @@ def write_predictions(given: dict[str, str], run: Path, strategy: str, updates: 
     for branch in branches:
         folder = run / "predictions" / branch
         folder.mkdir(parents=True)
-        rate = ERROR_RATES["teacher" if branch == "teacher" else strategy]
+        rate = ERROR_RATES.get("teacher" if branch == "teacher" else strategy, 0.15)
         for manifest in map(Path, manifests):
             lines = [json.loads(line) for line in manifest.read_text().splitlines()]
             for place, line in enumerate(lines):
@@ -44,9 +44,22 @@ def write_predictions(given: dict[str, str], run: Path, strategy: str, updates: 
             (folder / f"{manifest.stem}_summary.json").write_text(json.dumps(about) + "\n")
 
 
+def store_targets(words: list[str]) -> int:
+    """Make the folder of targets, with the name of the manifest that the teacher gets."""
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    if not Path(given["--teachers"]).is_file():
+        sys.exit(f"no such file: {given['--teachers']}")
+    Path(given["--output"]).mkdir()
+    (Path(given["--output"]) / "header.json").write_text(given["--manifest"])
+    print("storing targets of", Path(given["--manifest"]).name, flush=True)
+    return 0
+
+
 def main() -> int:
+    if sys.argv[1] == "--teachers":
+        return store_targets(sys.argv[1:])
     given = values(sys.argv[1:])
-    strategy, root = given["strategy"], Path(given["exp_manager.exp_dir"])
+    strategy, root = given["exp_manager.name"], Path(given["exp_manager.exp_dir"])
     fold = root.parent.name
     name = f"{fold}/{strategy}/{given['seed']}"
     data = Path(os.environ["STUB_DIR"])
@@ -68,6 +81,9 @@ def main() -> int:
     teacher = given.get("model.codert.teacher_checkpoint")
     if teacher and not Path(teacher).is_file():
         sys.exit(f"no such file: {teacher}")
+    targets = given.get("model.codert.teacher_cache")
+    if targets and not (Path(targets) / "header.json").is_file():
+        sys.exit(f"no targets: {targets}")
     updates = behaviour.get("updates", int(given["trainer.max_steps"]))
     write_predictions(given, run, strategy, updates)
     return 0

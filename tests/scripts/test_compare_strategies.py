@@ -132,6 +132,50 @@ def test_a_static_strategy_gets_the_teacher_of_its_fold_and_seed(run, starts, tm
     assert sorted(starts()) == [f"{fold}/student/{seed}" for fold in ("ann", "bob") for seed in (3, 5)]
 
 
+def test_a_strategy_is_compared_with_its_twin_after_the_teacher_of_both(compare, starts, tmp_path):
+    status, out, _ = compare("--strategies", "static_joint", "static_joint-twin", "--seeds", "0")
+    assert status == 0 and starts() == ["all/teacher/0", "all/static_joint/0", "all/static_joint-twin/0"]
+    assert "relative reduction against static_joint-twin" in out
+    cells = tmp_path / "out" / "cells" / "all" / "seed0"
+    own, twin = ((cells / name / "command.sh").read_text() for name in ("static_joint", "static_joint-twin"))
+    assert "strategy=static_joint " in twin and "distillation.joint.weight=0 " in twin
+    assert "weight=0 " not in own and all("teacher/run/teacher.nemo" in text for text in (own, twin))
+
+
+@pytest.mark.parametrize("manifest", ["train.json", "clean.json"])
+def test_targets_of_a_cached_teacher_are_stored_before_its_student_is_trained(manifest, compare, starts, tmp_path):
+    if manifest == "clean.json":
+        shutil.copyfile(tmp_path / "data" / "train.json", tmp_path / "data" / manifest)
+    status, _, _ = compare("--strategies", "target_speaker", "--seeds", "0")
+    assert status == 0 and starts() == ["all/teacher/0", "all/target_speaker/0"]
+    cell = tmp_path / "out" / "cells" / "all" / "seed0" / "target_speaker"
+    assert (cell / "train.log").read_text().startswith(f"storing targets of {manifest}\ntraining all/target_speaker/0")
+    assert names(cell) == {"command.sh", "train.log", "result.json", "run"}  # its targets are gone
+    shutil.rmtree(cell / "run")
+    subprocess.run(["bash", "-e", str(cell / "command.sh")], check=True, capture_output=True)
+    assert names(cell) >= {"run", "targets"}
+
+
+def test_a_cell_whose_targets_cannot_be_stored_fails_without_a_training(compare, starts, tmp_path):
+    compare("--strategies", "teacher", "--seeds", "0")
+    starts()
+    absent = "cached:model.codert.teacher_checkpoint=absent.nemo"
+    status, _, err = compare("--strategies", "cached", "--seeds", "0", "--only", "cached", "--override", absent)
+    assert status == 1 and starts() == [] and "no such file: absent.nemo" in err
+
+
+def test_the_noise_of_a_strategy_may_be_given_for_all(compare, starts, tmp_path):
+    noise = ["--", "model.codert.student_hears.noise=noise.json"]
+    named = ["--strategies", "student", "noise_robust", "noise_robust-twin", "--seeds", "0"]
+    status, _, err = compare(*named)
+    assert status == 2 and "model.codert.student_hears.noise is ??? for noise_robust: give it with --override" in err
+    status, _, _ = compare(*named, *noise)
+    assert status == 0
+    cells = tmp_path / "out" / "cells" / "all" / "seed0"
+    given = {path.name for path in cells.iterdir() if noise[1] in (path / "command.sh").read_text()}
+    assert given == {"noise_robust", "noise_robust-twin"}
+
+
 # ---- trainings that fail or are stopped ----------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from nemo_codert.export.training_record import recorded_training, training_recor
 from nemo_codert.models import student_config, teacher_config
 from nemo_codert.models.open_model import open_model
 from nemo_codert.training import run, run_checks
+from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.run import Run, build_model, finish, make_trainer, prepare, train, transcribe_tests
 from nemo_codert.training.run_checks import check_run
 from nemo_codert.training.usable_data import screen_data
@@ -307,9 +308,12 @@ def test_a_hybrid_student_alone_is_nemos_own_class(run_config, manifest, tmp_pat
     dev = tmp_path / "dev.json"
     dev.write_text(manifest.read_text())
     cfg = run_config("strategy=student", f"model.validation_ds.manifest_filepath={dev}", *SMALL)
-    cfg.model.student.aux_ctc = KINDS["hybrid"]["aux_ctc"]
-    model = built(cfg)
-    assert type(model) is EncDecHybridRNNTCTCBPEModel and model.ctc_loss_weight == 0.3
+    block = KINDS["hybrid"]["aux_ctc"]
+    for cfg.model.student.aux_ctc in (block, {key: block[key] for key in ("ctc_loss_weight", "decoder")}):
+        model = built(cfg)
+        assert type(model) is EncDecHybridRNNTCTCBPEModel and model.ctc_loss_weight == 0.3
+        # A checkpoint holds plain values only.
+        CheckpointFiles().save_checkpoint({"hyper_parameters": model.hparams}, tmp_path / "hybrid.ckpt")
 
 
 def test_a_trained_model_says_what_it_hears_and_keeps_no_path_of_the_test_sets(

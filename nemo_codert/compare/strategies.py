@@ -1,0 +1,172 @@
+"""Strategies of a comparison: composed configs, twins without distillation, and what a training needs first.
+
+A config is flat here: dotted key -> value, references unresolved. Imports hydra and omegaconf, not NeMo.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_codert.config.criteria import named
+from nemo_codert.config.nearest import nearest
+from nemo_codert.config.search import check_names, config_search
+from nemo_codert.config.shipped import conf_folder
+
+TWIN = "-twin"  # suffix of a strategy's twin: the same without distillation
+TERMS = "model.codert.distillation"
+CHECKPOINT = "model.codert.teacher_checkpoint"
+TARGETS = "model.codert.teacher_cache"
+FIRST_STEP = "model.codert.student_loss_from_step"
+# A block that some strategies have: an override of one of its keys is for those alone.
+OF_SOME = "model.codert.student_hears"
+MISSING = "???"
+
+
+def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a strategy or of a twin as training would get it.
+
+    A strategy without terms has no key below `model.codert.distillation`.
+
+    Raises:
+        ValueError: no such config, strategy or key, or a twin of a strategy that does not distil.
+    """
+    config = dict(_composed(config_name, plain_name(strategy), tuple(overrides)))
+    if strategy != plain_name(strategy):
+        return dict(_composed(config_name, plain_name(strategy), (*overrides, *twin_overrides(strategy, config))))
+    return config
+
+
+def plain_name(strategy: str) -> str:
+    """Return the strategy that a twin is the twin of; any other name as it is.
+
+    Example:
+        >>> plain_name("static_joint-twin"), plain_name("static_joint")
+        ('static_joint', 'static_joint')
+    """
+    return strategy.removesuffix(TWIN)
+
+
+def twin_overrides(strategy: str, config: Mapping[str, Any]) -> list[str]:
+    """Return what makes a strategy its twin: weight 0 for every term, and the student's own loss from step 0.
+
+    Everything else stays: the teacher, the student's noise, and the CTC loss of heads in the middle.
+
+    Args:
+        strategy: its name, for messages; one that is not a twin has no such overrides.
+        config: of the strategy or of the twin.
+
+    Raises:
+        ValueError: the strategy has no terms.
+
+    Example:
+        >>> twin_overrides("mine-twin", {"model.codert.distillation.joint.at": "joint"})
+        ['++model.codert.distillation.joint.weight=0']
+    """
+    if strategy == plain_name(strategy):
+        return []
+    below = [key.removeprefix(f"{TERMS}.") for key in config if key.startswith(f"{TERMS}.")]
+    names = dict.fromkeys(key.split(".")[0] for key in below if "." in key)
+    if not names:
+        raise ValueError(
+            f"there is no {strategy}: {plain_name(strategy)} has no distillation that it could be without"
+        )
+    starts = [f"{FIRST_STEP}=0"] if FIRST_STEP in config else []
+    return [*(f"++{TERMS}.{name}.weight=0" for name in names), *starts]
+
+
+def takes_teacher(config: Mapping[str, Any]) -> bool:
+    """Return whether a training takes the teacher of the comparison: a pre-trained one, and none is given."""
+    given = config.get(CHECKPOINT) is not None
+    return _is_pair(config) and not given and (config.get("model.codert.teacher") == "frozen" or makes_targets(config))
+
+
+def makes_targets(config: Mapping[str, Any]) -> bool:
+    """Return whether targets are stored before a training: the teacher is a cached one, and no targets are given."""
+    return _is_pair(config) and config.get("model.codert.teacher") == "cached" and config.get(TARGETS) is None
+
+
+def _is_pair(config: Mapping[str, Any]) -> bool:
+    return config.get("train") == "pair"
+
+
+def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
+    """Check that a comparison has all that a strategy needs.
+
+    Args:
+        strategy: its name.
+        config: of the strategy.
+        baseline: config of the lone student, whose open keys the comparison sets.
+
+    Raises:
+        ValueError: a key without a value, or a teacher that the comparison does not train.
+    """
+    name = plain_name(strategy)
+    for key, value in config.items():
+        if value == MISSING and baseline.get(key) != MISSING:
+            raise ValueError(f"{key} is {MISSING} for {strategy}: give it with --override {name}:{key}=VALUE")
+    if takes_teacher(config) and config.get("model.codert.teacher_logits") == "ctc":
+        raise ValueError(
+            f"{strategy} needs a hybrid teacher, and the comparison trains one without a CTC head: give it with "
+            f"--override {name}:{CHECKPOINT}=HYBRID.nemo"
+        )
+
+
+def reaching(overrides: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Return those overrides for all strategies that are for the strategy with this config.
+
+    Example:
+        >>> reaching(["model.codert.student_hears.noise=noise.json", "seed=1"], {"seed": 0})
+        ['seed=1']
+    """
+    has_block = any(_is_below_block(key) for key in config)
+    return [override for override in overrides if has_block or not _is_below_block(override_key(override))]
+
+
+def is_for_some(override: str) -> bool:
+    """Return whether an override is for those strategies alone that have the block of its key."""
+    return _is_below_block(override_key(override))
+
+
+def _is_below_block(key: str) -> bool:
+    return key.startswith(f"{OF_SOME}.")
+
+
+def override_key(override: str) -> str:
+    """Return the key of an override: `+a.b=1` -> `a.b`."""
+    return override.lstrip("+~").split("=")[0].split("@")[0]
+
+
+@cache  # a fifth of a second each, and the lone student's is used twice
+def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    known = sorted(path.stem for path in (conf_folder() / "strategy").glob("*.yaml"))
+    if strategy not in known:
+        wanted = f"wanted one of {', '.join(known)}; the nearest is {nearest(strategy, known)!r}"
+        raise ValueError(f"there is no strategy {strategy!r}, {wanted}")
+    GlobalHydra.instance().clear()
+    try:
+        search = config_search(["--config-name", config_name, f"strategy={strategy}", *overrides])
+        check_names(search)
+        with initialize_config_dir(str(conf_folder()), version_base=None):
+            cfg = compose(config_name, list(search.overrides))
+    except ValueError as error:
+        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"config {config_name!r} cannot be composed for {strategy}: {error}") from error
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    terms = named(plain["model"]["codert"].pop("distillation"))
+    return {**dict(flat(plain)), **dict(flat(terms, f"{TERMS}."))}
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every leaf of nested blocks; an empty block is a leaf."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
