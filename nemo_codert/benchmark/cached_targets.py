@@ -32,8 +32,8 @@ from nemo_codert.benchmark.training_step import (
 )
 
 K, PRIOR = 8, "mean_prediction"  # classes of a frame, and what is added to the encoder logits
-BATCHES = 4  # of audio that is cached in one call
-HOURS, UTTERANCE_SECONDS, CLASSES = 1000, 12.0, 1025  # of the large folder of targets
+BATCHES = 4  # batches of audio that are cached in one call
+HOURS, UTTERANCE_SECONDS, CLASSES = 1000, 12.0, 1025  # sizes of the large folder of targets
 
 ENCODER, CACHING = "teacher: features and encoder, no files", f"caching its top_k={K}, from files to files"
 LONE, CACHED = "lone student step, additive joint", f"step with cached targets, top_k={K}"
@@ -158,7 +158,7 @@ def _lone_step(settings: StepSettings, device: str, folder: Path) -> Callable[[]
 
 
 def _cached_step(settings: StepSettings, device: str, folder: Path) -> Callable[[], torch.Tensor]:
-    """Return a step of a pair whose teacher is stored targets; each step reads them anew."""
+    """Return a step of a pair whose teacher is stored targets; each step reads them again."""
     from nemo_codert.config.stock_checks import ADDITIVE_JOINT
     from nemo_codert.models import EncDecCoDERTBPEModel
 
