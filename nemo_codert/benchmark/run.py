@@ -1,4 +1,4 @@
-"""The benchmark in one call: loss, joint, KL at the joint, training step and decoding.
+"""The benchmark in one call: loss, joint, KL at the joint, training step, stored targets and decoding.
 
 Imports torch, NeMo and matplotlib when called, so that bad settings are refused first.
 """
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from nemo_codert.benchmark.additive_loss import LossShape
     from nemo_codert.benchmark.measure import MeasureSettings
     from nemo_codert.benchmark.table import CostRow, Finding
+    from nemo_codert.benchmark.training_step import StepSettings
 
     Found = tuple[list[CostRow], list[Finding]]
 
-PARTS = ("loss", "joint", "lattice", "step", "decoding")
+PARTS = ("loss", "joint", "lattice", "step", "cache", "decoding")
 DEVICES = ("cpu", "cuda")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
 ABOVE_ZERO += ("pred_hidden", "joint_hidden", "decoding_batch_size", "decoding_frames")
@@ -30,7 +31,7 @@ class BenchmarkSettings:
     """Parts of the benchmark and their sizes. Shapes are numbers in the order (B, T, U, V), V without blank.
 
     Args:
-        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `step`, `decoding`.
+        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `step`, `cache` (stored targets), `decoding`.
         device: `cpu` or `cuda`.
         threads: of torch; None leaves them as they are.
         rounds: timed calls of each row.
@@ -136,7 +137,7 @@ def run_benchmark(
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` is cuda, but torch finds no GPU here: leave the option out")
-    if "step" in settings.only:
+    if {"step", "cache"} & set(settings.only):
         _check_steps(settings)
     with folder_to_fill(output_dir, "output_dir") as folder:
         return _measured(settings, folder, report)
@@ -176,9 +177,8 @@ def _measured(settings: BenchmarkSettings, output_dir: Path, report: Callable[[s
         if part == "loss":
             rows, findings = _loss(settings, measuring, output_dir, report)
         else:
-            rows, findings = {"joint": _joint, "lattice": _lattice, "step": _step, "decoding": _decoding}[part](
-                settings, measuring
-            )
+            measure = {"joint": _joint, "lattice": _lattice, "step": _step, "cache": _cache, "decoding": _decoding}
+            rows, findings = measure[part](settings, measuring)
         result.rows += rows
         result.findings += findings
         report(format_table(rows))
@@ -258,9 +258,21 @@ def _lattice(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Foun
 
 
 def _step(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
-    from nemo_codert.benchmark.training_step import StepSettings, step_rows
+    from nemo_codert.benchmark.training_step import step_rows
 
-    step = StepSettings(
+    return step_rows(_step_settings(settings), settings.device, measuring)
+
+
+def _cache(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
+    from nemo_codert.benchmark.cached_targets import target_rows
+
+    return target_rows(_step_settings(settings), settings.device, measuring)
+
+
+def _step_settings(settings: BenchmarkSettings) -> "StepSettings":
+    from nemo_codert.benchmark.training_step import StepSettings
+
+    return StepSettings(
         batch=settings.batch_size,
         seconds=settings.seconds,
         tokens=settings.tokens,
@@ -270,7 +282,6 @@ def _step(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
         pred_hidden=settings.pred_hidden,
         joint_hidden=settings.joint_hidden,
     )
-    return step_rows(step, settings.device, measuring)
 
 
 def _decoding(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":

@@ -24,9 +24,9 @@ WIDTHS = (43, 10, 10, 10, 6, 9, 9, 11, 8)
 class CostRow:
     """One line of the table.
 
-    part: `loss`, `step` or `decoding`. setting: title of a group of rows. sizes: the batch's, by name. seconds: one
-    per round. ratio: to `ratio_to`, round by round. memory: see `PeakMemory`. held_bytes: size of inputs held by the
-    caller, not in `memory`.
+    part: of the benchmark. setting: title of a group of rows. sizes: the batch's, by name. seconds: one per round.
+    ratio: to `ratio_to`, round by round. memory: see `PeakMemory`. held_bytes: size of inputs held by the caller, not
+    in `memory`.
     """
 
     part: str

@@ -74,10 +74,10 @@ class StepCase:
         torch.manual_seed(0)
         batch = make_step_batch(self.settings, self.device)
         if self.name in (STOCK_TEACHER, STOCK_STUDENT):
-            return _stock_step(_stock_model(self.settings, self.name).to(self.device).train(), batch)
+            return stock_step(stock_model(self.settings, self.name).to(self.device).train(), batch)
         term = {"joint": {"at": "joint", "weight": 0.1}} if self.name == AT_JOINT else {"weight": 0.1}
         pair = _pair(self.settings, term).to(self.device).train()
-        return {TANDEM: _tandem_step, AT_JOINT: _tandem_step, NETWORKS: _networks, OPTIMIZER: _optimizer}[self.name](
+        return {TANDEM: pair_step, AT_JOINT: pair_step, NETWORKS: _networks, OPTIMIZER: _optimizer}[self.name](
             pair, batch
         )
 
@@ -138,13 +138,27 @@ def make_step_batch(settings: StepSettings, device: str) -> tuple[torch.Tensor, 
     return tuple(each.to(device) for each in (signal, lengths[0], transcript, lengths[1]))
 
 
-def _stock_step(model: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], torch.Tensor]:
-    """Return a whole step of NeMo's model, with the loss of `training_step` but without its logging and decoding."""
+def stock_step(model: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], torch.Tensor]:
+    """Return a whole step of NeMo's model, with the loss of `training_step` but without its logging and decoding.
+
+    Args:
+        model: in training mode.
+        batch: as `make_step_batch` draws it.
+    """
     signal, signal_len, transcript, transcript_len = batch
 
     def loss_of() -> torch.Tensor:
         encoded, encoded_len = model(input_signal=signal, input_signal_length=signal_len)
         decoded, target_len, _ = model.decoder(targets=transcript, target_length=transcript_len)
+        if model.joint.fuse_loss_wer:
+            return model.joint(
+                encoder_outputs=encoded,
+                decoder_outputs=decoded,
+                encoder_lengths=encoded_len,
+                transcripts=transcript,
+                transcript_lengths=target_len,
+                compute_wer=False,
+            )[0]
         joint = model.joint(encoder_outputs=encoded, decoder_outputs=decoded)
         return model.loss(log_probs=joint, targets=transcript, input_lengths=encoded_len, target_lengths=target_len)
 
@@ -152,7 +166,13 @@ def _stock_step(model: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], tor
     return _step(optimizer, loss_of, lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP))
 
 
-def _tandem_step(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], torch.Tensor]:
+def pair_step(pair: Any, batch: tuple[Any, ...]) -> Callable[[], torch.Tensor]:
+    """Return a whole step of a pair, clipping and AdamW included.
+
+    Args:
+        pair: in training mode.
+        batch: as `make_step_batch` draws it; with the utterances' ids where the teacher is stored targets.
+    """
     optimizer = torch.optim.AdamW(pair.parameters(), lr=LEARNING_RATE)
     clip = _pair_clipping(pair, optimizer)
     return _step(optimizer, lambda: pair.training_step(batch, 0)["loss"], clip)
@@ -218,7 +238,8 @@ def _optimizer(pair: Any, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]
 # ---- models --------------------------------------------------------------------------------------------------------
 
 
-def _stock_model(settings: StepSettings, name: str) -> Any:
+def stock_model(settings: StepSettings, name: str) -> Any:
+    """Return NeMo's model with its own joint and loss, of the size of `STOCK_TEACHER` or `STOCK_STUDENT`."""
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
     from nemo_codert.config.stock_checks import STOCK_JOINT

@@ -12,7 +12,8 @@ from nemo_codert.cli import console
 from nemo_codert.training.memory import keep_freed_memory
 
 DESCRIPTION = """
-Cost of training and decoding: the loss, whole training steps and the exported student, each against stock NeMo.
+Cost of training and decoding: the loss, whole training steps and the exported student, each against stock NeMo, and
+stored targets.
 
 loss: the RNN-T loss of an additive joint with its gradient: ours, NeMo's on the expanded lattice, any other one that
 is installed (k2, fast_rnnt, torchaudio, warp_rnnt), and the floor: the two exponentials and three matrix products that
@@ -22,6 +23,8 @@ the backward pass, against NeMo's on the whole lattice.
 step: whole training steps on noise: a stock teacher and a stock student (NeMo's class, joint and loss), the pair that
 trains both in tandem, and the pair's networks alone (features, encoders, prediction network and projections, forward
 and backward, no loss). Clipping and AdamW are counted in every whole step, and are a row of their own.
+cache: codert cache of the teacher, from audio files to targets, against its features and encoder alone; a student's
+step with such targets against the same student trained alone; size and opening of the targets of 1,000 hours.
 decoding: greedy_batch on random encoder output with the exported student in each form of its joint against a student
 with a stock joint. All emit at the same frames; the run stops if they do not.
 
@@ -85,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     joint.add_argument(
         "--joint-shapes", nargs="+", type=sizes(4), metavar="BxTxUxV", help="of a stock joint's lattice"
     )
-    step = parser.add_argument_group("step, and the student of decoding")
+    step = parser.add_argument_group("step, cache, and the student of decoding")
     step.add_argument("--batch-size", type=int, help="utterances")
     step.add_argument("--seconds", type=float, help="of noise per utterance")
     step.add_argument("--tokens", type=int, help="per utterance")

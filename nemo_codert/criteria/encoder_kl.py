@@ -41,7 +41,7 @@ class EncoderKL(Criterion):
             logits = logits + (prior.detach() if self.shares_decoder else prior)
         if target.top_k is not None:  # the prior is in them
             return top_k_divergence(logits, learner.encoded_len, target, options)
-        targets = target.encoder_logits.detach()  # the logits keep their graph for other terms
+        targets = target.encoder_logits.detach()  # the logits keep a graph, which another term may need
         if options["prior"] == "mean_prediction":
             targets = targets + target.mean_prediction.detach()
         grouped = group_frames(targets, target.encoded_len, self.frames_per_student_frame)

@@ -57,7 +57,7 @@ class CacheSettings:
         prior: `none`, or `mean_prediction`, which is added to encoder logits.
         combine: of several teachers, see `mixture_weights`.
         group: frames of the slowest teacher that make one target frame.
-        measure_wer: measure the teachers' word errors where nothing else needs them.
+        measure_wer: measure the teachers' word errors, on the lines with text, where nothing else needs them.
         batch_size: utterances that a teacher gets at a time.
         jobs: processes.
         progress: show a progress bar.
@@ -190,13 +190,13 @@ def _write_shard(settings: CacheSettings, number: int) -> None:
 
 
 def usable_utterances(settings: CacheSettings) -> list[dict[str, Any]]:
-    """Return a manifest's entries whose audio can be read, each id once.
+    """Return a manifest's entries whose audio can be read, with or without text, each id once.
 
     Raises:
         ValueError: no usable entry, or two different utterances with one id.
     """
     loader = Loader(mono_only=True, lhotse=False)
-    screening = screen_manifest(settings.manifest, loader=loader, progress=settings.progress)
+    screening = screen_manifest(settings.manifest, loader=loader, unlabelled=True, progress=settings.progress)
     kept = [entry for entry in screening.dropped if entry["reason"] in HEARD_ALL_THE_SAME]
     faulty = [entry for entry in screening.dropped if entry["reason"] not in HEARD_ALL_THE_SAME]
     if faulty:
@@ -269,7 +269,7 @@ class Runner:
             if silent:
                 raise ValueError(
                     f"`combine` is {self.settings.combine} but {len(silent)} utterances have no transcript "
-                    f"({listed(silent)}): word errors need one. Set it to mean"
+                    f"({listed(silent)}): word errors need one. Set it to mean, or leave these lines out"
                 )
 
     def write(self, writer: TargetWriter, number: int, progress: Any = lambda count: None) -> None:

@@ -114,6 +114,11 @@ def open_teacher(source: str) -> TargetTeacher:
     if not all(hasattr(model, part) for part in ("encoder", "preprocessor")):
         raise ValueError(f"{source} has no encoder of features: {type(model).__name__}")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return as_teacher(model, source.replace("\\", "/").rsplit("/", 1)[-1])
+
+
+def as_teacher(model: nn.Module, name: str) -> TargetTeacher:
+    """Return a restored model as a teacher; of a pair, its teacher."""
     networks, head = None, getattr(model, "ctc_decoder", None)
     if isinstance(getattr(model, "joint", None), RNNTJoint):
         networks = networks_of(model, "teacher" if is_pair(model.cfg) else "student")
@@ -125,7 +130,6 @@ def open_teacher(source: str) -> TargetTeacher:
         pieces = tuple(head.vocabulary) if head is not None else ()
     encoder = networks.encoder if networks else model.encoder
     geometry = encoder_geometry(encoder, int(model.cfg.preprocessor.features))
-    name = source.replace("\\", "/").rsplit("/", 1)[-1]
     return TargetTeacher(name, model, encoder, networks, head, pieces, geometry.stride, geometry.width)
 
 

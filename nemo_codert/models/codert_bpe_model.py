@@ -360,7 +360,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def training_step(self, batch: Sequence[Any], batch_nb: int) -> dict[str, torch.Tensor]:
         # Overrides EncDecRNNTModel.training_step: two branches, one set of features, named terms of the loss.
         batch, step = Batch.of(batch), self.optimizer_steps
-        features, heard = self._features(batch, step, batch_nb)  # one set for both but for `student_hears`
+        features, heard = self.branch_features(batch, step, batch_nb)  # one set for both but for `student_hears`
         of_student, of_teacher = self.criteria.layers(step)
         student = self.student_transducer.run(*heard, batch.transcript, batch.transcript_len, layers=of_student)
         needs_teacher = any(term.spec.needs_teacher for term in self.criteria.active(step))
@@ -378,8 +378,13 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             features = self.spec_augmentation(input_spec=features, length=features_len)
         return features, features_len
 
-    def _features(self, batch: Batch, step: int, batch_nb: int) -> tuple[Features, Features]:
-        """Return features and lengths of the teacher and of the student: the same, unless `student_hears` is set."""
+    def branch_features(self, batch: Batch, step: int, batch_nb: int) -> tuple[Features, Features]:
+        """Return features and lengths of the teacher and of the student: the same, unless `student_hears` is set.
+
+        Args:
+            batch: the batch. batch_nb: its number, of a step of several batches.
+            step: optimizer step.
+        """
         if self.student_hears is None:
             features = self.extract_features(batch.signal, batch.signal_len)
             return features, features

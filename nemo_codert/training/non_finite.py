@@ -125,7 +125,7 @@ def _suspects(model: LightningModule, seen: SeenBatch, step: int) -> dict[str, s
     """Return utterance -> the value that is not finite for it alone; empty if unknown or if the diagnosis fails."""
     try:
         with _looking_again(model):
-            rows = _faulty_rows(model, seen.batch, step)
+            rows = _faulty_rows(model, seen, step)
     except Exception:  # noqa: BLE001  an error of the diagnosis must not hide the fault
         return {}
     # Names are those of requested utterances; where some could not be read, the rows do not match.
@@ -147,9 +147,9 @@ def _looking_again(model: LightningModule) -> Iterator[None]:
             module.training = mode
 
 
-def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: int) -> dict[int, str]:
+def _faulty_rows(model: LightningModule, seen: SeenBatch, step: int) -> dict[int, str]:
     """Return row of the batch -> the first value on the way to the loss that is not finite."""
-    batch = Batch.of(batch)
+    batch, found = Batch.of(seen.batch), branches(model)
     rows: dict[int, str] = {}
 
     def note(values: torch.Tensor, lengths: torch.Tensor, what: str) -> None:
@@ -159,17 +159,24 @@ def _faulty_rows(model: LightningModule, batch: tuple[torch.Tensor, ...], step: 
             rows.setdefault(row, f"its {what} is not finite")
 
     note(batch.signal, batch.signal_len, "signal")
-    features, features_len = model.preprocessor(input_signal=batch.signal, length=batch.signal_len)
-    note(features, features_len, "spectrogram")
-    given, found = (features, features_len, batch.transcript, batch.transcript_len), branches(model)
+    if "model" in found:
+        features = heard = model.preprocessor(input_signal=batch.signal, length=batch.signal_len)
+    else:
+        features, heard = model.branch_features(batch, step, seen.index)
+    note(*features, "spectrogram")
+    note(*heard, "spectrogram with the student's noise")
     layers = {} if "model" in found else dict(zip(("student", "teacher"), model.criteria.layers(step), strict=True))
     outputs = {
-        name: networks.run(*given, layers=layers.get(name, ()))
+        name: networks.run(
+            *(heard if name == "student" else features),
+            *(batch.transcript, batch.transcript_len),
+            layers=layers.get(name, ()),
+        )
         for name, networks in found.items()
         if not isinstance(networks.encoder, CachedEncoder)
     }
     if len(outputs) < len(found):
-        outputs["teacher"] = model.teacher.output(*given[:2], batch, outputs["student"], layers["teacher"])
+        outputs["teacher"] = model.teacher.output(*features, batch, outputs["student"], layers["teacher"])
     for name, output in outputs.items():
         note(output.encoded, output.encoded_len, "encoder output" if name == "model" else f"{name} encoder output")
     if "model" in outputs:

@@ -49,7 +49,7 @@ TINY_STEP = StepSettings(
 def built(monkeypatch):
     """Models that the cases build, in order."""
     models = []
-    for name in ("_stock_model", "_pair"):
+    for name in ("stock_model", "_pair"):
         build = getattr(step_costs, name)
         monkeypatch.setattr(step_costs, name, lambda *sizes, build=build: models.append(build(*sizes)) or models[-1])
     return models

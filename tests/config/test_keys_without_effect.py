@@ -54,10 +54,12 @@ def test_the_ctc_head_of_a_teacher_has_no_effect_without_distillation(caplog, mo
 def test_a_model_trained_alone_takes_nothing_from_a_teacher_and_says_so(alone, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
     cfg = model_config(student={"encoder": CONFORMER, "init_from_teacher": True}, codert={"teacher_logits": "ctc"})
+    cfg.codert.student_hears = {"spec_augment": {"freq_masks": 1}}
     cfg.aux_ctc = {"ctc_loss_weight": 0.3}
     assert len(faults(cfg)) == 3
     checked_config(cfg, alone=alone)
     assert f"model.student.init_from_teacher has no effect: the {alone} is trained alone" in caplog.text
+    assert f"model.codert.student_hears has no effect: the {alone} is trained alone" in caplog.text
     assert "model.aux_ctc has no effect" in caplog.text
 
 

@@ -185,6 +185,20 @@ def test_two_utterances_of_one_id_and_more_classes_than_there_are_are_refused(te
         cached(teachers[:1], manifest, tmp_path, keep="top_k=34")
 
 
+@pytest.mark.parametrize("combine", ["wer", "best"])
+def test_weights_by_word_errors_need_a_text_of_every_utterance(teachers, manifest, tmp_path, combine):
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    del lines[3]["text"]
+    path = tmp_path / "half.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    message = (
+        f"`combine` is {combine} but 1 utterances have no transcript .*/3.wav.* Set it to mean, or leave these lines"
+    )
+    with pytest.raises(ValueError, match=message):
+        cached(teachers, path, tmp_path, prior="mean_prediction", combine=combine)
+    assert not (tmp_path / "targets").exists()
+
+
 @pytest.mark.unit
 def test_weights_are_speechbrains_rule_for_a_batch_of_one():
     """recipes/TIMIT/ASR/seq2seq_knowledge_distillation: w = softmax(100 - WER) of the teachers, in percent."""

@@ -55,7 +55,7 @@ BLOCKS = {"noise": NOISE, "masks": {"spec_augment": MASKS}, "both": {**NOISE, "s
 
 def features_of(model, batch, step: int = 0, batch_nb: int = 0):
     torch.manual_seed(3), random.seed(3)
-    (given, _), (heard, _) = model._features(Batch.of([part.clone() for part in batch]), step, batch_nb)
+    (given, _), (heard, _) = model.branch_features(Batch.of([part.clone() for part in batch]), step, batch_nb)
     states = (
         torch.get_rng_state(),
         random.getstate(),

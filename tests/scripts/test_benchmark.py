@@ -89,6 +89,7 @@ def test_steps_and_decoding_are_measured_at_the_sizes_given(run, tmp_path):
         (["--only", "loss", "step", "--seconds", "0.159"], "--seconds is 0.159: batch norm needs two frames"),
         (["--largest-lattice", "nan"], "--largest-lattice is nan, wanted a number of GB, 0 or more"),
         (["--largest-lattice", "-1"], "--largest-lattice is -1"),
+        (["--only", "cache", "--student", "1x18"], "--student is 1x18: the encoder has 4 attention heads"),
         (
             ["--teacher", "1x18"],
             "--teacher is 1x18: the encoder has 4 attention heads, which share its channels. Give 1x20",
@@ -140,6 +141,14 @@ def test_the_shortest_audio_and_the_smallest_encoders_that_are_let_through_can_b
     smallest = ["--seconds", "0.16", "--teacher", "1x4", "--student", "1x8", "--vocabulary", "28"]
     status, _, _ = run("--only", "step", *STEP, *smallest, "--rounds", "1", "--slow-rounds", "1", "--skip-memory")
     assert status == 0 and len(table(tmp_path)) == 6
+
+
+def test_stored_targets_are_measured_at_the_smallest_sizes_too(run, tmp_path):
+    smallest = ["--seconds", "0.16", "--teacher", "1x4", "--student", "1x8", "--vocabulary", "28"]
+    status, out, _ = run("--only", "cache", *STEP, *smallest, "--rounds", "1", "--skip-memory")
+    assert status == 0 and [row["part"] for row in table(tmp_path)] == ["cache"] * 5
+    assert "speed of caching / speed of features and encoder: wanted at least 0.9" in out
+    assert "1.46  GB of 1,000 hours of top_k=8: wanted at most 2, met" in out
 
 
 def test_a_gpu_gets_the_shape_of_its_targets_and_a_lattice_limit_of_its_own(run, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def pair(make_config, teacher, manifest, source, terms, folder=None, **changes):
 
 def losses_of(model, loaded) -> dict[str, torch.Tensor]:
     batch = Batch.of(loaded)
-    features, heard = model._features(batch, 0, 0)
+    features, heard = model.branch_features(batch, 0, 0)
     of_student, of_teacher = model.criteria.layers(0)
     student = model.student_transducer.run(*heard, batch.transcript, batch.transcript_len, layers=of_student)
     return model.codert_losses(student, model.teacher.output(*features, batch, student, of_teacher), batch, 0)
@@ -197,6 +197,27 @@ def test_utterances_without_text_and_single_ones_are_rows_of_the_targets(make_co
         assert torch.equal(output.row(b).top_k.ids[0], output.top_k.ids[b, :frames])
     with pytest.raises(ValueError, match="this term of the loss needs targets of kind encoder"):
         _ = output.encoder_logits
+
+
+@pytest.mark.parametrize("keep", ["encoder", "top_k=8"])
+def test_a_manifest_with_lines_without_text_is_cached_and_trained_on(make_config, teacher, manifest, tmp_path, keep):
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    del lines[1]["text"], lines[2]["text"]
+    half, folder = tmp_path / "half.json", str(tmp_path / "targets")
+    half.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    how = {"prior": "mean_prediction", "measure_wer": True} if keep != "encoder" else {}
+    header = cache_targets(CacheSettings((teacher,), half, folder, keep=keep, progress=False, **how))
+    assert header.utterances == 8 and (header.teachers[0].wer is None) == (keep == "encoder")
+    loader = {"batch_size": 8, "shuffle": False}
+    model = pair(make_config, teacher, half, "cached", {"primed": TERMS["primed"]}, folder, train_ds=loader)
+    loaded = next(iter(model.train_dataloader()))
+    assert (Batch.of(loaded).transcript_len == 0).sum() == 2
+    model.training_step(loaded, 0)["loss"].backward()
+    assert model.step_losses["train_distillation_loss_primed"] > 0
+    bare = [part.clone() for part in loaded[:4]]
+    bare[3][:] = 0  # the term alone is left
+    losses = losses_of(model, (*bare, loaded[4]))
+    assert set(losses) == {"train_distillation_loss_primed", "train_loss"}
 
 
 REFUSED = {

@@ -1,14 +1,20 @@
 """A loss or gradient that is not finite, injected: the run stops or the step is dropped, and nothing has moved."""
 
 import json
+import re
 from functools import partial
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from lightning.pytorch import Callback
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
+from nemo_codert.data.manifest import write_manifest
 from nemo_codert.models import student_config
+from nemo_codert.modules.student_hears import StudentHears, StudentHearsConfig
+from nemo_codert.modules.transducer import Batch
 from nemo_codert.training.finite_guard import SKIPPED_STEPS, FiniteGuard
 from tests.conftest import conformer
 from tests.models.training_runs import equal_states
@@ -120,6 +126,21 @@ def test_the_statistics_of_batch_norm_stay_finite_in_a_skipped_step(guarded_pair
     assert moving and equal_states(watch.before[BAD_STEP], watch.after[BAD_STEP])
     assert all(not torch.equal(watch.before[2][name], watch.after[2][name]) for name in moving)
     assert all(torch.isfinite(value).all() for value in watch.after[-1].values())
+
+
+def test_the_diagnosis_gets_the_noise_that_the_student_got(guarded_pair, fit, tmp_path):
+    """Noise that is not finite, in some of the utterances: those, and no others, are at fault."""
+    soundfile.write(tmp_path / "noise.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    noise = write_manifest(tmp_path / "noise.json", [{"audio_filepath": "noise.wav", "duration": 1.0}])
+    model = guarded_pair()
+    model.student_hears = StudentHears(StudentHearsConfig(noise=str(noise), probability=0.5), 16000)
+    _, watch = fit(model)
+    named = set(re.findall(r"u0(.) \(its spectrogram with the student's noise is not finite\)", watch.error))
+    model.eval()
+    batch = Batch.of(next(iter(model.trainer.train_dataloader)))
+    features, heard = model.branch_features(batch, 0, 0)
+    assert features[0].isfinite().all()
+    assert named == {"abcd"[row] for row in range(4) if not heard[0][row].isfinite().all()} and 0 < len(named) < 4
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
