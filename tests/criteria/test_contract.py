@@ -289,3 +289,18 @@ def test_nothing_of_it_is_in_the_students_file(name, built, batch, tmp_path):
     }  # fmt: skip
     assert equal_states(stock.encoder.state_dict(), networks.encoder.state_dict())
     assert "codert" not in stock.cfg and "distillation" not in OmegaConf.to_yaml(stock.cfg)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@ALL
+def test_it_is_on_a_gpu_what_it_is_on_the_cpu_and_finite_in_bfloat16(name, pair, batch):
+    model, on_gpu = pair(CASES[name]).eval(), [tensor.cuda() for tensor in batch]
+    expected = {key: float(value) for key, value in branch_losses(model, batch).items()}
+    model.cuda()
+    for key, value in branch_losses(model, on_gpu).items():
+        assert float(value) == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key  # convolutions in TF32
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model.train().training_step(on_gpu, 0)["loss"]
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

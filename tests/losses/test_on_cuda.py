@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.losses import additive_rnnt_loss, chunked_joint_rnnt_loss, lattice
+from nemo_codert.losses import additive_lattice_kl, additive_rnnt_loss, chunked_joint_rnnt_loss, lattice
+from tests.losses import test_lattice_kl as lattice_kl
 from tests.losses.test_additive_rnnt import (
     LOGITS,
     SHAPES,
@@ -171,3 +172,45 @@ def test_the_host_waits_no_more_often_than_in_nemos_own_loss():
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
     assert waits[1] <= min(2, waits[0]), waits
+
+
+# ---- divergence on the lattice --------------------------------------------------------------------------------------
+
+
+@gpu
+@pytest.mark.parametrize("name", lattice_kl.SETTINGS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_divergence_on_the_lattice_is_that_of_brute_force(name, dtype, tolerance):
+    given = lattice_kl.graphed(to_cuda(lattice_kl.batch(dtype=dtype)))
+    plain = lattice_kl.graphed(
+        {key: x.double() if x.is_floating_point() else x for key, x in lattice_kl.batch(dtype=dtype).items()}
+    )
+    chosen = lattice_kl.SETTINGS[name]
+    value = additive_lattice_kl(**given, **to_cuda(chosen))
+    expected = lattice_kl.brute_force(plain, chosen.get("node_weights"), chosen.get("temperature", 1.0))
+    torch.testing.assert_close(value.cpu().double(), expected, rtol=tolerance, atol=0)
+    value.backward()
+    expected.backward()
+    for side in lattice_kl.SIDES[:2]:
+        torch.testing.assert_close(given[side].grad.cpu().double(), plain[side].grad, rtol=tolerance, atol=tolerance)
+    assert all(given[side].grad is None for side in lattice_kl.SIDES[2:])
+
+
+@gpu
+def test_the_divergence_on_the_lattice_launches_as_many_kernels_at_any_size():
+    counts = []
+    for frames, tokens, classes in ((20, 5, 32), (200, 40, 1024)):
+        generator = torch.Generator().manual_seed(0)
+        sizes = (frames, tokens + 1) * 2
+        sides = [torch.randn(4, size, classes, generator=generator).cuda().requires_grad_() for size in sizes]
+        given = dict(zip(lattice_kl.SIDES, sides, strict=True))
+        given |= {
+            "encoded_lengths": torch.full((4,), frames).cuda(),
+            "target_lengths": torch.full((4,), tokens).cuda(),
+        }
+        additive_lattice_kl(**given).backward()  # allocates
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            additive_lattice_kl(**given).backward()
+            torch.cuda.synchronize()
+        counts.append(sum(event.count for event in profile.key_averages() if "Mem" not in event.key))
+    assert counts[0] == counts[1] < 200, counts
