@@ -229,7 +229,7 @@ def make_settings(
     if unknown := sorted(strategy_overrides.keys() - set(map(plain_name, configs))):
         raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(configs)}")
     for override in filter(is_for_some, overrides):
-        if not any(override in reaching([override], own) for own in configs.values()):
+        if not any(reaching([override], own) for own in configs.values()):
             raise ValueError(f"{override!r} has no effect: none of {' '.join(configs)} has that block")
     changes = {strategy: _changes(strategy, own, config) for strategy, own in configs.items()}
     return Settings(
@@ -325,6 +325,9 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
             for settings in (stored, wanted)
         )
         pairs |= {f"{key} (of {strategy})": (old.get(key), new.get(key)) for key in {**old, **new}}
+    had, added = _of_some(stored), _of_some(wanted)
+    taken = {key for key in added if any(_is_reached(added[key], stored, name) for name in stored.strategies)}
+    pairs |= {key: (had.get(key), added[key]) for key in taken}
     for name in stored.folds.keys() & wanted.folds.keys():
         old, new = stored.folds[name].sha256, wanted.folds[name].sha256
         pairs |= {f"sha256 of {name}/{file}": (old.get(file), new.get(file)) for file in {**old, **new}}
@@ -345,12 +348,22 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
         **{
             **stored.__dict__,
             "strategies": strategies,
+            "overrides": [*stored.overrides, *(added[key] for key in added if key not in had)],
             "strategy_overrides": {**wanted.strategy_overrides, **stored.strategy_overrides},
             "changes": {**wanted.changes, **stored.changes},
             "seeds": sorted({*stored.seeds, *wanted.seeds}),
             "folds": {**stored.folds, **wanted.folds},
         }
     )
+
+
+def _of_some(settings: Settings) -> dict[str, str]:
+    """Return by key the overrides for those strategies that have the block of the key."""
+    return {override_key(override): override for override in filter(is_for_some, settings.overrides)}
+
+
+def _is_reached(override: str, settings: Settings, strategy: str) -> bool:
+    return bool(reaching([override], settings.config_of(strategy)))
 
 
 def _without_terms(config: Mapping[str, Any]) -> dict[str, Any]:

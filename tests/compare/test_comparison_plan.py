@@ -367,6 +367,17 @@ def test_a_comparison_from_before_the_named_terms_is_continued(make, tmp_path):
         extended(before, now, tmp_path)
 
 
+def test_the_noise_of_strategies_that_are_added_later_is_theirs_and_stays_the_same(make, tmp_path):
+    lr, noise = "model.optim.lr=0.25", "model.codert.student_hears.noise"
+    stored = make(strategies=["student"])
+    both = extended(stored, make(strategies=["noise_robust"], overrides=[lr, f"{noise}=a.json"]), tmp_path)
+    assert both.overrides == [lr, f"{noise}=a.json"] and f"{noise}=a.json" in arguments_of(both, "noise_robust")
+    again = make(strategies=["noise_robust-twin"], overrides=[lr, f"{noise}=a.json"])
+    assert extended(both, again, tmp_path).overrides == both.overrides
+    with pytest.raises(ValueError, match=rf"{noise} is '{noise}=b.json', the folder has '{noise}=a.json'"):
+        extended(both, make(strategies=["noise_robust-twin"], overrides=[lr, f"{noise}=b.json"]), tmp_path)
+
+
 @pytest.mark.parametrize("place", [0, 39])
 def test_other_audio_under_the_same_manifests_is_refused(make, corpus, tmp_path, place):
     audio = corpus / "audio" / "train" / f"{place:03d}.wav"
