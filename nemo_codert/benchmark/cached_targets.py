@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ BATCHES = 4  # batches of audio that are cached in one call
 HOURS, UTTERANCE_SECONDS, CLASSES = 1000, 12.0, 1025  # sizes of the large folder of targets
 
 ENCODER, CACHING = "teacher: features and encoder, no files", f"caching its top_k={K}, from files to files"
+CACHING_PRIOR = "the same, with the mean prediction"
 LONE, CACHED = "lone student step, additive joint", f"step with cached targets, top_k={K}"
 OPENING = "opening the targets"
 LEAST_SPEED, MOST_OF_LONE, MOST_GIGABYTES, MOST_SECONDS = 0.9, 1.10, 2.0, 5.0  # targets; the first two of the CPU
@@ -59,7 +61,14 @@ class TargetCase:
         """Build models, audio and targets and return the call to time."""
         torch.manual_seed(0)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        rows = {ENCODER: _encoding, CACHING: _caching, LONE: _lone_step, CACHED: _cached_step, OPENING: _opening}
+        rows = {
+            ENCODER: _encoding,
+            CACHING: partial(_caching, prior="none"),
+            CACHING_PRIOR: partial(_caching, prior=PRIOR),
+            LONE: _lone_step,
+            CACHED: _cached_step,
+            OPENING: _opening,
+        }
         return rows[self.name](self.settings, self.device, folder)
 
 
@@ -69,7 +78,7 @@ def target_rows(
     """Measure the rows in three groups, and the findings of each."""
     only_time = replace(measuring, memory=False)
     groups = (
-        ((ENCODER, CACHING), only_time, f"{BATCHES} batches of {settings}"),
+        ((ENCODER, CACHING, CACHING_PRIOR), only_time, f"{BATCHES} batches of {settings}"),
         ((LONE, CACHED), measuring, str(settings)),
         ((OPENING,), only_time, f"{HOURS:,} hours of top_k={K}"),
     )
@@ -85,11 +94,13 @@ def target_rows(
                 to = {"ratio": ratio, "ratio_to": names[0]} if len(names) > 1 else {}
                 rows.append(CostRow("cache", setting, name, sizes, result.seconds, **to, memory=result.memory))
     seconds = {name: result.seconds for name, result in found.items()}
-    speed, step = ([seconds[ENCODER]], [seconds[CACHING]]), ([seconds[CACHED]], [seconds[LONE]])
+    speed, of_prior = (paired_ratio([seconds[ENCODER]], [seconds[name]]) for name in (CACHING, CACHING_PRIOR))
+    step = paired_ratio([seconds[CACHED]], [seconds[LONE]])
     least, most = (None, None) if device == "cuda" else (LEAST_SPEED, MOST_OF_LONE)
     return rows, [
-        Finding("speed of caching / speed of features and encoder", paired_ratio(*speed), at_least=least),
-        Finding(f"{CACHED} / {LONE}", paired_ratio(*step), at_most=most),
+        Finding("speed of caching / speed of features and encoder", speed, at_least=least),
+        Finding("speed of caching with the mean prediction / speed of features and encoder", of_prior),
+        Finding(f"{CACHED} / {LONE}", step, at_most=most),
         Finding(f"GB of {HOURS:,} hours of top_k={K}", found[OPENING].first / 1e9, at_most=MOST_GIGABYTES),
         Finding("seconds to open them", float(np.median(seconds[OPENING])), at_most=MOST_SECONDS),
     ]
@@ -110,7 +121,7 @@ def _encoding(settings: StepSettings, device: str, folder: Path) -> Callable[[],
     return run
 
 
-def _caching(settings: StepSettings, device: str, folder: Path) -> Callable[[], None]:
+def _caching(settings: StepSettings, device: str, folder: Path, prior: str) -> Callable[[], None]:
     """Return the making of one shard of targets from audio files, with a teacher that is open."""
     import soundfile
 
@@ -127,7 +138,7 @@ def _caching(settings: StepSettings, device: str, folder: Path) -> Callable[[], 
         entries.append({"audio_filepath": str(path), "duration": settings.seconds, "text": texts[row]})
     manifest = folder / "manifest.json"
     manifest.write_text("made up\n")
-    given = CacheSettings(("made up",), manifest, folder, keep=f"top_k={K}", prior=PRIOR, batch_size=settings.batch)
+    given = CacheSettings(("made up",), manifest, folder, keep=f"top_k={K}", prior=prior, batch_size=settings.batch)
     runner = Runner(given, [teacher], entries, [list(range(len(entries)))])
 
     def run() -> None:
