@@ -1,4 +1,4 @@
-"""The benchmark in one call: loss, joint, KL at the joint, training step, stored targets and decoding.
+"""The benchmark in one call: loss, joint, KL at the joint, training steps, stored targets and decoding.
 
 Imports torch, NeMo and matplotlib when called, so that bad settings are refused first.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Found = tuple[list[CostRow], list[Finding]]
 
-PARTS = ("loss", "joint", "lattice", "step", "cache", "decoding")
+PARTS = ("loss", "joint", "lattice", "step", "terms", "cache", "decoding")
 DEVICES = ("cpu", "cuda")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
 ABOVE_ZERO += ("pred_hidden", "joint_hidden", "decoding_batch_size", "decoding_frames")
@@ -31,7 +31,8 @@ class BenchmarkSettings:
     """Parts of the benchmark and their sizes. Shapes are numbers in the order (B, T, U, V), V without blank.
 
     Args:
-        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `step`, `cache` (stored targets), `decoding`.
+        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `step`, `terms` (steps with each
+            kind of distillation), `cache` (stored targets), `decoding`.
         device: `cpu` or `cuda`.
         threads: of torch; None leaves them as they are.
         rounds: timed calls of each row.
@@ -137,7 +138,7 @@ def run_benchmark(
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` is cuda, but torch finds no GPU here: leave the option out")
-    if {"step", "cache"} & set(settings.only):
+    if {"step", "terms", "cache"} & set(settings.only):
         _check_steps(settings)
     with folder_to_fill(output_dir, "output_dir") as folder:
         return _measured(settings, folder, report)
@@ -177,8 +178,8 @@ def _measured(settings: BenchmarkSettings, output_dir: Path, report: Callable[[s
         if part == "loss":
             rows, findings = _loss(settings, measuring, output_dir, report)
         else:
-            measure = {"joint": _joint, "lattice": _lattice, "step": _step, "cache": _cache, "decoding": _decoding}
-            rows, findings = measure[part](settings, measuring)
+            measure = {"joint": _joint, "lattice": _lattice, "step": _step, "terms": _terms, "cache": _cache}
+            rows, findings = {**measure, "decoding": _decoding}[part](settings, measuring)
         result.rows += rows
         result.findings += findings
         report(format_table(rows))
@@ -261,6 +262,12 @@ def _step(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
     from nemo_codert.benchmark.training_step import step_rows
 
     return step_rows(_step_settings(settings), settings.device, measuring)
+
+
+def _terms(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
+    from nemo_codert.benchmark.distillation_steps import term_rows
+
+    return term_rows(_step_settings(settings), settings.device, measuring)
 
 
 def _cache(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
