@@ -16,7 +16,7 @@ from nemo_codert.benchmark.training_step import StepSettings, make_step_batch, p
 
 ALONE = "student step, no teacher"
 HEAD = {"decoder": {"_target_": "nemo.collections.asr.modules.ConvASRDecoder"}}
-LAST = {"layers": "last"}  # of the student and of the teacher, as their sizes give it
+LAST = {"layers": "last"}  # the last layers of both encoders
 # Row: its terms, and other keys of the blocks `codert`, `student` and of the model.
 TERMS: dict[str, dict[str, Any]] = {
     "encoder": {"at": "encoder"},

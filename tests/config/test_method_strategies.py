@@ -166,7 +166,7 @@ def test_a_strategy_builds_a_pair_whose_loss_trains_every_layer_of_its_student(s
     model = EncDecCoDERTBPEModel(cfg).train()
     batch = Batch.of(next(iter(model.train_dataloader())))
     for step in (0, 500) if strategy == "two_stage" else (0,):
-        features, heard = model._features(batch, step, 0)
+        features, heard = model.branch_features(batch, step, 0)
         of_student, of_teacher = model.criteria.layers(step)
         student = model.student_transducer.run(*heard, batch.transcript, batch.transcript_len, layers=of_student)
         losses = model.codert_losses(student, model.teacher.output(*features, batch, student, of_teacher), batch, step)

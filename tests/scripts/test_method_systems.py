@@ -108,8 +108,7 @@ def corpus(tmp_path_factory, manifest, tokenizer_dir, preloaded_python):
     return run
 
 
-# The others differ from these in the keys of their terms alone, and run in `make test-reliability`.
-QUICK = ["ensemble", "target speaker", "Inter-KD", "two stages", "correlation", "mean teacher", "pseudo-labels"]
+QUICK = ["ensemble", "target speaker", "two stages"]  # the others take two minutes, in `make test-reliability`
 CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.reliability) for name in SYSTEMS]
 
 
