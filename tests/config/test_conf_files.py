@@ -44,7 +44,7 @@ MORE = {
 }
 # Strategies of the systems of docs/methods.md; tests/config/test_method_strategies.py composes and builds them.
 METHODS = "static_prior shared_kd_prior static_joint shared_joint static_occupied one_best collapsed two_stage".split()
-METHODS += "noise_robust features inter_kd cached target_speaker".split()
+METHODS += "shared_occupied noise_robust features inter_kd cached target_speaker".split()
 # Settings of NeMo's streaming pipelines, composed with nothing; tests/export/test_student_in_nemo.py builds them.
 PIPELINES = {"inference/buffered_rnnt": "buffered", "inference/cache_aware_rnnt": "cache_aware"}
 # Values that differ from those of every strategy file: whatever is left of them was not set.
@@ -120,7 +120,7 @@ def millions_of(encoder: DictConfig) -> float:
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
     assert found == {"base", *TOP, *(f"strategy/{name}" for name in (*STRATEGIES, *METHODS)), *PIPELINES}
-    assert len(found) == 33
+    assert len(found) == 34
 
 
 @pytest.mark.parametrize("name", PIPELINES)

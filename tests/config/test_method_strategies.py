@@ -17,7 +17,7 @@ TEXT = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
 SYSTEMS = {
     "Encoder logits with a prior": ["static_prior", "shared_kd_prior"],
     "Full lattice": ["static_joint", "shared_joint"],
-    "Occupied nodes": ["static_occupied"],
+    "Occupied nodes": ["static_occupied", "shared_occupied"],
     "One-best path": ["one_best"],
     "Collapsed lattice": ["collapsed"],
     "Adaptive two-stage": ["two_stage"],
@@ -35,6 +35,7 @@ LOSSES = {
     "static_joint": (*FROZEN, "joint"),
     "shared_joint": (*CO_TRAINED, "joint"),
     "static_occupied": (*FROZEN, "joint"),
+    "shared_occupied": (*CO_TRAINED, "joint"),
     "one_best": (*FROZEN, "joint"),
     "collapsed": (*FROZEN, "joint"),
     "two_stage": (*FROZEN, "hidden", "output"),
