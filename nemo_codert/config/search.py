@@ -255,26 +255,31 @@ def term_override(override: str) -> str:
     """Return an override of `model.codert.distillation` so that Hydra lets it reach a term, any other as it is.
 
     A key without a term's name is one of the term `encoder`. The shipped configs have no terms, and those that a
-    strategy adds do not state every key: the override adds what is not there.
+    strategy adds do not state every key: the override adds what is not there, also a whole term.
 
     Example:
         >>> term_override("model.codert.distillation.weight=0.3")
         '++model.codert.distillation.encoder.weight=0.3'
         >>> term_override("model.codert.distillation.joint.nodes=occupied")
         '++model.codert.distillation.joint.nodes=occupied'
+        >>> term_override("model.codert.distillation.late={at: joint}")
+        '++model.codert.distillation.late={at: joint}'
     """
     key, separator, value = override.lstrip("+").partition("=")
     name, dot, own = key.removeprefix(TERMS).rpartition(".")
     own = OLDER_KEYS.get(own, own)
-    if override.startswith("~") or not key.startswith(TERMS) or own not in term_keys() or "." in name:
+    if override.startswith("~") or not key.startswith(TERMS) or "." in name:
         return override
+    if own not in term_keys():
+        is_term = not name and (value.startswith("{") or value == "null")
+        return f"++{key}{separator}{value}" if is_term else override
     return f"++{TERMS}{name or ONE_TERM}.{own}{separator}{value}"
 
 
 def _replacing(override: str) -> list[str]:
-    """Return an override of a term's layers with one before it that empties them: Hydra would merge the mappings."""
+    """Return an override of a term, or its layers, after one that empties them: Hydra would merge the two."""
     key, separator, value = override.partition("=")
-    is_mapping = key.startswith(f"++{TERMS}") and key.endswith(".layers") and value.startswith("{")
+    is_mapping = key.startswith(f"++{TERMS}") and value.startswith("{")
     return [f"{key}{separator}null", override] if is_mapping else [override]
 
 

@@ -32,6 +32,7 @@ STRATEGIES = {
     "ema": "from an average of its own weights",
     "two_views": "from itself, on audio without the masks of its own copy",
 }
+OWN_TERMS = ("ema", "two_views")  # strategies whose words hold whatever their terms are
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def _training(record: TrainingRecord | None, options: CardOptions) -> list[str]:
     if record is None:
         lines = [f"- Strategy, teacher, data and updates: {UNKNOWN} (the file has no record of its training)"]
     else:
-        meaning = STRATEGIES.get(record.strategy.split(" by ")[0])
+        name, _, terms = record.strategy.partition(" by ")
+        meaning = STRATEGIES.get(name) if not terms or name in OWN_TERMS else None
         wer = UNKNOWN if record.best_val_wer is None else f"{record.best_val_wer:.2%}"
         lines = [
             f"- Strategy: `{record.strategy}`" + (f" ({meaning})" if meaning else ""),

@@ -26,6 +26,8 @@ SYSTEMS = {
     "Inter-KD": ["inter_kd"],
     "Ensemble of teachers": ["cached"],
     "Target speaker": ["target_speaker"],
+    "Mean teacher": ["ema"],
+    "Two views": ["two_views"],
 }
 # Strategy: its terms of the loss in their order; a frozen or cached teacher has none of its own.
 FROZEN, CO_TRAINED = ("rnnt_student",), ("rnnt_student", "rnnt_teacher")
@@ -44,6 +46,8 @@ LOSSES = {
     "inter_kd": ("rnnt_student", "ctc_student", "last", "middle", "middle_heads"),
     "cached": (*FROZEN, "encoder"),
     "target_speaker": (*FROZEN, "joint"),
+    "ema": (*FROZEN, "views"),
+    "two_views": (*FROZEN, "views"),
 }
 # What a strategy leaves to the user.
 OPEN = {
@@ -67,7 +71,8 @@ def section(tokenizer_dir, manifest):
 
 
 def test_every_system_has_a_strategy_and_every_strategy_a_system():
-    assert sorted(name for names in SYSTEMS.values() for name in names) == sorted(LOSSES) == sorted(METHODS)
+    assert sorted(name for names in SYSTEMS.values() for name in names) == sorted(LOSSES)
+    assert sorted(LOSSES) == sorted([*METHODS, "ema", "two_views"])
 
 
 def section_of(title: str) -> str:
@@ -177,3 +182,16 @@ def test_a_strategy_builds_a_pair_whose_loss_trains_every_layer_of_its_student(s
         idle = [name for name, value in model.student_encoder.named_parameters() if not value.grad.any()]
         assert idle == []
         model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "override, terms",
+    [
+        ("late={at: joint, weight: 0.05}", {"encoder": {"weight": 0.1}, "late": {"at": "joint", "weight": 0.05}}),
+        ("encoder={at: joint}", {"encoder": {"at": "joint"}}),
+        ("encoder=null", {"encoder": None}),
+    ],
+)
+def test_a_term_is_added_replaced_and_taken_away_on_the_command_line(override, terms, tokenizer_dir):
+    words = ["strategy=static", f"model.codert.distillation.{override}"]
+    assert model_section("fsdd", tokenizer_dir, *config_search(words).overrides).codert.distillation == terms
