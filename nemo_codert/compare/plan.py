@@ -373,7 +373,8 @@ def _without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
 def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
     """Return the terms of a strategy, flat and with all their keys; those that do nothing are left out.
 
-    Comparisons of earlier versions have the flat keys of one term, and terms of weight 0 where there are none now.
+    Comparisons of earlier versions have the flat keys of one term, and terms of weight 0 where there are none now. A
+    strategy that was added to one later has named terms beside those flat keys, which are none of its own.
     """
     block: dict[str, Any] = {}
     for key, value in settings.config_of(strategy).items():
@@ -383,7 +384,8 @@ def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
             for name in names:
                 node = node.setdefault(name, {})
             node[last] = value
-    terms = distillation_terms(block)
+    named_terms = {name: term for name, term in block.items() if isinstance(term, dict)}
+    terms = distillation_terms(named_terms or block)
     used = {name: term for name, term in terms.items() if term["weight"] != 0 or term.get("layers")}
     return dict(flat(used, f"{TERMS}."))
 

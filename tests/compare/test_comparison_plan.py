@@ -354,17 +354,34 @@ def test_a_key_that_came_into_the_package_later_is_taken_for_its_default(make, t
         extended(before, make(overrides=["model.optim.lr=0.25", f"{key}=2"]), tmp_path)
 
 
-def test_a_comparison_from_before_the_named_terms_is_continued(make, tmp_path):
-    now, flat = make(strategies=["student", "tandem", "tandem_kd"]), "model.codert.distillation"
+def before_named_terms(now: Settings, weight: float) -> Settings:
+    """Settings as versions without named terms wrote them, tandem_kd with a weight."""
+    flat = "model.codert.distillation"
     shipped = {"weight": 0.0, "temperature": 1.0, "reduction": "per_utterance", "start_step": 0, "ramp_steps": 0}
     config = {**now.config, **{f"{flat}.{key}": value for key, value in shipped.items()}}
-    changes = {**now.changes, "tandem_kd": {**now.changes["tandem_kd"], f"{flat}.weight": 0.1}}
+    changes = {**now.changes, "tandem_kd": {**now.changes["tandem_kd"], f"{flat}.weight": weight}}
     changes["tandem_kd"].pop(f"{flat}.encoder.weight")
-    before = Settings(**{**now.__dict__, "config": config, "changes": changes})
+    return Settings(**{**now.__dict__, "config": config, "changes": changes})
+
+
+def test_a_comparison_from_before_the_named_terms_is_continued(make, tmp_path):
+    now = make(strategies=["student", "tandem", "tandem_kd"])
+    before = before_named_terms(now, 0.1)
     assert extended(before, now, tmp_path) == before
-    changes["tandem_kd"][f"{flat}.weight"] = 0.3
     with pytest.raises(ValueError, match=r"encoder.weight \(of tandem_kd\) is 0.1, the folder has 0.3"):
-        extended(before, now, tmp_path)
+        extended(before_named_terms(now, 0.3), now, tmp_path)
+
+
+def test_a_comparison_from_before_the_named_terms_is_extended_again_and_again(make, tmp_path):
+    first = extended(before_named_terms(make(), 0.1), make(strategies=["shared_joint", "shared_kd"]), tmp_path)
+    assert first.strategies == ["student", "tandem_kd", "shared_joint", "shared_kd"]
+    assert extended(first, make(strategies=first.strategies), tmp_path) == first
+    added = ["tandem_kd-twin", "shared_joint-twin"]
+    second = extended(first, make(strategies=added), tmp_path)
+    assert extended(second, make(strategies=second.strategies), tmp_path) == second
+    other = {"shared_joint": ["model.codert.distillation.joint.weight=0.3"]}
+    with pytest.raises(ValueError, match=r"joint.weight \(of shared_joint\) is 0.3, the folder has 0.1"):
+        extended(second, make(strategies=second.strategies, strategy_overrides=other), tmp_path)
 
 
 def test_the_noise_of_strategies_that_are_added_later_is_theirs_and_stays_the_same(make, tmp_path):
