@@ -265,7 +265,7 @@ def test_a_twin_passes_the_checks_of_a_run(strategy, name, make):
             {"strategies": ["noise_robust"]},
             "student_hears.noise is .* for noise_robust: give it with --override noise",
         ),
-        ({"overrides": ["model.codert.student_hears.noise=a"]}, "has no effect: none of student tandem_kd has that"),
+        ({"overrides": ["model.codert.student_hears.noise=a"]}, "none of student tandem_kd has that key. Add it to"),
         (
             {"strategies": ["static-twin"], "strategy_overrides": {"static-twin": ["model.codert.rnnt_loss=nemo"]}},
             "--override is for static-twin: give it to static, the twin takes it too",
@@ -275,6 +275,20 @@ def test_a_twin_passes_the_checks_of_a_run(strategy, name, make):
 def test_a_strategy_that_cannot_be_trained_is_refused_with_what_it_needs(given, message, make):
     with pytest.raises(ValueError, match=message):
         make(**given)
+
+
+def test_an_override_for_some_reaches_the_strategies_with_its_key_alone(make):
+    own = "model.codert.student_hears"
+    given = [f"{own}.noise=n.json", f"{own}.spec_augment.freq_masks=4"]
+    settings = make(strategies=["noise_robust", "two_views", "student"], overrides=given)
+    takes = {name: [text for text in arguments_of(settings, name) if own in text] for name in settings.strategies}
+    assert takes == {"teacher": [], "noise_robust": given[:1], "two_views": given[1:], "student": []}
+    assert settings.config_of("noise_robust")[f"{own}.noise"] == "n.json"
+    assert settings.config_of("two_views")[f"{own}.spec_augment.freq_masks"] == 4
+    with pytest.raises(ValueError, match=f"none of two_views has that key.*--override STRATEGY:.{own}.noise=n.json"):
+        make(strategies=["two_views"], overrides=given[:1])
+    both = make(strategies=["two_views"], strategy_overrides={"two_views": [f"+{given[0]}"]})
+    assert both.config_of("two_views")[f"{own}.noise"] == "n.json"
 
 
 def test_a_given_teacher_takes_the_place_of_the_comparisons_own(make):
