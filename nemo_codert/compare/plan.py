@@ -315,6 +315,8 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
 def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
     """Return the settings of a folder with the strategies, seeds and folds of a later call added to them.
 
+    Paths of teachers, targets and noise in overrides are compared as they are given, not what lies there.
+
     Raises:
         ValueError: anything else differs; every difference is named.
     """

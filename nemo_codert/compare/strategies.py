@@ -104,17 +104,28 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
         baseline: config of the lone student, whose open keys the comparison sets.
 
     Raises:
-        ValueError: a key without a value, or a teacher that the comparison does not train.
+        ValueError: a key without a value, or a teacher that has no use or is not trained here.
     """
     name = plain_name(strategy)
     for key, value in config.items():
         if value == MISSING and baseline.get(key) != MISSING:
             raise ValueError(f"{key} is {MISSING} for {strategy}: give it with --override {name}:{key}=VALUE")
+    given = config.get(CHECKPOINT)
+    if given is not None and not _reads_checkpoint(config):
+        raise ValueError(
+            f"{CHECKPOINT} is {given!r} for {strategy}, which takes no teacher. Give it to those that do: "
+            f"--override STRATEGY:{CHECKPOINT}={given}"
+        )
     if takes_teacher(config) and config.get("model.codert.teacher_logits") == "ctc":
         raise ValueError(
             f"{strategy} needs a hybrid teacher, and the comparison trains one without a CTC head: give it with "
             f"--override {name}:{CHECKPOINT}=HYBRID.nemo"
         )
+
+
+def _reads_checkpoint(config: Mapping[str, Any]) -> bool:
+    """Return whether a teacher's checkpoint has a use: a lone student has no teacher, an ema one is its average."""
+    return config.get("train") == "teacher" or (_is_pair(config) and config.get("model.codert.teacher") != "ema")
 
 
 def overrides_for(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:

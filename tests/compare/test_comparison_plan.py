@@ -228,7 +228,7 @@ GIVEN = {
 def test_every_strategy_that_distils_is_planned_with_its_twin(strategy, make):
     twin, own = f"{strategy}-twin", {strategy: GIVEN[strategy]} if strategy in GIVEN else {}
     settings = make(strategies=[strategy, twin], strategy_overrides=own)
-    kinds = {"static", "shared_kd_prior", "shared_joint", "tandem_kd", "inter_kd"}
+    kinds = {"static", "shared_kd_prior", "shared_joint", "shared_occupied", "tandem_kd", "inter_kd"}
     assert settings.strategies[:-2] == ([] if strategy in kinds - {"static"} else ["teacher"])
     theirs, ours = settings.config_of(strategy), settings.config_of(twin)
     weights = {key for key in theirs if key.startswith("model.codert.distillation.") and key.endswith(".weight")}
@@ -264,6 +264,15 @@ def test_a_twin_passes_the_checks_of_a_run(strategy, name, make):
         (
             {"strategies": ["noise_robust"]},
             "student_hears.noise is .* for noise_robust: give it with --override noise",
+        ),
+        (
+            {"strategies": ["static", "ema"], "overrides": [f"{CHECKPOINT}=big.nemo"]},
+            f"{CHECKPOINT} is 'big.nemo' for ema, which takes no teacher. .*--override STRATEGY:{CHECKPOINT}=big.nemo",
+        ),
+        ({"strategy_overrides": {"student": [f"{CHECKPOINT}=big.nemo"]}}, "for student, which takes no teacher"),
+        (
+            {"strategies": ["two_views-twin"], "strategy_overrides": {"two_views": [f"{CHECKPOINT}=big.nemo"]}},
+            "for two_views-twin, which takes no teacher",
         ),
         ({"overrides": ["model.codert.student_hears.noise=a"]}, "none of student tandem_kd has that key. Add it to"),
         (
