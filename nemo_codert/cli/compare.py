@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each training (1)")
     parser.add_argument("--only", nargs="+", metavar="S", help="train these strategies of the comparison now")
     parser.add_argument("--drop-models", action="store_true", help="keep no .nemo files but the teachers'")
-    parser.add_argument("--against", metavar="S", help=f"strategy that the tables compare with ({BASELINE})")
+    parser.add_argument("--against", metavar="S", help=f"baseline of the tables ({BASELINE}, else the first twin)")
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the report again")
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="Hydra overrides for all strategies")
     return parser.parse_args(arguments)
