@@ -9,8 +9,8 @@ same updates, data order and student at the start for all strategies of a seed. 
 brings `teacher` with it and takes the teacher of its own fold and seed, unless model.codert.teacher_checkpoint is
 given; with a cached teacher its targets are stored first (of clean.json in the corpus where there is one, which has
 the ids of train.json), unless model.codert.teacher_cache is given. NAME-twin is strategy NAME without distillation:
-weight 0 for every term, all else alike. Hydra overrides after `--` are for all strategies, --override
-STRATEGY:KEY=VALUE is for one and its twin; model.codert.student_hears.KEY is for those that have that block.
+weight 0 for every term, all else alike. Hydra overrides after `--` are for all strategies, but those
+of model.codert.student_hears.KEY for the ones with that key; --override STRATEGY:KEY=VALUE is for one and its twin.
 
 The output folder: results.csv (one row a run), predictions.jsonl.gz, table.md, plots, report.html, and cells/ with
 command, log and .nemo files of every run. The same command again resumes where it stopped: finished cells are never
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each training (1)")
     parser.add_argument("--only", nargs="+", metavar="S", help="train these strategies of the comparison now")
     parser.add_argument("--drop-models", action="store_true", help="keep no .nemo files but the teachers'")
-    parser.add_argument("--against", metavar="S", help=f"strategy that the tables compare with ({BASELINE})")
+    parser.add_argument("--against", metavar="S", help=f"baseline of the tables ({BASELINE}, else the first twin)")
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the report again")
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="Hydra overrides for all strategies")
     return parser.parse_args(arguments)

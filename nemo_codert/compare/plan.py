@@ -21,11 +21,11 @@ from nemo_codert.compare.strategies import (
     check_complete,
     composed,
     flat,
-    is_for_some,
     makes_targets,
+    needs_its_key,
     override_key,
+    overrides_for,
     plain_name,
-    reaching,
     takes_teacher,
     twin_overrides,
 )
@@ -210,15 +210,15 @@ def make_settings(
     strategies, seeds = list(dict.fromkeys(strategies)), list(dict.fromkeys(seeds))
     _check_overrides(overrides, strategy_overrides)
     steps = [] if max_steps is None else [f"trainer.max_steps={max_steps}"]
-    config = composed(config_name, BASELINE, [*reaching(overrides, {}), *steps])
+    config = composed(config_name, BASELINE, [*overrides_for({}, overrides), *steps])
     updates = _checked_steps(config)
     _check_checkpoints(config)
 
     def compose(strategy: str) -> dict[str, Any]:
         own = strategy_overrides.get(plain_name(strategy), ())
         for_all = overrides
-        if any(map(is_for_some, overrides)):
-            for_all = reaching(overrides, composed(config_name, strategy, own))
+        if any(map(needs_its_key, overrides)):
+            for_all = overrides_for(composed(config_name, strategy, own), overrides)
         return composed(config_name, strategy, [*for_all, *own, *steps])
 
     configs = {strategy: compose(strategy) for strategy in strategies}
@@ -228,9 +228,12 @@ def make_settings(
         raise ValueError(f"--override is for {twins[0]}: give it to {plain_name(twins[0])}, the twin takes it too")
     if unknown := sorted(strategy_overrides.keys() - set(map(plain_name, configs))):
         raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(configs)}")
-    for override in filter(is_for_some, overrides):
-        if not any(reaching([override], own) for own in configs.values()):
-            raise ValueError(f"{override!r} has no effect: none of {' '.join(configs)} has that block")
+    for override in filter(needs_its_key, overrides):
+        if not any(overrides_for(own, [override]) for own in configs.values()):
+            raise ValueError(
+                f"{override!r} has no effect: none of {' '.join(configs)} has that key. Add it to one: "
+                f"--override STRATEGY:+{override.lstrip('+')}"
+            )
     changes = {strategy: _changes(strategy, own, config) for strategy, own in configs.items()}
     return Settings(
         config_name=config_name,
@@ -312,6 +315,8 @@ def _checked_steps(config: Mapping[str, Any]) -> int:
 def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
     """Return the settings of a folder with the strategies, seeds and folds of a later call added to them.
 
+    Paths of teachers, targets and noise in overrides are compared as they are given, not what lies there.
+
     Raises:
         ValueError: anything else differs; every difference is named.
     """
@@ -325,8 +330,9 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
             for settings in (stored, wanted)
         )
         pairs |= {f"{key} (of {strategy})": (old.get(key), new.get(key)) for key in {**old, **new}}
-    had, added = _of_some(stored), _of_some(wanted)
-    taken = {key for key in added if any(_is_reached(added[key], stored, name) for name in stored.strategies)}
+    had, added = _needing_their_key(stored), _needing_their_key(wanted)
+    configs = [stored.config_of(strategy) for strategy in stored.strategies]
+    taken = {key for key in added if any(overrides_for(config, [added[key]]) for config in configs)}
     pairs |= {key: (had.get(key), added[key]) for key in taken}
     for name in stored.folds.keys() & wanted.folds.keys():
         old, new = stored.folds[name].sha256, wanted.folds[name].sha256
@@ -357,13 +363,9 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
     )
 
 
-def _of_some(settings: Settings) -> dict[str, str]:
-    """Return by key the overrides for those strategies that have the block of the key."""
-    return {override_key(override): override for override in filter(is_for_some, settings.overrides)}
-
-
-def _is_reached(override: str, settings: Settings, strategy: str) -> bool:
-    return bool(reaching([override], settings.config_of(strategy)))
+def _needing_their_key(settings: Settings) -> dict[str, str]:
+    """Return by key the overrides for those strategies alone that have the key."""
+    return {override_key(override): override for override in filter(needs_its_key, settings.overrides)}
 
 
 def _without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,7 +375,8 @@ def _without_terms(config: Mapping[str, Any]) -> dict[str, Any]:
 def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
     """Return the terms of a strategy, flat and with all their keys; those that do nothing are left out.
 
-    Comparisons of earlier versions have the flat keys of one term, and terms of weight 0 where there are none now.
+    Comparisons of earlier versions have the flat keys of one term, and terms of weight 0 where there are none now. A
+    strategy that was added to one later has named terms beside those flat keys, which are none of its own.
     """
     block: dict[str, Any] = {}
     for key, value in settings.config_of(strategy).items():
@@ -383,7 +386,8 @@ def _terms(settings: Settings, strategy: str) -> dict[str, Any]:
             for name in names:
                 node = node.setdefault(name, {})
             node[last] = value
-    terms = distillation_terms(block)
+    named_terms = {name: term for name, term in block.items() if isinstance(term, dict)}
+    terms = distillation_terms(named_terms or block)
     used = {name: term for name, term in terms.items() if term["weight"] != 0 or term.get("layers")}
     return dict(flat(used, f"{TERMS}."))
 
@@ -468,7 +472,7 @@ def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:
     return [
         f"--config-name={settings.config_name}",
         f"strategy={plain_name(cell.strategy)}",
-        *reaching(settings.overrides, config),
+        *overrides_for(config, settings.overrides),
         *settings.strategy_overrides.get(plain_name(cell.strategy), ()),
         *twin_overrides(cell.strategy, config),
         f"trainer.max_steps={settings.max_steps}",

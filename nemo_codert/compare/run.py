@@ -62,7 +62,7 @@ class Comparison:
         threads: of each training.
         only: train these strategies of the comparison now.
         keep_models: False deletes the .nemo files of finished trainings but the teachers'.
-        against: strategy that the tables compare with (student).
+        against: strategy that the tables compare with (student, else the first twin).
     """
 
     output_dir: Path
@@ -176,7 +176,7 @@ def report_again(folder: Path, against: str | None = None) -> str:
     """Write the report of a comparison from its cells, or from its two result files where it has no cells.
 
     Args:
-        folder: of the comparison. against: strategy that the tables compare with (student).
+        folder: of the comparison. against: strategy that the tables compare with (student, else the first twin).
 
     Returns:
         Markdown tables of all folds together, "" where no training is finished.

@@ -23,8 +23,8 @@ TERMS = "model.codert.distillation"
 CHECKPOINT = "model.codert.teacher_checkpoint"
 TARGETS = "model.codert.teacher_cache"
 FIRST_STEP = "model.codert.student_loss_from_step"
-# A block that some strategies have: an override of one of its keys is for those alone.
-OF_SOME = "model.codert.student_hears"
+# An override of a key in this block is for the strategies with that key alone.
+BLOCK_OF_SOME_STRATEGIES = "model.codert.student_hears"
 MISSING = "???"
 
 
@@ -104,12 +104,18 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
         baseline: config of the lone student, whose open keys the comparison sets.
 
     Raises:
-        ValueError: a key without a value, or a teacher that the comparison does not train.
+        ValueError: a key without a value, or a teacher that has no use or is not trained here.
     """
     name = plain_name(strategy)
     for key, value in config.items():
         if value == MISSING and baseline.get(key) != MISSING:
             raise ValueError(f"{key} is {MISSING} for {strategy}: give it with --override {name}:{key}=VALUE")
+    given = config.get(CHECKPOINT)
+    if given is not None and not _reads_checkpoint(config):
+        raise ValueError(
+            f"{CHECKPOINT} is {given!r} for {strategy}, which takes no teacher. Give it to those that do: "
+            f"--override STRATEGY:{CHECKPOINT}={given}"
+        )
     if takes_teacher(config) and config.get("model.codert.teacher_logits") == "ctc":
         raise ValueError(
             f"{strategy} needs a hybrid teacher, and the comparison trains one without a CTC head: give it with "
@@ -117,24 +123,29 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
         )
 
 
-def reaching(overrides: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Return those overrides for all strategies that are for the strategy with this config.
+def _reads_checkpoint(config: Mapping[str, Any]) -> bool:
+    """Return whether a teacher's checkpoint has a use: a lone student has no teacher, an ema one is its average."""
+    return config.get("train") == "teacher" or (_is_pair(config) and config.get("model.codert.teacher") != "ema")
+
+
+def overrides_for(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+    """Return those overrides for all strategies that the strategy with this config takes.
 
     Example:
-        >>> reaching(["model.codert.student_hears.noise=noise.json", "seed=1"], {"seed": 0})
+        >>> config = {"model.codert.student_hears.spec_augment.freq_masks": 2}
+        >>> overrides_for(config, ["model.codert.student_hears.noise=noise.json", "seed=1"])
         ['seed=1']
     """
-    has_block = any(_is_below_block(key) for key in config)
-    return [override for override in overrides if has_block or not _is_below_block(override_key(override))]
+    return [override for override in overrides if not needs_its_key(override) or _has(config, override_key(override))]
 
 
-def is_for_some(override: str) -> bool:
-    """Return whether an override is for those strategies alone that have the block of its key."""
-    return _is_below_block(override_key(override))
+def needs_its_key(override: str) -> bool:
+    """Return whether an override for all strategies is for those alone whose config has its key."""
+    return override_key(override).startswith(f"{BLOCK_OF_SOME_STRATEGIES}.")
 
 
-def _is_below_block(key: str) -> bool:
-    return key.startswith(f"{OF_SOME}.")
+def _has(config: Mapping[str, Any], key: str) -> bool:
+    return any(own == key or own.startswith(f"{key}.") for own in config)
 
 
 def override_key(override: str) -> str:

@@ -228,7 +228,7 @@ GIVEN = {
 def test_every_strategy_that_distils_is_planned_with_its_twin(strategy, make):
     twin, own = f"{strategy}-twin", {strategy: GIVEN[strategy]} if strategy in GIVEN else {}
     settings = make(strategies=[strategy, twin], strategy_overrides=own)
-    kinds = {"static", "shared_kd_prior", "shared_joint", "tandem_kd", "inter_kd"}
+    kinds = {"static", "shared_kd_prior", "shared_joint", "shared_occupied", "tandem_kd", "inter_kd"}
     assert settings.strategies[:-2] == ([] if strategy in kinds - {"static"} else ["teacher"])
     theirs, ours = settings.config_of(strategy), settings.config_of(twin)
     weights = {key for key in theirs if key.startswith("model.codert.distillation.") and key.endswith(".weight")}
@@ -265,7 +265,16 @@ def test_a_twin_passes_the_checks_of_a_run(strategy, name, make):
             {"strategies": ["noise_robust"]},
             "student_hears.noise is .* for noise_robust: give it with --override noise",
         ),
-        ({"overrides": ["model.codert.student_hears.noise=a"]}, "has no effect: none of student tandem_kd has that"),
+        (
+            {"strategies": ["static", "ema"], "overrides": [f"{CHECKPOINT}=big.nemo"]},
+            f"{CHECKPOINT} is 'big.nemo' for ema, which takes no teacher. .*--override STRATEGY:{CHECKPOINT}=big.nemo",
+        ),
+        ({"strategy_overrides": {"student": [f"{CHECKPOINT}=big.nemo"]}}, "for student, which takes no teacher"),
+        (
+            {"strategies": ["two_views-twin"], "strategy_overrides": {"two_views": [f"{CHECKPOINT}=big.nemo"]}},
+            "for two_views-twin, which takes no teacher",
+        ),
+        ({"overrides": ["model.codert.student_hears.noise=a"]}, "none of student tandem_kd has that key. Add it to"),
         (
             {"strategies": ["static-twin"], "strategy_overrides": {"static-twin": ["model.codert.rnnt_loss=nemo"]}},
             "--override is for static-twin: give it to static, the twin takes it too",
@@ -275,6 +284,20 @@ def test_a_twin_passes_the_checks_of_a_run(strategy, name, make):
 def test_a_strategy_that_cannot_be_trained_is_refused_with_what_it_needs(given, message, make):
     with pytest.raises(ValueError, match=message):
         make(**given)
+
+
+def test_an_override_for_some_reaches_the_strategies_with_its_key_alone(make):
+    own = "model.codert.student_hears"
+    given = [f"{own}.noise=n.json", f"{own}.spec_augment.freq_masks=4"]
+    settings = make(strategies=["noise_robust", "two_views", "student"], overrides=given)
+    takes = {name: [text for text in arguments_of(settings, name) if own in text] for name in settings.strategies}
+    assert takes == {"teacher": [], "noise_robust": given[:1], "two_views": given[1:], "student": []}
+    assert settings.config_of("noise_robust")[f"{own}.noise"] == "n.json"
+    assert settings.config_of("two_views")[f"{own}.spec_augment.freq_masks"] == 4
+    with pytest.raises(ValueError, match=f"none of two_views has that key.*--override STRATEGY:.{own}.noise=n.json"):
+        make(strategies=["two_views"], overrides=given[:1])
+    both = make(strategies=["two_views"], strategy_overrides={"two_views": [f"+{given[0]}"]})
+    assert both.config_of("two_views")[f"{own}.noise"] == "n.json"
 
 
 def test_a_given_teacher_takes_the_place_of_the_comparisons_own(make):
@@ -354,17 +377,34 @@ def test_a_key_that_came_into_the_package_later_is_taken_for_its_default(make, t
         extended(before, make(overrides=["model.optim.lr=0.25", f"{key}=2"]), tmp_path)
 
 
-def test_a_comparison_from_before_the_named_terms_is_continued(make, tmp_path):
-    now, flat = make(strategies=["student", "tandem", "tandem_kd"]), "model.codert.distillation"
+def before_named_terms(now: Settings, weight: float) -> Settings:
+    """Settings as versions without named terms wrote them, tandem_kd with a weight."""
+    flat = "model.codert.distillation"
     shipped = {"weight": 0.0, "temperature": 1.0, "reduction": "per_utterance", "start_step": 0, "ramp_steps": 0}
     config = {**now.config, **{f"{flat}.{key}": value for key, value in shipped.items()}}
-    changes = {**now.changes, "tandem_kd": {**now.changes["tandem_kd"], f"{flat}.weight": 0.1}}
+    changes = {**now.changes, "tandem_kd": {**now.changes["tandem_kd"], f"{flat}.weight": weight}}
     changes["tandem_kd"].pop(f"{flat}.encoder.weight")
-    before = Settings(**{**now.__dict__, "config": config, "changes": changes})
+    return Settings(**{**now.__dict__, "config": config, "changes": changes})
+
+
+def test_a_comparison_from_before_the_named_terms_is_continued(make, tmp_path):
+    now = make(strategies=["student", "tandem", "tandem_kd"])
+    before = before_named_terms(now, 0.1)
     assert extended(before, now, tmp_path) == before
-    changes["tandem_kd"][f"{flat}.weight"] = 0.3
     with pytest.raises(ValueError, match=r"encoder.weight \(of tandem_kd\) is 0.1, the folder has 0.3"):
-        extended(before, now, tmp_path)
+        extended(before_named_terms(now, 0.3), now, tmp_path)
+
+
+def test_a_comparison_from_before_the_named_terms_is_extended_again_and_again(make, tmp_path):
+    first = extended(before_named_terms(make(), 0.1), make(strategies=["shared_joint", "shared_kd"]), tmp_path)
+    assert first.strategies == ["student", "tandem_kd", "shared_joint", "shared_kd"]
+    assert extended(first, make(strategies=first.strategies), tmp_path) == first
+    added = ["tandem_kd-twin", "shared_joint-twin"]
+    second = extended(first, make(strategies=added), tmp_path)
+    assert extended(second, make(strategies=second.strategies), tmp_path) == second
+    other = {"shared_joint": ["model.codert.distillation.joint.weight=0.3"]}
+    with pytest.raises(ValueError, match=r"joint.weight \(of shared_joint\) is 0.3, the folder has 0.1"):
+        extended(second, make(strategies=second.strategies, strategy_overrides=other), tmp_path)
 
 
 def test_the_noise_of_strategies_that_are_added_later_is_theirs_and_stays_the_same(make, tmp_path):
