@@ -23,7 +23,7 @@ the backward pass, against NeMo's on the whole lattice.
 step: whole training steps on noise: a stock teacher and a stock student (NeMo's class, joint and loss), the pair that
 trains both in tandem, and the pair's networks alone (features, encoders, prediction network and projections, forward
 and backward, no loss). Clipping and AdamW are counted in every whole step, and are a row of their own.
-terms: the student's step with a frozen teacher and one distillation term of each kind, against the same without teacher.
+terms: the student's step with a frozen teacher and one distillation term of each kind, against one without teacher.
 cache: codert cache of the teacher, from audio files to targets, against its features and encoder alone; a student's
 step with such targets against the same student trained alone; size and opening of the targets of 1,000 hours.
 decoding: greedy_batch on random encoder output with the exported student in each form of its joint against a student
