@@ -1,4 +1,4 @@
-# Two commands from a fresh clone: `make quickstart` and `make test` (at most 9 minutes on two cores, installation
+# Two commands from a fresh clone: `make quickstart` and `make test` (at most 10 minutes on two cores, installation
 # included). Each makes its own .venv first.
 # `make unit` runs the tests that need no NeMo (a minute) and makes importing NeMo an error: the losses, configs, data,
 # tables and statistics.
