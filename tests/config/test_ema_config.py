@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 
 from nemo_codert.config.checked import checked_config
 from nemo_codert.config.criteria import criteria_specs
-from tests.config.test_conf_files import SMALL, model_section
 from tests.config.test_config_schema import CONFORMER, DECODER, HEAD, RNN, faults, model_config
 
 pytestmark = pytest.mark.unit
@@ -104,12 +103,3 @@ def test_keys_without_effect_are_warned_about(caplog, monkeypatch):
     assert "student_encoder has no effect" not in caplog.text
     checked_config(model_config(codert={"ema_decay": 0.5}))
     assert "model.codert.ema_decay has no effect: the teacher is co_trained" in caplog.text
-
-
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("strategy", ["ema", "two_views"])
-def test_a_strategy_has_one_term_and_no_key_without_effect_in_a_shipped_config(strategy, name, tokenizer_dir, caplog):
-    with caplog.at_level(logging.WARNING):
-        checked = checked_config(model_section(name, tokenizer_dir, f"strategy={strategy}"))
-    assert [spec.name for spec in checked.criteria] == ["rnnt_student", "views"] and caplog.messages == []
-    assert checked.model.encoder == checked.student.encoder
