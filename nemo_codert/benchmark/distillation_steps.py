@@ -3,7 +3,6 @@
 The models are those of `training_step`, with an additive joint; audio and labels are made up.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from nemo_codert.benchmark.training_step import StepSettings, make_step_batch, p
 
 ALONE = "student step, no teacher"
 HEAD = {"decoder": {"_target_": "nemo.collections.asr.modules.ConvASRDecoder"}}
-LAST = {"layers": "last"}  # the last layers of both encoders
 # Row: its terms, and other keys of the blocks `codert`, `student` and of the model.
 TERMS: dict[str, dict[str, Any]] = {
     "encoder": {"at": "encoder"},
@@ -26,7 +24,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "joint, best path": {"at": "joint", "nodes": "best_path"},
     "joint, three classes": {"at": "joint", "classes": "target_blank_rest"},
     "joint, occupied nodes, adaptive temperature": {"at": "joint", "nodes": "occupied", "temperature": "adaptive"},
-    **{f"hidden, {by}": {"at": "hidden", "by": by, **LAST} for by in ("mse", "correlation", "energy", "gram")},
+    **{f"hidden, {by}": {"at": "hidden", "by": by} for by in ("mse", "correlation", "energy", "gram")},
     "sequence": {"at": "sequence", "by": "l2"},
 }
 HEADS = "CTC heads, last and middle"
@@ -71,10 +69,10 @@ def term_config(name: str, settings: StepSettings) -> Any:
     cfg = pair_config(settings, ADDITIVE_JOINT, rnnt_loss="auto")
     codert = {"teacher": "frozen", "share_decoder": False, "rnnt_loss": "auto", "distillation": {}}
     if name in TERMS:
-        term = copy.deepcopy(TERMS[name])
-        if term.get("layers") == "last":
-            term["layers"] = {settings.student[0]: settings.teacher[0]}
-        codert["distillation"] = {"term": {**term, "weight": 0.1}}
+        term = {**TERMS[name], "weight": 0.1}
+        if term["at"] == "hidden":
+            term["layers"] = {settings.student[0]: settings.teacher[0]}  # the last ones
+        codert["distillation"] = {"term": term}
     elif name == HEADS:
         cfg.aux_ctc, cfg.student.aux_ctc = HEAD, {"ctc_loss_weight": 0.3, **HEAD}
         middle = {"layers": [max(1, settings.student[0] // 2)], "ctc_weight": 0.3}

@@ -178,8 +178,15 @@ def _measured(settings: BenchmarkSettings, output_dir: Path, report: Callable[[s
         if part == "loss":
             rows, findings = _loss(settings, measuring, output_dir, report)
         else:
-            measure = {"joint": _joint, "lattice": _lattice, "step": _step, "terms": _terms, "cache": _cache}
-            rows, findings = {**measure, "decoding": _decoding}[part](settings, measuring)
+            measures = {
+                "joint": _joint,
+                "lattice": _lattice,
+                "step": _step,
+                "terms": _terms,
+                "cache": _cache,
+                "decoding": _decoding,
+            }
+            rows, findings = measures[part](settings, measuring)
         result.rows += rows
         result.findings += findings
         report(format_table(rows))

@@ -23,7 +23,6 @@ from nemo_codert.compare.strategies import (
     flat,
     makes_targets,
     needs_its_key,
-    override_key,
     overrides_for,
     plain_name,
     takes_teacher,
@@ -32,6 +31,7 @@ from nemo_codert.compare.strategies import (
 from nemo_codert.config.criteria import distillation_terms
 from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.schema import CoDERTConfig, StudentConfig
+from nemo_codert.config.search import override_key
 from nemo_codert.files.atomic import whole_file
 
 BASELINE = "student"

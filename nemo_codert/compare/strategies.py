@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.criteria import named
 from nemo_codert.config.nearest import nearest
-from nemo_codert.config.search import check_names, config_search
+from nemo_codert.config.search import check_names, config_search, override_key
 from nemo_codert.config.shipped import conf_folder
 
 TWIN = "-twin"  # suffix of a strategy's twin: the same without distillation
@@ -146,11 +146,6 @@ def needs_its_key(override: str) -> bool:
 
 def _has(config: Mapping[str, Any], key: str) -> bool:
     return any(own == key or own.startswith(f"{key}.") for own in config)
-
-
-def override_key(override: str) -> str:
-    """Return the key of an override: `+a.b=1` -> `a.b`."""
-    return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
 @cache  # a fifth of a second each, and the lone student's is used twice

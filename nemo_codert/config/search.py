@@ -73,7 +73,7 @@ class ConfigSearch:
     def hydra_overrides(self) -> list[str]:
         """Return the overrides with one that adds all but the primary folder to Hydra's search path."""
         others = [place for place in self.places if place != self.primary()]
-        if not others or any(_key(override) == "hydra.searchpath" for override in self.overrides):
+        if not others or any(override_key(override) == "hydra.searchpath" for override in self.overrides):
             return [*self.overrides]
         places = ",".join(hydra_value(f"{FILE_PLACE}{place}") for place in others)
         return [*self.overrides, f"hydra.searchpath=[{places}]"]
@@ -147,7 +147,7 @@ class _Walk:
 
     def __post_init__(self) -> None:
         for override in self.search.overrides:
-            group = _key(override)
+            group = override_key(override)
             if "=" in override and self.search.has_group(group):
                 self.choices[group] = override.partition("=")[2]
 
@@ -219,7 +219,7 @@ class _Walk:
     def check_groups(self) -> None:
         """Check that the files let the command line choose."""
         for override in self.search.overrides:
-            group = _key(override)
+            group = override_key(override)
             if group in self.choices and group not in self.groups and not override.startswith("+"):
                 raise ValueError(
                     f"{override}: neither {self.search.file(self.search.name)} nor what it inherits from has {group} "
@@ -230,7 +230,7 @@ class _Walk:
         """Check that overridden keys exist, unless the files leave that to Hydra."""
         keys = dict(self.keys)
         for override in self.search.overrides:
-            key = _key(override)
+            key = override_key(override)
             if override.startswith("+"):
                 parts = key.split(".")
                 for end in range(1, len(parts) + 1):
@@ -287,7 +287,8 @@ def _is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key of an override: `+a.b=1` -> `a.b`."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
@@ -306,7 +307,7 @@ def _folder(option: str, name: str) -> Path:
 
 def _further_places(name: str, places: Sequence[Path], overrides: Sequence[str]) -> list[Path]:
     """Return the folders of hydra.searchpath, of the command line or of the config itself."""
-    given = [override.partition("=")[2] for override in overrides if _key(override) == "hydra.searchpath"]
+    given = [override.partition("=")[2] for override in overrides if override_key(override) == "hydra.searchpath"]
     if given:
         entries = [word.strip(" '\"") for word in given[-1].strip(" []").split(",")]
     else:

@@ -42,8 +42,8 @@ class Ema(Frozen):
         # The difference is scaled, not the two: weights that are equal stay equal, and decay 0 gives the student's.
         averages, targets = zip(*((average, value.to(average.dtype)) for average, value in weights), strict=True)
         torch._foreach_lerp_(averages, targets, 1 - decay)
-        for copy, value in buffers:  # batch-norm statistics are averages already, and counts cannot be averaged
-            copy.copy_(value)
+        for own, value in buffers:  # batch-norm statistics are averages already, and counts cannot be averaged
+            own.copy_(value)
 
 
 def kept_wide(
