@@ -242,11 +242,10 @@ def _measure(
 
 def _modes(model: EncDecCoDERTBPEModel) -> dict[str, str]:
     frozen = model.teacher_is_frozen
-    statistics = {"ema": "the student's"}.get(model.cfg.codert.teacher, "fixed" if frozen else "updated")
     has_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.encoder.modules())
     return {
         "mode": "eval, no gradients" if frozen else "training, with gradients",
         "dropout": "off" if frozen else "on",
-        "batch_norm_statistics": statistics if has_norm else "none",
+        "batch_norm_statistics": ("fixed" if frozen else "updated") if has_norm else "none",
         "spec_augment": "off" if model.spec_augmentation is None else "on, the student's input: both see the same",
     }
