@@ -86,6 +86,14 @@ def test_the_tuning_shown_is_the_best_dev_wer_of_every_run():
     assert cells_of("tuning") == [[run, ", ".join(wers), means[run]] for run, wers in best.items()]
 
 
+def test_the_dev_wers_of_the_words_are_those_that_are_kept():
+    """dev_wer.csv: a row a run, the student's dev WER of every validation."""
+    rows = kept_rows(KEPT / "words" / "dev_wer.csv")
+    steps = [cell for cell in rows[0] if cell.isdigit() and int(cell) % 500 == 0]
+    shown = [[row["run"], *(f"{float(row[step]):.1%}" for step in steps)] for row in rows]
+    assert cells_of("words_dev") == shown
+
+
 def test_the_entropies_shown_are_those_that_were_measured():
     rows = kept_rows(KEPT / "entropy" / "measures.csv")
     measured = {(row["branch"], row["logits"], row["view"]): row for row in rows}
