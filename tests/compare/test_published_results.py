@@ -4,6 +4,8 @@ python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
 """
 
 import csv
+import gzip
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 from nemo_codert.compare.plan import read_settings
 from nemo_codert.compare.report import write_comparison_report
 from nemo_codert.compare.results import PREDICTIONS_FILE, RUNS_FILE, read_result_files
+from nemo_codert.evaluation.bootstrap import PairedErrors, relative_reduction
+from nemo_codert.evaluation.word_errors import word_errors
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
@@ -84,6 +88,24 @@ def test_the_tuning_shown_is_the_best_dev_wer_of_every_run():
         best.setdefault(row["run"], []).append(f"{errors / int(row['dev_words']):.1%}")
     means = {run: f"{fmean(float(wer[:-1]) for wer in wers):.1f}%" for run, wers in best.items()}
     assert cells_of("tuning") == [[run, ", ".join(wers), means[run]] for run, wers in best.items()]
+
+
+def test_the_runs_on_a_tenth_of_the_labels_are_recomputed_from_their_texts():
+    with gzip.open(KEPT / "words_tenth" / PREDICTIONS_FILE, "rt", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    errors = {
+        run: [word_errors(line["text"], line["hypotheses"][run]).errors for line in lines]
+        for run in lines[0]["hypotheses"]
+    }
+    words, speakers = [len(line["text"].split()) for line in lines], [line["speaker"] for line in lines]
+    rows = []
+    for run, counts in errors.items():
+        row = [f"`{run}`", f"{sum(counts) / sum(words):.2%}", ""]
+        if run != "student":
+            found = relative_reduction([PairedErrors([counts], [errors["student"]], words, speakers)])
+            row[2] = f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
+        rows.append(row)
+    assert [[cells[0], *cells[2:]] for cells in cells_of("words_tenth")] == rows
 
 
 def test_the_dev_wers_of_the_words_are_those_that_are_kept():
