@@ -15,7 +15,8 @@ Transcribes audio without text by a trained model, and writes a manifest to trai
 the GPU if there is one. Each line gets `text`, `confidence` (the mean of NeMo's confidences of the words, from 0 to 1)
 and `source` (name and hash of the model's file). Two filters, both off by default:
 
---min-confidence drops labels below it.
+--min-confidence drops labels below it. The scale depends on the model: NAME_summary.json has the least, the quartiles
+and the largest of all labels (`confidences`), and another value needs no further decoding.
 --agree-with names a second model: labels from which its transcript differs by more than --max-disagreement, a word
 error rate, are dropped.
 
@@ -28,7 +29,7 @@ Exit status 2: bad options, files or data; the message names the remedy.
 """
 EXAMPLES = r"""
 codert pseudo-label --model teacher.nemo --manifest unlabelled.json --output labels.json
-codert pseudo-label --model teacher.nemo --manifest unlabelled.json --output labels.json --min-confidence 0.8 \
+codert pseudo-label --model teacher.nemo --manifest unlabelled.json --output labels.json --min-confidence 0.25 \
     --agree-with second.nemo --max-disagreement 0.1
 """
 

@@ -155,6 +155,14 @@ def _audio(manifest: str | Path) -> tuple[list[Entry], list[Entry]]:
     return bare, [entry for entry in screening.dropped if entry["reason"] not in about_text]
 
 
+def _quartiles(labels: list[Entry]) -> list[float]:
+    """Return the least confidence, the quartiles and the largest."""
+    import torch
+
+    confidences = torch.tensor([label["confidence"] for label in labels], dtype=torch.float64)
+    return [round(each, 3) for each in confidences.quantile(torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()]
+
+
 def _written(labels: list[Entry], unusable: list[Entry], settings: PseudoLabelSettings) -> PseudoLabels:
     from nemo_codert.data.manifest import write_manifest
     from nemo_codert.data.screening import count_by
@@ -169,8 +177,12 @@ def _written(labels: list[Entry], unusable: list[Entry], settings: PseudoLabelSe
     counts, hours = count_by(dropped, "reason"), sum(label["duration"] for label in kept) / 3600
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
     summary = {**options, "kept": len(kept), "hours": round(hours, 4), "dropped": counts}
+    summary["confidences"] = _quartiles(labels)
     if not kept:
-        raise ValueError(f"{settings.manifest}: no label passes the filter ({counts}). Lower `min_confidence`")
+        raise ValueError(
+            f"{settings.manifest}: no label passes the filter ({counts}), confidences are {_quartiles(labels)}. Lower "
+            "`min_confidence`"
+        )
     files = (
         write_manifest(output, kept),
         write_manifest(output.with_name(f"{output.stem}_dropped.json"), dropped),

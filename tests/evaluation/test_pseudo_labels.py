@@ -85,11 +85,16 @@ def test_filters_reuse_what_was_transcribed_and_count_by_reason(models, audio, t
     labels = pseudo_label(PseudoLabelSettings(**settings, min_confidence=middle))
     assert [line["confidence"] >= middle for line in everything].count(True) == labels.kept < len(everything)
     assert labels.dropped[f"confidence below {middle}"] == len(everything) - labels.kept
-    assert json.loads(labels.files[2].read_text())["dropped"] == labels.dropped
+    summary = json.loads(labels.files[2].read_text())
+    assert summary["dropped"] == labels.dropped
+    found = [line["confidence"] for line in everything]
+    assert [summary["confidences"][0], summary["confidences"][-1]] == [round(min(found), 3), round(max(found), 3)]
     limit = min(disagreements.values())
     chosen = pseudo_label(PseudoLabelSettings(**settings, agree_with=models["ctc"], max_disagreement=limit))
     assert chosen.kept == list(disagreements.values()).count(limit)
-    with pytest.raises(ValueError, match=r"no label passes the filter .*Lower `min_confidence`"):
+    with pytest.raises(
+        ValueError, match=r"no label passes the filter .*confidences are \[0\.\d+, .*Lower `min_confidence`"
+    ):
         pseudo_label(PseudoLabelSettings(**settings, min_confidence=1.0))
 
 
