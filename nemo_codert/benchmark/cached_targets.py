@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class TargetCase:
     settings: StepSettings
     folder: str
     device: str = "cpu"
-    slow: ClassVar[bool] = False  # no row has NeMo's loss
+    slow: bool = False  # no row has NeMo's loss
 
     def prepare(self) -> Callable[[], Any]:
         """Build models, audio and targets and return the call to time."""

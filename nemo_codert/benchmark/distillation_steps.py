@@ -5,7 +5,7 @@ The models are those of `training_step`, with an additive joint; audio and label
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -38,7 +38,7 @@ class TermCase:
     name: str
     settings: StepSettings
     device: str = "cpu"
-    slow: ClassVar[bool] = False  # no row has NeMo's loss
+    slow: bool = False  # no row has NeMo's loss
 
     def prepare(self) -> Callable[[], Any]:
         """Build the pair and return one training step."""

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nemo_codert.config.arguments import require_at_least, require_choice, require_file
 
 if TYPE_CHECKING:
@@ -157,10 +159,7 @@ def _audio(manifest: str | Path) -> tuple[list[Entry], list[Entry]]:
 
 def _quartiles(labels: list[Entry]) -> list[float]:
     """Return the least confidence, the quartiles and the largest."""
-    import torch
-
-    confidences = torch.tensor([label["confidence"] for label in labels], dtype=torch.float64)
-    return [round(each, 3) for each in confidences.quantile(torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()]
+    return np.percentile([label["confidence"] for label in labels], [0, 25, 50, 75, 100]).round(3).tolist()
 
 
 def _written(labels: list[Entry], unusable: list[Entry], settings: PseudoLabelSettings) -> PseudoLabels:
@@ -176,11 +175,11 @@ def _written(labels: list[Entry], unusable: list[Entry], settings: PseudoLabelSe
             dropped.append({**label, "reason": reason})
     counts, hours = count_by(dropped, "reason"), sum(label["duration"] for label in kept) / 3600
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
-    summary = {**options, "kept": len(kept), "hours": round(hours, 4), "dropped": counts}
-    summary["confidences"] = _quartiles(labels)
+    confidences = _quartiles(labels)
+    summary = {**options, "kept": len(kept), "hours": round(hours, 4), "dropped": counts, "confidences": confidences}
     if not kept:
         raise ValueError(
-            f"{settings.manifest}: no label passes the filter ({counts}), confidences are {_quartiles(labels)}. Lower "
+            f"{settings.manifest}: no label passes the filter ({counts}), confidences are {confidences}. Lower "
             "`min_confidence`"
         )
     files = (
