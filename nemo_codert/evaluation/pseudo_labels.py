@@ -2,7 +2,7 @@
 
 Gandhi et al., arXiv:2311.00430, train a small model on the transcripts of a large one and keep those that agree with a
 reference; here a second model may stand in for the reference. Confidence is NeMo's own, Laptev and Ginsburg,
-arXiv:2212.08703. Imports torch and NeMo when called, so that bad settings are refused first.
+arXiv:2212.08703. Imports numpy, torch and NeMo when called, so that bad settings are refused first.
 """
 
 import hashlib
@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from nemo_codert.config.arguments import require_at_least, require_choice, require_file
 
@@ -159,6 +157,8 @@ def _audio(manifest: str | Path) -> tuple[list[Entry], list[Entry]]:
 
 def _quartiles(labels: list[Entry]) -> list[float]:
     """Return the least confidence, the quartiles and the largest."""
+    import numpy as np
+
     return np.percentile([label["confidence"] for label in labels], [0, 25, 50, 75, 100]).round(3).tolist()
 
 
