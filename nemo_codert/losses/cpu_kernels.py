@@ -36,6 +36,16 @@ def additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
     return _built(lambda: _additive_loss(dtype))
 
 
+@cache
+def lattice_divergence(dtype: torch.dtype) -> Callable | None:
+    """Return the compiled `divergence_sums` for logits of a type, or None where it cannot be built.
+
+    Args:
+        dtype: float32 or float64.
+    """
+    return _built(lambda: _lattice_divergence(dtype))
+
+
 def _built(build: Callable[[], Kernels]) -> Kernels | None:
     """Return build(), or None and one warning in this process where it raises."""
     try:
@@ -83,3 +93,20 @@ def _additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function]:
     if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-5) for pair in zip(found, expected, strict=True)):
         raise ArithmeticError(f"the compiled loss and gradients are {found} in place of {expected}")
     return AdditiveLoss
+
+
+def _lattice_divergence(dtype: torch.dtype) -> Callable:
+    from nemo_codert.losses.cpu.divergence import divergence_sums
+
+    # Two equal utterances (one a thread) of one node, at which the teacher has 2/3 and the student 1/2.
+    with torch.inference_mode(False):
+        zeros = torch.zeros(2, 1, 2, dtype=dtype, device="cpu")
+        teacher = torch.tensor([[[math.log(2), 0.0]]], dtype=dtype, device="cpu").expand(2, 1, 2)
+        weights = torch.ones(2, 1, 1, dtype=torch.float64, device="cpu")
+        given = (zeros, zeros), (teacher, zeros), weights, [(1, 0), (1, 0)], (True, True)
+        values, gradients, left = divergence_sums(*given, is_shared=False)
+    found = [*values.tolist(), *(number for gradient in gradients for number in gradient.flatten().tolist())]
+    expected = [5 / 3 * math.log(2) - math.log(3)] * 2 + [-1 / 6, 1 / 6] * 4
+    if left or not all(math.isclose(*pair, rel_tol=1e-5) for pair in zip(found, expected, strict=True)):
+        raise ArithmeticError(f"the compiled divergence and gradients are {found} in place of {expected}")
+    return divergence_sums

@@ -1,7 +1,8 @@
 """KL divergence of two additive joints on the whole lattice, without a tensor of size T·U·V.
 
-The formulas are in `lattice_nodes`. Imports torch, `additive_float64`, `encoder_kl`, `frames`, `lattice_nodes`,
-`temperature`.
+The formulas are in `lattice_nodes`. On the CPU a compiled kernel computes them (`cpu/divergence`), elsewhere, and
+where the kernel cannot be built, torch's functions. Imports torch, `additive_float64`, `cpu_kernels`, `encoder_kl`,
+`frames`, `lattice_nodes`, `temperature`.
 """
 
 # B batch, T encoder frames, U target tokens, M = U + 1 prediction states, V vocabulary without blank
@@ -12,12 +13,12 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from nemo_codert.losses.additive_float64 import compute_dtype
+from nemo_codert.losses.cpu_kernels import lattice_divergence
 from nemo_codert.losses.encoder_kl import check_settings
 from nemo_codert.losses.frames import valid_cells, valid_frames
 from nemo_codert.losses.lattice_nodes import Logits, exact_divergence, node_divergence
 from nemo_codert.losses.temperature import least_temperature
 
-SMALL_ELEMENTS = 2**16  # encoder logits of an utterance, whose functions take no longer than their calls
 LEAST_TOTAL = 1e-6  # an utterance whose node weights sum to less gets none
 
 Sizes = list[tuple[int, int]]  # frames and tokens of every utterance
@@ -39,13 +40,19 @@ class _LatticeKL(torch.autograd.Function):
     ) -> torch.Tensor:
         student, wanted = (student_encoder, student_prediction), ctx.needs_input_grad[:2]
         dtype = torch.promote_types(compute_dtype(*student), compute_dtype(*teacher))
-        whole = slice(0, len(sizes))
-        parts = [whole] if _at_once(student_encoder) else [slice(b, b + 1) for b in range(len(sizes))]
-        gradients = [
-            torch.empty_like(side, dtype=dtype, memory_format=torch.contiguous_format) if wants else None
-            for side, wants in zip(student, wanted, strict=True)
-        ]
-        values = weights.new_zeros(len(sizes))
+        on_cpu = student_encoder.device.type == "cpu"
+        compiled = lattice_divergence(dtype) if on_cpu and sizes else None
+        if compiled is not None:
+            logits = [tuple(_tempered(each.to(dtype), temperature) for each in side) for side in (student, teacher)]
+            is_shared = is_one_tensor(student[1], teacher[1])
+            values, gradients, left = compiled(*logits, weights, sizes, wanted, is_shared)
+            parts = [slice(b, b + 1) for b in left]
+        else:
+            gradients = [
+                torch.empty_like(side, dtype=dtype, memory_format=torch.contiguous_format) if wants else None
+                for side, wants in zip(student, wanted, strict=True)
+            ]
+            values, parts = weights.new_zeros(len(sizes)), _parts(len(sizes), on_cpu)
         for rows in parts:
             t, m = (max(size) for size in zip(*sizes[rows], strict=True))
             m += 1
@@ -78,12 +85,9 @@ class _LatticeKL(torch.autograd.Function):
         return *found, None, None, None, None
 
 
-def _at_once(encoder_logits: torch.Tensor) -> bool:
-    """Return whether a batch is computed as a whole: on a GPU, in few launches, and where utterances are small.
-
-    On a CPU the logits of one utterance stay in its cache, and padding is not computed.
-    """
-    return encoder_logits.device.type != "cpu" or encoder_logits[:1].numel() < SMALL_ELEMENTS
+def _parts(num_utterances: int, on_cpu: bool) -> list[slice]:
+    """Return the rows that torch computes at a time: all on a GPU, in few launches, one on a CPU, to fit its cache."""
+    return [slice(b, b + 1) for b in range(num_utterances)] if on_cpu else [slice(0, num_utterances)]
 
 
 def _put(gradients: list[torch.Tensor | None], parts: list[torch.Tensor | None], rows: slice) -> None:
@@ -105,12 +109,15 @@ def _cut(
         if min(counts) < length:
             valid = valid_frames(torch.tensor(counts, device=part.device), length)
             part = part.masked_fill(~valid[:, :, None], 0.0)
-        if isinstance(temperature, torch.Tensor):
-            part = part / temperature[rows, None, None].to(dtype)
-        elif temperature != 1:
-            part = part / temperature
-        found.append(part)
+        found.append(_tempered(part, temperature[rows] if isinstance(temperature, torch.Tensor) else temperature))
     return tuple(found)
+
+
+def _tempered(logits: torch.Tensor, temperature: Temperature) -> torch.Tensor:
+    """Return logits [n, T, V+1] over the temperature, a number or [n]."""
+    if isinstance(temperature, torch.Tensor):
+        return logits / temperature[:, None, None].to(logits.dtype)
+    return logits if temperature == 1 else logits / temperature
 
 
 def _with_one_prediction(own: Logits, target: Logits, student: Logits, teacher: Logits) -> tuple[Logits, Logits]:

@@ -55,13 +55,25 @@ SETTINGS = {
     "warm": {"temperature": 2.0, "node_weights": WEIGHTS},
     "adaptive": {"temperature": torch.tensor([1.0, 3.0, 1.5])},
 }
+
+
+@pytest.fixture(params=["compiled", "torch", "torch, the batch at once"])
+def way(request, monkeypatch) -> str:
+    """How the divergence is computed: on a CPU, where nothing can be compiled, and as on a GPU."""
+    if request.param != "compiled":
+        monkeypatch.setattr(lattice_kl, "lattice_divergence", lambda dtype: None)
+    if request.param == "torch, the batch at once":
+        monkeypatch.setattr(lattice_kl, "_parts", lambda num_utterances, on_cpu: [slice(0, num_utterances)])
+    return request.param
+
+
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("shared", [False, True])
 @DTYPES
-def test_value_and_gradients_are_those_of_brute_force(name, shared, dtype, tolerance):
+def test_value_and_gradients_are_those_of_brute_force(name, shared, dtype, tolerance, way):
     given, chosen = batch(dtype=dtype, shared=shared), SETTINGS[name]
     ours, plain = graphed(given), graphed({key: given[key].double() if key in SIDES else given[key] for key in given})
     if shared:  # the decoder's logits are one tensor, and constants of the term
@@ -80,7 +92,7 @@ def test_value_and_gradients_are_those_of_brute_force(name, shared, dtype, toler
 
 @pytest.mark.parametrize("classes", [7, 2500])
 @pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4, 0.0])
-def test_float32_is_right_to_a_millionth_of_a_nat_a_node_near_the_teacher(apart, classes):
+def test_float32_is_right_to_a_millionth_of_a_nat_a_node_near_the_teacher(apart, classes, way):
     given = batch(1, torch.float32, classes=classes)
     for own, other in zip(SIDES[:2], SIDES[2:], strict=True):
         given[own] = given[other] + apart * given[own]
@@ -116,9 +128,7 @@ def test_a_constant_moved_from_encoder_to_prediction_changes_nothing(shift, of_t
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("apart", [100.0, 900.0])
-@pytest.mark.parametrize("at_once", [False, True])
-def test_logits_hundreds_apart_are_computed_exactly(dtype, apart, at_once, monkeypatch):
-    monkeypatch.setattr(lattice_kl, "SMALL_ELEMENTS", 10**6 if at_once else 0)
+def test_logits_hundreds_apart_are_computed_exactly(dtype, apart, way):
     given = batch(3, dtype)
     for row, (encoder, prediction) in enumerate((SIDES[:2], SIDES[2:])):
         given[encoder][:, 0, row] += apart  # the maxima of both sides are in different classes
@@ -133,7 +143,7 @@ def test_logits_hundreds_apart_are_computed_exactly(dtype, apart, at_once, monke
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
-def test_padding_and_the_order_of_utterances_do_not_matter(garbage):
+def test_padding_and_the_order_of_utterances_do_not_matter(garbage, way):
     given = graphed(batch(dtype=torch.float32))
     value = additive_lattice_kl(**given, node_weights=WEIGHTS)
     value.backward()
@@ -156,7 +166,7 @@ def test_padding_and_the_order_of_utterances_do_not_matter(garbage):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_autocast_are_computed_in_float32(dtype):
+def test_half_precision_and_autocast_are_computed_in_float32(dtype, way):
     given = graphed(batch(dtype=dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = additive_lattice_kl(**given)
@@ -168,7 +178,7 @@ def test_half_precision_and_autocast_are_computed_in_float32(dtype):
     assert given[SIDES[0]].grad.dtype == dtype and given[SIDES[0]].grad.any()
 
 
-def test_weights_below_a_millionth_and_utterances_without_frames_add_nothing():
+def test_weights_below_a_millionth_and_utterances_without_frames_add_nothing(way):
     given = graphed(batch())
     weights = WEIGHTS.clone()
     weights[0] = 1e-9
@@ -252,16 +262,30 @@ def test_arguments_that_do_not_fit_are_named(changed, message):
         additive_lattice_kl(**{**batch(), **changed})
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-def test_a_batch_at_once_has_the_divergence_of_its_utterances(ragged, monkeypatch):
-    given = graphed(batch(dtype=torch.float32))
-    if not ragged:
-        given |= {"encoded_lengths": torch.tensor([6, 6, 6]), "target_lengths": torch.tensor([3, 3, 3])}
-    values = []
-    for at_once in (False, True):
-        monkeypatch.setattr(lattice_kl, "SMALL_ELEMENTS", 10**6 if at_once else 0)
-        ours = graphed(given)
-        value = additive_lattice_kl(**ours, node_weights=WEIGHTS)
-        value.backward()
-        values.append([value.detach(), ours[SIDES[0]].grad, ours[SIDES[1]].grad])
-    torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-6)
+@DTYPES
+def test_a_gradient_that_is_not_wanted_is_not_computed_and_changes_nothing(dtype, tolerance, way):
+    both = graphed(batch(dtype=dtype))
+    additive_lattice_kl(**both).backward()
+    for side in SIDES[:2]:
+        given = batch(dtype=dtype)
+        given[side].requires_grad_()
+        additive_lattice_kl(**given).backward()
+        torch.testing.assert_close(given[side].grad, both[side].grad, rtol=0, atol=0)
+    assert not additive_lattice_kl(**batch(dtype=dtype)).requires_grad
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_nothing(threads, monkeypatch):
+    expected, found = graphed(batch(dtype=torch.float32)), graphed(batch(dtype=torch.float32))
+    additive_lattice_kl(**expected).backward()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # those of the kernel alone
+    additive_lattice_kl(**found).backward()
+    torch.testing.assert_close(found[SIDES[0]].grad, expected[SIDES[0]].grad, rtol=0, atol=0)
+
+
+def test_gradients_may_be_taken_twice(way):
+    given = graphed(batch())
+    value, leaves = additive_lattice_kl(**given), [given[side] for side in SIDES[:2]]
+    first = torch.autograd.grad(value, leaves, retain_graph=True)
+    second = torch.autograd.grad(3 * value, leaves)
+    torch.testing.assert_close(second, tuple(3 * each for each in first), rtol=1e-12, atol=0)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import nemo_codert.losses.cpu
-from nemo_codert.losses import additive_rnnt_loss, cpu_kernels, joint_rnnt_loss
-from nemo_codert.losses.cpu import additive, lattice_kernels
+from nemo_codert.losses import additive_lattice_kl, additive_rnnt_loss, cpu_kernels, joint_rnnt_loss
+from nemo_codert.losses.cpu import additive, divergence, lattice_kernels
 from tests.conftest import REPOSITORY
 from tests.losses.test_additive_rnnt import LOGITS, assert_exact, loss_and_gradients, random_batch, reference
+from tests.losses.test_lattice_kl import SIDES, graphed
+from tests.losses.test_lattice_kl import batch as divergence_batch
 from tests.reference.rnnt_recursion import joint_losses
 
 pytestmark = pytest.mark.unit
@@ -29,6 +31,7 @@ def fresh(monkeypatch) -> Iterator[None]:
     def forget() -> None:
         cpu_kernels.lattice_kernels.cache_clear()
         cpu_kernels.additive_loss.cache_clear()
+        cpu_kernels.lattice_divergence.cache_clear()
         cpu_kernels._causes.clear()
 
     package = vars(nemo_codert.losses.cpu)
@@ -167,6 +170,36 @@ def test_importing_the_losses_imports_no_kernels(name):
     assert done.stdout.strip() == "[]"
 
 
+def test_torch_computes_the_divergence_after_one_warning(fresh, monkeypatch, caplog):
+    def found() -> tuple[torch.Tensor, ...]:
+        given = graphed(divergence_batch(dtype=torch.float32))
+        value = additive_lattice_kl(**given)
+        return value.detach(), *torch.autograd.grad(value, [given[side] for side in SIDES[:2]])
+
+    compiled = found()
+    assert cpu_kernels.lattice_divergence(torch.float32) is not None and not caplog.text
+    cpu_kernels.lattice_divergence.cache_clear()
+    without_numba(monkeypatch)
+    for name in [name for name in sys.modules if name.startswith("nemo_codert.losses.cpu.")]:
+        monkeypatch.delitem(sys.modules, name)
+    torch.testing.assert_close(found(), compiled, rtol=1e-6, atol=1e-6)
+    assert caplog.text.count(WARNING) == 1
+
+
+def test_a_divergence_that_is_something_else_is_not_used(fresh, monkeypatch, caplog):
+    kernels = importlib.import_module("nemo_codert.losses.cpu.divergence")
+    compute = kernels.divergence_kernel
+
+    def wrong(*arguments: object) -> None:
+        compute(*arguments)
+        arguments[-4][:] += 0.1
+
+    monkeypatch.setattr(kernels, "divergence_kernel", wrong)
+    assert cpu_kernels.lattice_divergence(torch.float32) is None
+    assert "ArithmeticError: the compiled divergence and gradients are" in caplog.text
+
+
 def test_the_trial_uses_the_kernels_of_the_process():
     assert cpu_kernels.lattice_kernels() is lattice_kernels
+    assert cpu_kernels.lattice_divergence(torch.float32) is divergence.divergence_sums
     assert cpu_kernels.additive_loss(torch.float32) is additive.AdditiveLoss

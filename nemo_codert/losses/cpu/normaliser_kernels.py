@@ -42,7 +42,7 @@ class Limits(NamedTuple):
 
 # fastmath: vector instructions compare several numbers at a time only then. A NaN still shows in the sums.
 @numba.njit(nogil=True, fastmath={"nnan", "nsz"})
-def _largest(row: np.ndarray) -> float:
+def row_maximum(row: np.ndarray) -> float:
     """Return the largest number of a row [V+1]; four independent comparisons at a time."""
     quarter = len(row) // 4
     first, second, third, fourth = row[0], row[0], row[0], row[0]
@@ -57,7 +57,7 @@ def _largest(row: np.ndarray) -> float:
 
 
 @callee
-def _exponentiate(row: np.ndarray, shift: float, exp: np.ndarray) -> None:
+def exponentiate(row: np.ndarray, shift: float, exp: np.ndarray) -> None:
     """Fill exp [V+1] with the exponentials of a row minus the shift."""
     if exp.itemsize == 4:
         for v in range(len(row)):
@@ -80,13 +80,13 @@ def _take_row(
 
     Returns the largest logit, and whether it was subtracted.
     """
-    largest = _largest(row)
+    largest = row_maximum(row)
     shifted = not abs(largest) <= unshifted
     shift = largest if shifted else row.dtype.type(0.0)
     for k in range(len(classes)):
         columns[k] = np.float64(row[classes[k]]) - np.float64(shift)
-    _exponentiate(columns, 0.0, exp_columns)
-    _exponentiate(row, shift, exp)
+    exponentiate(columns, 0.0, exp_columns)
+    exponentiate(row, shift, exp)
     return largest, shifted
 
 
@@ -141,7 +141,20 @@ def take_prediction(
             exp[u, classes[k]] = 0.0
             if first[k] != k:
                 exp_columns[u, k] = 0.0
-        bounds[u] = 1.0 if shifted else _largest(exp[u])
+        bounds[u] = 1.0 if shifted else row_maximum(exp[u])
+
+
+@callee
+def add_product(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> None:
+    """Add left [T, V+1] @ right [M, V+1]^T to total [T, M] float64, some classes at a time."""
+    product = np.empty(total.shape, left.dtype)
+    num_classes = left.shape[1]
+    per_product = math.ceil(num_classes / max(round(num_classes / CLASSES_PER_PRODUCT), 1))
+    for start in range(0, num_classes, per_product):
+        fill_product(left[:, start : start + per_product], right[:, start : start + per_product].T, product)
+        for frame in range(total.shape[0]):
+            for state in range(total.shape[1]):
+                total[frame, state] += product[frame, state]
 
 
 @callee
@@ -149,15 +162,7 @@ def normaliser(encoder: SideArrays, prediction: SideArrays, b: int, z: np.ndarra
     """Fill z [T, M] of an utterance, without the shifts: the tokens' part from their float64 columns."""
     t, m = z.shape
     fill_product(encoder.exp_columns[b, :t], prediction.exp_columns[b, :m].T, z)
-    left, right = encoder.exp[b, :t], prediction.exp[b, :m].T
-    product = np.empty((t, m), left.dtype)
-    num_classes = left.shape[1]
-    per_product = math.ceil(num_classes / max(round(num_classes / CLASSES_PER_PRODUCT), 1))
-    for start in range(0, num_classes, per_product):
-        fill_product(left[:, start : start + per_product], right[start : start + per_product], product)
-        for frame in range(t):
-            for state in range(m):
-                z[frame, state] += product[frame, state]
+    add_product(encoder.exp[b, :t], prediction.exp[b, :m], z)
 
 
 @callee
