@@ -1,5 +1,6 @@
 """Curves of a run, read from the TensorBoard events in its folder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ def read_curves(folder: str | Path) -> Curves:
         folder: of the run, with TensorBoard's event files.
 
     Returns:
-        Name -> (optimizer step, value) in order.
+        Name -> (optimizer step, value) in order; steps without a value, at which a term was not computed, are left
+        out.
 
     Raises:
         ValueError: no event file in the folder.
@@ -40,8 +42,9 @@ def read_curves(folder: str | Path) -> Curves:
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
-            curves.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
-    return {tag: sorted(points) for tag, points in curves.items()}
+            points = ((event.step, event.value) for event in events.Scalars(tag) if not math.isnan(event.value))
+            curves.setdefault(tag, []).extend(points)
+    return {tag: sorted(points) for tag, points in curves.items() if points}
 
 
 def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:

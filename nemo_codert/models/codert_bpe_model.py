@@ -6,6 +6,7 @@ B batch, S samples, F mel bins, T_in feature frames, T encoder frames, U target 
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -464,6 +465,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self.log("train_loss", losses["train_loss"], prog_bar=True)
         self.log_dict(
             {
+                # A term that is not computed any more: without a value, Lightning would write its last one again.
+                **{term.spec.log_name: math.nan for term in self.criteria.values() if step >= term.spec.from_step},
                 **{name: value for name, value in losses.items() if name != "train_loss"},
                 **self.criteria.weights(step),
                 "learning_rate": self._optimizer.param_groups[0]["lr"],

@@ -45,9 +45,11 @@ def test_a_ctc_teacher_with_another_tokenizer_teaches_by_correlation(static_run,
     head = CTC["aux_ctc"]["decoder"]
     teacher = {**parts, "tokenizer": tokenizer, "decoder": head, "validation_ds": NO_DATA}
     EncDecCTCModelBPE(OmegaConf.create(teacher)).save_to(str(tmp_path / "teacher.nemo"))
+    cfg.model.train_ds.batch_size = 1  # an epoch has the steps of the term and the one after them
     run = train(cfg)
     curves = read_curves(run.folder)
     assert [step for step, _ in curves["train_distillation_loss_near"]] == [0, 1]
+    assert [step for step, _ in curves["train_distillation_weight_near"]] == [0, 1, 2]
     assert "val_wer" in curves and "val_wer_teacher" not in curves
     assert [path.name for path in (run.folder / "predictions").iterdir()] == ["student"]
     report = json.loads((run.folder / "teacher_report.json").read_text())
