@@ -36,6 +36,8 @@ codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --output-dir data/fsdd
 codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --unseen-speaker theo --snr 0 15 \
     --output-dir data/fsdd_folds/theo
 codert prepare words --words-dir speech_commands --output-dir data/words --labelled-share 0.1
+codert prepare words --words-dir speech_commands --output-dir data/words_folds/0 --fold 0 --labelled-share 0.1 \
+    --by-speaker
 codert prepare mixtures --manifest data/words/train.json --enrollment 2.0 --sir -5 5 \
     --output-dir data/mixtures/train
 codert prepare librispeech --corpus-dir LibriSpeech --output-dir data/librispeech
@@ -73,8 +75,12 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--words-dir", type=Path, required=True, metavar="DIR", help="holds yes/0a2b400e_nohash_0.wav")
     words.add_argument("--train-utterances", type=int, default=6000, metavar="N")
     words.add_argument(
+        "--fold", type=int, metavar="N", help="0-4: of five, in each of which other speakers are tested"
+    )
+    words.add_argument(
         "--labelled-share", type=float, metavar="SHARE", help="of train, as train_labelled; the rest loses its text"
     )
+    words.add_argument("--by-speaker", action="store_true", help="a share of the speakers, not of the utterances")
     mixtures.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="lines with speaker and text")
     mixtures.add_argument("--enrollment", type=float, default=2.0, metavar="SECONDS", help="0: none, and no beep")
     mixtures.add_argument(

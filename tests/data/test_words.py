@@ -9,7 +9,16 @@ import soundfile
 
 from nemo_codert.data.corpora.corpus import SAMPLE_RATE
 from nemo_codert.data.corpora.joining import Recording
-from nemo_codert.data.corpora.words import LEVEL, choose_groups, find_words, load_word, make_word_corpus
+from nemo_codert.data.corpora.words import (
+    FOLDS,
+    LEVEL,
+    choose_groups,
+    find_words,
+    load_word,
+    make_word_corpus,
+    shares_of,
+    split_speakers,
+)
 from nemo_codert.data.manifest import manifest_lines, parse_manifest
 
 pytestmark = pytest.mark.unit
@@ -92,6 +101,28 @@ def test_a_share_keeps_its_text_and_the_rest_loses_it(corpus):
     assert parse_manifest(corpus / "train_labelled.json")[1] == []
 
 
+def test_over_the_folds_every_speaker_is_tested_once_and_in_dev_once(words_dir):
+    recordings = find_words(words_dir)
+    folds = [split_speakers(recordings, 0, shares_of(fold)) for fold in range(FOLDS)]
+    for name in ("dev", "test"):
+        assert sorted(speaker for sets in folds for speaker in sets[name]) == SPEAKERS
+    for sets in folds:
+        assert {name: len(found) for name, found in sets.items()} == {"train": 12, "dev": 4, "test": 4}
+        assert len(set.union(*map(set, sets.values()))) == len(SPEAKERS)
+    assert len(choose_groups(recordings, 40, 0, fold=1)["train"]) == 40
+
+
+@pytest.mark.nemo
+def test_a_share_of_the_speakers_shares_no_recording_with_the_rest(words_dir, tmp_path):
+    options = {"train_utterances": 60, "labelled_share": 0.25, "by_speaker": True, "vocab_size": 16}
+    made = make_word_corpus(words_dir, tmp_path, fold=0, **options)
+    labelled, unlabelled = (manifest_lines(made[name]) for name in ("train_labelled", "train_unlabelled"))
+    speakers = [{entry["speaker"] for entry in entries} for entries in (labelled, unlabelled)]
+    assert [len(found) for found in speakers] == [3, 9] and not speakers[0] & speakers[1]
+    assert len(labelled) + len(unlabelled) == 60 and all("text" in entry for entry in labelled)
+    assert not any("text" in entry for entry in unlabelled)
+
+
 @pytest.mark.nemo
 def test_equal_arguments_give_equal_files(words_dir, corpus, tmp_path):
     make_word_corpus(words_dir, tmp_path, train_utterances=60, labelled_share=0.1, vocab_size=16)
@@ -104,6 +135,8 @@ def test_equal_arguments_give_equal_files(words_dir, corpus, tmp_path):
     [
         ({"train_utterances": 0}, "train_utterances is 0"),
         ({"labelled_share": 1.5}, "labelled_share is 1.5: want a share between 0 and 1"),
+        ({"fold": 5}, "fold is 5: want 0 to 4"),
+        ({"by_speaker": True}, "by_speaker is for labelled_share, which is not given"),
     ],
 )
 def test_numbers_out_of_range_are_refused(words_dir, tmp_path, options, message):

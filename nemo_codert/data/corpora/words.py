@@ -6,9 +6,10 @@ https://arxiv.org/abs/1804.03209
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
+from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nemo_codert.data.tokenizer import train_tokenizer
 
 SUFFIXES = (".wav", ".ogg", ".flac")
 SHARES = ("train",) * 6 + ("dev",) + ("test",) * 3  # sets of ten speakers
+FOLDS = 5  # in each of which another two of ten speakers are in test, and the next two in dev
 QUIET = 30.0  # dB below the loudest frame of a recording: taken for silence
 FRAME = 160  # samples whose power is measured together: 10 ms
 MARGIN = 800  # samples that stay before and after a word: 50 ms
@@ -42,18 +44,22 @@ def make_word_corpus(
     output_dir: str | Path,
     *,
     train_utterances: int = 6000,
+    fold: int | None = None,
     labelled_share: float | None = None,
+    by_speaker: bool = False,
     vocab_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Path]:
     """Write `train`, `dev` and `test` sets and `tokenizer/`; return the manifests by set name.
 
-    Six of ten speakers are in train, one in dev, three in test. train: recordings recombined until there are
-    `train_utterances`, every recording once before any is used again; in dev and test no recording is used twice. A
-    speaker of fewer than three recordings is left out. Equal arguments give equal files.
+    Six of ten speakers are in train, one in dev, three in test; with `fold`, 0 to 4, six, two and two, such that over
+    the five folds of a seed every speaker is in test once and in dev once. train: recordings recombined until there
+    are `train_utterances`, every recording once before any is used again; in dev and test no recording is used twice.
+    A speaker of fewer than three recordings is left out. Equal arguments give equal files.
 
     With `labelled_share`, `train_labelled` has that share of the training utterances, chosen at random, and
-    `train_unlabelled` the others without their text; the audio files are those of train.
+    `train_unlabelled` the others without their text; the audio files are those of train. A recording may be in
+    utterances of both. With `by_speaker` it is that share of the speakers, few and many recordings alike, and none is.
 
     Raises:
         ValueError: a wrong folder, too few speakers, or a number out of range.
@@ -62,7 +68,11 @@ def make_word_corpus(
         raise ValueError(f"train_utterances is {train_utterances}: want 1 or more.")
     if labelled_share is not None and not 0.0 < labelled_share < 1.0:
         raise ValueError(f"labelled_share is {labelled_share}: want a share between 0 and 1, as in 0.1.")
-    groups = choose_groups(find_words(words_dir), train_utterances, seed)
+    if fold is not None and fold not in range(FOLDS):
+        raise ValueError(f"fold is {fold}: want 0 to {FOLDS - 1}.")
+    if by_speaker and labelled_share is None:
+        raise ValueError("by_speaker is for labelled_share, which is not given.")
+    groups = choose_groups(find_words(words_dir), train_utterances, seed, fold)
     texts = [transcript(group) for group in groups["train"]]
     # The tokenizer comes first: its training is quick and can fail.
     train_tokenizer(texts, Path(output_dir) / "tokenizer", vocab_size)
@@ -73,7 +83,7 @@ def make_word_corpus(
         joined: Iterator[Utterance] = (join_recordings(group, generator, load) for group in chosen)
         manifests[name] = write_set(Path(output_dir), name, joined, total=len(chosen))
     if labelled_share is not None:
-        manifests.update(write_shares(manifests["train"], labelled_share, seed))
+        manifests.update(write_shares(manifests["train"], labelled_share, seed, by_speaker))
     return manifests
 
 
@@ -98,9 +108,11 @@ def find_words(words_dir: str | Path) -> list[Recording]:
     return sorted(found, key=lambda recording: (recording.word, recording.speaker, recording.take))
 
 
-def choose_groups(recordings: list[Recording], train_utterances: int, seed: int) -> dict[str, list[list[Recording]]]:
+def choose_groups(
+    recordings: list[Recording], train_utterances: int, seed: int, fold: int | None = None
+) -> dict[str, list[list[Recording]]]:
     """Choose the recordings of each utterance of train, dev and test. Raises ValueError for too few speakers."""
-    sets = split_speakers(recordings, seed)
+    sets = split_speakers(recordings, seed, shares_of(fold))
     return {
         "train": list(islice(_endless(sets["train"], random_generator(seed, 1)), train_utterances)),
         "dev": list(groups_once(sets["dev"], random_generator(seed, 2))),
@@ -108,8 +120,27 @@ def choose_groups(recordings: list[Recording], train_utterances: int, seed: int)
     }
 
 
-def split_speakers(recordings: list[Recording], seed: int) -> dict[str, dict[str, list[Recording]]]:
+def shares_of(fold: int | None) -> tuple[str, ...]:
+    """Return the sets of ten speakers: `SHARES`, or those of a fold, in which others of the ten are in dev and test.
+
+    Example:
+        >>> shares_of(4)
+        ('dev', 'dev', 'train', 'train', 'train', 'train', 'train', 'train', 'test', 'test')
+    """
+    if fold is None:
+        return SHARES
+    width = len(SHARES) // FOLDS
+    sets = {fold: "test", (fold + 1) % FOLDS: "dev"}
+    return tuple(sets.get(place // width, "train") for place in range(len(SHARES)))
+
+
+def split_speakers(
+    recordings: list[Recording], seed: int, shares: tuple[str, ...] = SHARES
+) -> dict[str, dict[str, list[Recording]]]:
     """Return the recordings of train, dev and test by speaker; ten speakers of similar size are split at a time.
+
+    Args:
+        recordings: all of them. seed: of the order. shares: set of each of ten speakers.
 
     Raises:
         ValueError: fewer than ten speakers with three recordings or more.
@@ -126,11 +157,11 @@ def split_speakers(recordings: list[Recording], seed: int) -> dict[str, dict[str
     generator = random_generator(seed, 0)
     shuffled = [speakers[i] for i in generator.permutation(len(speakers))]
     by_size = sorted(shuffled, key=lambda name: -len(by_speaker[name]))  # stable: equal sizes stay shuffled
-    sets: dict[str, dict[str, list[Recording]]] = {name: {} for name in dict.fromkeys(SHARES)}
+    sets: dict[str, dict[str, list[Recording]]] = {name: {} for name in dict.fromkeys(SHARES)}  # train first
     for first in range(0, len(by_size), len(SHARES)):
         order = generator.permutation(len(SHARES))
         for place, speaker in zip(order, by_size[first : first + len(SHARES)], strict=False):
-            sets[SHARES[place]][speaker] = by_speaker[speaker]
+            sets[shares[place]][speaker] = by_speaker[speaker]
     return {name: dict(sorted(chosen.items())) for name, chosen in sets.items()}
 
 
@@ -145,18 +176,27 @@ def load_word(recording: Recording) -> np.ndarray:
     return word * min(LEVEL / max(rms, 1e-6), PEAK / max(peak, 1e-6))
 
 
-def write_shares(train: Path, labelled_share: float, seed: int) -> dict[str, Path]:
+def write_shares(train: Path, labelled_share: float, seed: int, by_speaker: bool = False) -> dict[str, Path]:
     """Write `train_labelled.json` and `train_unlabelled.json` beside the manifest `train`; return both by name."""
     entries = manifest_lines(train)
-    count = round(labelled_share * len(entries))
-    if not 0 < count < len(entries):
+    utterances = Counter(entry["speaker"] for entry in entries)
+    units = sorted(utterances, key=lambda name: (-utterances[name], name)) if by_speaker else range(len(entries))
+    count = round(labelled_share * len(units))
+    if not 0 < count < len(units):
         raise ValueError(
-            f"labelled_share is {labelled_share} of {len(entries)} utterances: want one or more labelled and one or "
-            "more unlabelled. Change labelled_share or train_utterances."
+            f"labelled_share is {labelled_share} of {len(units)} {'speakers' if by_speaker else 'utterances'}: want "
+            "one or more labelled and one or more unlabelled. Change labelled_share or train_utterances."
         )
-    labelled = set(random_generator(seed, 4).permutation(len(entries))[:count].tolist())
-    chosen = [entry for number, entry in enumerate(entries) if number in labelled]
-    others = [_without_text(entry) for number, entry in enumerate(entries) if number not in labelled]
+    generator = random_generator(seed, 4)
+    if by_speaker:  # one of every so many in the order of their size
+        bounds = [round(place * len(units) / count) for place in range(count + 1)]
+        labelled = {units[generator.integers(*pair)] for pair in pairwise(bounds)}
+        is_labelled = [entry["speaker"] in labelled for entry in entries]
+    else:
+        labelled = set(generator.permutation(len(entries))[:count].tolist())
+        is_labelled = [number in labelled for number in range(len(entries))]
+    chosen = list(compress(entries, is_labelled))
+    others = [_without_text(entry) for entry, keeps in zip(entries, is_labelled, strict=True) if not keeps]
     return {
         name: write_manifest(train.with_name(f"{name}.json"), found)
         for name, found in (("train_labelled", chosen), ("train_unlabelled", others))
