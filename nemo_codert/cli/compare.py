@@ -11,6 +11,10 @@ given; with a cached teacher its targets are stored first (of clean.json in the 
 the ids of train.json), unless model.codert.teacher_cache is given. NAME-twin is strategy NAME without distillation:
 weight 0 for every term, all else alike. Hydra overrides after `--` are for all strategies, but those
 of model.codert.student_hears.KEY for the ones with that key; --override STRATEGY:KEY=VALUE is for one and its twin.
+NAME@LABEL is a variant of strategy NAME, with the overrides of NAME and then its own, --override NAME@LABEL:KEY=VALUE;
+it alone may have other training data (model.train_ds). {corpus} in such overrides is the folder of the fold's corpus:
+model.codert.teacher_checkpoint={corpus}/teacher.nemo is a teacher for each fold. With --own-seeds every fold has
+seeds of its own, so that each training counts as one draw.
 
 The output folder: results.csv (one row a run), predictions.jsonl.gz, table.md, plots, report.html, and cells/ with
 command, log and .nemo files of every run. The same command again resumes where it stopped: finished cells are never
@@ -44,6 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-name", default="fsdd", metavar="NAME", help="a shipped config (fsdd)")
     parser.add_argument("--strategies", nargs="+", metavar="S", help=f"({' '.join(run.STRATEGIES)}); NAME-twin too")
     parser.add_argument("--seeds", nargs="+", metavar="N", help="numbers and ranges: 0-4 7 (0-2)")
+    parser.add_argument("--own-seeds", action="store_true", help="no seed is that of two folds' trainings")
     parser.add_argument("--folds", nargs="+", metavar="NAME", help="of the folds in --data-dir (all)")
     parser.add_argument("--max-steps", type=int, metavar="N", help="updates of every run (the config's)")
     parser.add_argument("--override", action="append", default=[], metavar="STRATEGY:KEY=VALUE", help="repeatable")
@@ -93,6 +98,7 @@ def train_and_report(options: argparse.Namespace) -> int:
         only=options.only,
         keep_models=not options.drop_models,
         against=options.against,
+        own_seeds=options.own_seeds,
     )
     with stoppable():
         outcome = run.compare(wanted, trainer=run.TRAINER, cacher=run.CACHER)

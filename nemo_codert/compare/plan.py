@@ -5,6 +5,7 @@ again without it.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,15 +16,22 @@ from omegaconf import OmegaConf
 
 from nemo_codert.compare.folds import CLEAN, Fold
 from nemo_codert.compare.strategies import (
+    ANY_CORPUS,
     CHECKPOINT,
+    CORPUS,
     TARGETS,
     TERMS,
+    TWIN,
+    VARIANT,
     check_complete,
     composed,
     flat,
+    is_twin,
+    is_variant,
     makes_targets,
     needs_its_key,
     overrides_for,
+    own_overrides,
     plain_name,
     takes_teacher,
     twin_overrides,
@@ -55,6 +63,8 @@ SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
 TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the compared students
 STUDENTS_OWN = ("model.student.aux_ctc",)  # a CTC head of the student is part of a strategy
+VARIANTS_OWN = ("model.train_ds",)  # the data may be what makes a variant
+TRAIN = "model.train_ds.manifest_filepath"
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
 
@@ -81,7 +91,7 @@ class Settings:
 
     overrides: Hydra's, for every strategy. strategy_overrides: additional ones by strategy. config: the composed
     config of the lone student, flat. changes: for each strategy the keys in which its config differs from `config`.
-    threads: torch's in a training.
+    threads: torch's in a training. own_seeds: the trainings of two folds have no seed in common.
     """
 
     config_name: str
@@ -95,6 +105,11 @@ class Settings:
     config: dict[str, Any]
     changes: dict[str, dict[str, Any]]
     versions: dict[str, str]
+    own_seeds: bool = False
+
+    def seed_of(self, cell: "Cell") -> int:
+        """Return the seed of a training: the cell's; with `own_seeds` and K folds, K times that plus the fold's."""
+        return cell.seed * len(self.folds) + list(self.folds).index(cell.fold) if self.own_seeds else cell.seed
 
     def config_of(self, strategy: str) -> dict[str, Any]:
         """Return the composed config of a strategy, flat; keys that it lacks are None."""
@@ -151,6 +166,7 @@ def _check_types(settings: Settings) -> None:
         "config": (_is_map(lambda _: True, settings.config), "values by name"),
         "changes": (_is_map(lambda own: isinstance(own, dict), settings.changes), "values by name of each strategy"),
         "versions": (_is_map(lambda own: isinstance(own, str), settings.versions), texts),
+        "own_seeds": (isinstance(settings.own_seeds, bool), "true or false"),
     }
     first = next(iter(settings.folds.values()), None)
     for name, fold in settings.folds.items():
@@ -198,6 +214,7 @@ def make_settings(
     seeds: Sequence[int],
     folds: Mapping[str, Fold],
     versions: Mapping[str, str],
+    own_seeds: bool = False,
 ) -> Settings:
     """Compose and check every strategy's config. A strategy that takes a pre-trained teacher adds `teacher`.
 
@@ -215,7 +232,7 @@ def make_settings(
     _check_checkpoints(config)
 
     def compose(strategy: str) -> dict[str, Any]:
-        own = strategy_overrides.get(plain_name(strategy), ())
+        own = own_overrides(strategy_overrides, strategy)
         for_all = overrides
         if any(map(needs_its_key, overrides)):
             for_all = overrides_for(composed(config_name, strategy, own), overrides)
@@ -224,9 +241,11 @@ def make_settings(
     configs = {strategy: compose(strategy) for strategy in strategies}
     if any(map(takes_teacher, configs.values())) and TEACHER not in configs:
         configs = {TEACHER: compose(TEACHER), **configs}
-    if twins := [name for name in strategy_overrides if name != plain_name(name)]:
-        raise ValueError(f"--override is for {twins[0]}: give it to {plain_name(twins[0])}, the twin takes it too")
-    if unknown := sorted(strategy_overrides.keys() - set(map(plain_name, configs))):
+    if twins := list(filter(is_twin, strategy_overrides)):
+        name = twins[0].removesuffix(TWIN)
+        raise ValueError(f"--override is for {twins[0]}: give it to {name}, the twin takes it too")
+    known = {*map(plain_name, configs), *(name.removesuffix(TWIN) for name in configs)}
+    if unknown := sorted(strategy_overrides.keys() - known):
         raise ValueError(f"--override is for {', '.join(unknown)}, but --strategies is {' '.join(configs)}")
     for override in filter(needs_its_key, overrides):
         if not any(overrides_for(own, [override]) for own in configs.values()):
@@ -247,6 +266,7 @@ def make_settings(
         config=config,
         changes=changes,
         versions=dict(versions),
+        own_seeds=own_seeds,
     )
 
 
@@ -254,23 +274,31 @@ def _changes(strategy: str, own: Mapping[str, Any], config: Mapping[str, Any]) -
     """Return the keys in which a strategy's config differs from the lone student's, once it has passed the checks."""
     check_complete(strategy, own, config)
     changes = {key: own.get(key) for key in {**config, **own} if own.get(key) != config.get(key)}
-    own_keys = TEACHERS_OWN if strategy == TEACHER else STUDENTS_OWN
+    own_keys = TEACHERS_OWN if plain_name(strategy) == TEACHER else STUDENTS_OWN
+    own_keys += VARIANTS_OWN if is_variant(strategy) else ()
     shared = [key for key in changes if _is_below(key, SHARED_KEYS) and not _is_below(key, own_keys)]
     if shared:
         raise ValueError(
             f"{shared[0]} is {own.get(shared[0])!r} for {strategy} but {config.get(shared[0])!r} for {BASELINE}: "
-            "updates, data and student must be the same for all strategies. Set it for all, after --"
+            "updates, data and student must be the same for all strategies. Set it for all, after --, or, if it is "
+            f"{VARIANTS_OWN[0]}, for a variant, {strategy}{VARIANT}LABEL"
         )
     return changes
 
 
 def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[str]]) -> None:
-    for override in [*for_all, *(override for overrides in by_strategy.values() for override in overrides)]:
-        if own := [own for own in OWN_KEYS if _is_below(own, (override_key(override),))]:
+    variants = [name for name in by_strategy if is_variant(name)]
+    of_variants = [override for name in variants for override in by_strategy[name]]
+    others = [override for name in by_strategy.keys() - {*variants} for override in by_strategy[name]]
+    for override in [*for_all, *others, *of_variants]:
+        given = [own for own in OWN_KEYS if own != TRAIN or override not in of_variants]
+        if own := [own for own in given if _is_below(own, (override_key(override),))]:
             raise ValueError(
                 f"{override!r} sets {own[0]}, which the comparison gives to every cell itself. Leave it out"
             )
     for override in for_all:
+        if CORPUS in override:
+            raise ValueError(f"{override!r} names {CORPUS}: it is for one strategy, --override STRATEGY:{override}")
         if _defines_a_strategy(override_key(override)):
             raise ValueError(
                 f"{override!r} would undo what makes the strategies differ. Give it to one: "
@@ -320,7 +348,7 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
     Raises:
         ValueError: anything else differs; every difference is named.
     """
-    pairs = {"threads": (stored.threads, wanted.threads), "config_name": (stored.config_name, wanted.config_name)}
+    pairs = {key: (getattr(stored, key), getattr(wanted, key)) for key in ("threads", "config_name", "own_seeds")}
     before, after = _without_terms(stored.config), _without_terms(wanted.config)
     before = {**_defaults_of_our_keys(after), **before}
     pairs |= {key: (before.get(key), after.get(key)) for key in {**before, **after}}
@@ -336,7 +364,10 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
     pairs |= {key: (had.get(key), added[key]) for key in taken}
     for name in stored.folds.keys() & wanted.folds.keys():
         old, new = stored.folds[name].sha256, wanted.folds[name].sha256
-        pairs |= {f"sha256 of {name}/{file}": (old.get(file), new.get(file)) for file in {**old, **new}}
+        # Comparisons of earlier versions have no hashes of further training manifests.
+        pairs |= {f"sha256 of {name}/{file}": (old[file], new.get(file)) for file in old}
+    if stored.own_seeds and (added_folds := sorted(wanted.folds.keys() - stored.folds.keys())):
+        pairs["folds, which their seeds depend on"] = list(stored.folds), [*stored.folds, *added_folds]
     if stored.test_sets != wanted.test_sets:
         pairs["test sets"] = stored.test_sets, wanted.test_sets
     differences = [f"{key} is {new!r}, the folder has {old!r}" for key, (old, new) in pairs.items() if old != new]
@@ -452,8 +483,9 @@ def target_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: 
     if not makes_targets(config):
         return []
     manifest = CLEAN if CLEAN in fold.sha256 else "train.json"
-    weights = config.get(CHECKPOINT) or _weights(settings, cell, output_dir)
     root, folder = _root(fold, data_dir), _targets(cell, output_dir)
+    given = config.get(CHECKPOINT)
+    weights = given.replace(ANY_CORPUS, root) if given else _weights(settings, cell, output_dir)
     return ["--teachers", weights, "--manifest", f"{root}/{manifest}", "--keep", "encoder", "--output", folder]
 
 
@@ -469,14 +501,15 @@ def shell_command(settings: Settings, cell: Cell) -> str:
 
 def _plain_arguments(settings: Settings, cell: Cell) -> list[str]:
     config = settings.config_of(cell.strategy)
+    own = own_overrides(settings.strategy_overrides, cell.strategy)
     return [
         f"--config-name={settings.config_name}",
         f"strategy={plain_name(cell.strategy)}",
         *overrides_for(config, settings.overrides),
-        *settings.strategy_overrides.get(plain_name(cell.strategy), ()),
+        *(override for override in own if CORPUS not in override),
         *twin_overrides(cell.strategy, config),
         f"trainer.max_steps={settings.max_steps}",
-        f"seed={cell.seed}",
+        f"seed={settings.seed_of(cell)}",
         f"exp_manager.name={cell.strategy}",
         "+exp_manager.version=run",
     ]
@@ -486,8 +519,13 @@ def _path_arguments(settings: Settings, cell: Cell, data_dir: str, output_dir: s
     fold, config = settings.folds[cell.fold], settings.config_of(cell.strategy)
     root = _root(fold, data_dir)
     tests = ",".join(hydra_value(f"{root}/{name}.json") for name in fold.test_sets)
+    own = own_overrides(settings.strategy_overrides, cell.strategy)
+    if any(CORPUS in override for override in own) and not re.fullmatch(r"[\w./$+-]+", root):
+        raise ValueError(f"{root} has characters that an override with {CORPUS} cannot hold. Move the data")
+    has_data = any(override_key(override) == TRAIN for override in own)
     arguments = [
-        f"model.train_ds.manifest_filepath={hydra_value(f'{root}/train.json')}",
+        *([] if has_data else [f"{TRAIN}={hydra_value(f'{root}/train.json')}"]),
+        *(override.replace(CORPUS, root) for override in own if CORPUS in override),
         f"model.validation_ds.manifest_filepath={hydra_value(f'{root}/dev.json')}",
         f"model.test_ds.manifest_filepath=[{tests}]",
         f"model.tokenizer.dir={hydra_value(f'{root}/tokenizer')}",

@@ -28,11 +28,11 @@ def write_comparison_report(settings: Settings, results: Results, folder: Path, 
     Args:
         against: the strategy that the others are compared with.
     """
-    counts = ErrorCounts(results)
+    counts = ErrorCounts(results, settings.own_seeds)
     found = scores(settings, counts, against)
     together = [*score_tables(settings, found, against, each_fold=False), *pair_tables(settings, counts)]
     tables = [*together, *score_tables(settings, found, against, each_fold=True)]
-    notes = explanation(found, counts.repeated_sets())
+    notes = explanation(found, counts.repeated_sets(), settings.own_seeds)
     images = []
     with tempfile.TemporaryDirectory(prefix="nemo_codert_plots_") as name:
         wers, reductions = Path(name) / "wer.png", Path(name) / "reduction.png"

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 import nemo_codert
 from nemo_codert.compare.plan import BASELINE, TEACHER, Cell, Settings, plan, write_whole
+from nemo_codert.compare.strategies import plain_name
 from nemo_codert.config.criteria import teacher_transcribes
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
@@ -74,7 +75,7 @@ def system_name(cell: Cell, branch: str) -> str:
 
 def tested_branches(strategy: str) -> tuple[str, ...]:
     """Return the branches that a run of a strategy has, all of which are tested."""
-    return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(strategy, BRANCHES)
+    return {BASELINE: ("student",), TEACHER: ("teacher",)}.get(plain_name(strategy), BRANCHES)
 
 
 def _branches_of_run(cell: Cell, run: Path) -> tuple[str, ...]:

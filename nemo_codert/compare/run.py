@@ -32,7 +32,7 @@ from nemo_codert.compare.results import (
     write_results,
 )
 from nemo_codert.compare.runner import LOCK_FILE, Runner, locked
-from nemo_codert.compare.strategies import plain_name
+from nemo_codert.compare.strategies import is_twin
 
 __all__ = ["Comparison", "Outcome", "compare", "report_again"]
 
@@ -52,17 +52,20 @@ class Comparison:
         output_dir: folder of the comparison, new or of the same settings.
         data_dir: a corpus as `codert prepare` leaves it, or a folder of such corpora, the folds.
         config_name: one of the shipped configs.
-        strategies: names of conf/strategy (student, tandem_kd, shared_kd); NAME-twin is NAME without distillation.
+        strategies: names of conf/strategy (student, tandem_kd, shared_kd); NAME-twin is NAME without distillation,
+            NAME@LABEL is NAME with the overrides given for NAME@LABEL, among which may be its training data.
         seeds: of the trainings, each 0 or more (0, 1, 2).
         folds: names of some of the corpora (all).
         max_steps: optimizer steps of every training (those of the config).
         overrides: Hydra's, for all strategies.
-        strategy_overrides: Hydra's for one strategy, by its name.
+        strategy_overrides: Hydra's for one strategy, by its name; `{corpus}` in them is the folder of the fold.
         jobs: trainings at a time.
         threads: of each training.
         only: train these strategies of the comparison now.
         keep_models: False deletes the .nemo files of finished trainings but the teachers'.
         against: strategy that the tables compare with (student, else the first twin).
+        own_seeds: the trainings of every fold have seeds of their own: with K folds, the fold's number plus K times
+            the seed.
     """
 
     output_dir: Path
@@ -79,6 +82,7 @@ class Comparison:
     only: Sequence[str] | None = None
     keep_models: bool = True
     against: str | None = None
+    own_seeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ def settle(wanted: Comparison) -> Settings:
         seeds=wanted.seeds or (stored.seeds if stored else SEEDS),
         folds=find_folds(Path(wanted.data_dir), folds),
         versions=versions(),
+        own_seeds=wanted.own_seeds,
     )
     settings = extended(stored, made, folder) if stored else made
     baseline(settings, wanted.against)
@@ -250,7 +255,7 @@ def baseline(settings: Settings, against: str | None) -> str:
     """
     if against is None:
         students = [strategy for strategy in settings.strategies if strategy != TEACHER]
-        twins = [strategy for strategy in students if plain_name(strategy) != strategy]
+        twins = list(filter(is_twin, students))
         return BASELINE if BASELINE in students else [*twins, *students, TEACHER][0]
     if against not in settings.strategies:
         raise ValueError(f"--against is {against}, the comparison has {', '.join(settings.strategies)}")

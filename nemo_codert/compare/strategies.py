@@ -19,6 +19,9 @@ from nemo_codert.config.search import check_names, config_search, override_key
 from nemo_codert.config.shipped import conf_folder
 
 TWIN = "-twin"  # suffix of a strategy's twin: the same without distillation
+VARIANT = "@"  # between a strategy and the label of one of its variants: the same with overrides of its own
+CORPUS = "{corpus}"  # in an override of one strategy: the folder of the fold's corpus
+ANY_CORPUS = "corpus-of-the-fold"  # stands for that folder in a composed config
 TERMS = "model.codert.distillation"
 CHECKPOINT = "model.codert.teacher_checkpoint"
 TARGETS = "model.codert.teacher_cache"
@@ -36,20 +39,42 @@ def composed(config_name: str, strategy: str, overrides: Sequence[str]) -> dict[
     Raises:
         ValueError: no such config, strategy or key, or a twin of a strategy that does not distil.
     """
+    overrides = [override.replace(CORPUS, ANY_CORPUS) for override in overrides]
     config = dict(_composed(config_name, plain_name(strategy), tuple(overrides)))
-    if strategy != plain_name(strategy):
+    if is_twin(strategy):
         return dict(_composed(config_name, plain_name(strategy), (*overrides, *twin_overrides(strategy, config))))
     return config
 
 
 def plain_name(strategy: str) -> str:
-    """Return the strategy that a twin is the twin of; any other name as it is.
+    """Return the strategy that a twin or a variant is made of; any other name as it is.
 
     Example:
-        >>> plain_name("static_joint-twin"), plain_name("static_joint")
-        ('static_joint', 'static_joint')
+        >>> plain_name("static_joint-twin"), plain_name("static@low"), plain_name("static@low-twin")
+        ('static_joint', 'static', 'static')
     """
-    return strategy.removesuffix(TWIN)
+    return strategy.removesuffix(TWIN).partition(VARIANT)[0]
+
+
+def is_twin(strategy: str) -> bool:
+    """Return whether a strategy is another one's twin."""
+    return strategy.endswith(TWIN)
+
+
+def is_variant(strategy: str) -> bool:
+    """Return whether a strategy is a variant, NAME@LABEL, or the twin of one."""
+    return VARIANT in strategy
+
+
+def own_overrides(by_strategy: Mapping[str, Sequence[str]], strategy: str) -> list[str]:
+    """Return the overrides of one strategy: those of the plain one, then those of the variant.
+
+    Example:
+        >>> own_overrides({"static": ["a=1"], "static@low": ["b=2"]}, "static@low-twin")
+        ['a=1', 'b=2']
+    """
+    names = dict.fromkeys((plain_name(strategy), strategy.removesuffix(TWIN)))
+    return [override for name in names for override in by_strategy.get(name, ())]
 
 
 def twin_overrides(strategy: str, config: Mapping[str, Any]) -> list[str]:
@@ -68,13 +93,13 @@ def twin_overrides(strategy: str, config: Mapping[str, Any]) -> list[str]:
         >>> twin_overrides("mine-twin", {"model.codert.distillation.joint.at": "joint"})
         ['++model.codert.distillation.joint.weight=0']
     """
-    if strategy == plain_name(strategy):
+    if not is_twin(strategy):
         return []
     below = [key.removeprefix(f"{TERMS}.") for key in config if key.startswith(f"{TERMS}.")]
     names = dict.fromkeys(key.split(".")[0] for key in below if "." in key)
     if not names:
         raise ValueError(
-            f"there is no {strategy}: {plain_name(strategy)} has no distillation that it could be without"
+            f"there is no {strategy}: {strategy.removesuffix(TWIN)} has no distillation that it could be without"
         )
     starts = [f"{FIRST_STEP}=0"] if FIRST_STEP in config else []
     return [*(f"++{TERMS}.{name}.weight=0" for name in names), *starts]
@@ -106,7 +131,7 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
     Raises:
         ValueError: a key without a value, or a teacher that has no use or is not trained here.
     """
-    name = plain_name(strategy)
+    name = strategy.removesuffix(TWIN)
     for key, value in config.items():
         if value == MISSING and baseline.get(key) != MISSING:
             raise ValueError(f"{key} is {MISSING} for {strategy}: give it with --override {name}:{key}=VALUE")

@@ -72,7 +72,8 @@ class Table:
 class ErrorCounts:
     """Word errors of every utterance of a comparison's results, counted once."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Results, own_seeds: bool = False) -> None:
+        self.own_seeds = own_seeds
         self.runs = {run.cell: run for run in results.runs}
         self.transcripts = {(part.fold, part.name): part for part in results.transcripts}
         self._errors: dict[tuple[str, str, str], np.ndarray] = {}
@@ -116,8 +117,13 @@ class ErrorCounts:
             [
                 PairedErrors(system, reference, self.words(part), part.speakers)
                 for part, (system, reference) in zip(parts, pairs, strict=True)
-            ]
+            ],
+            own_seeds=self.own_seeds,
         )
+
+    def trainings(self, seeds: int, folds: Sequence[str]) -> int:
+        """Return how many draws some seeds in these folds are: that many, or with seeds of their own one a fold."""
+        return seeds * len(folds) if self.own_seeds else seeds
 
 
 def scores(settings: Settings, counts: ErrorCounts, against: str) -> list[Score]:
@@ -167,7 +173,7 @@ def _score(
         speakers=len({speaker for part in parts for speaker in part.speakers if speaker}),
         wers=[float(count / words) if words else float("nan") for count in errors],
         paired_seeds=paired,
-        most_seeds=max(len(seeds), len(others)),
+        most_seeds=counts.trainings(max(len(seeds), len(others)), folds),
         reduction=counts.reduction(test_set, folds, strategy, against, paired) if paired else None,
     )
 
@@ -243,7 +249,7 @@ def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
         for baseline, strategy in combinations(students, 2):
             if common := [seed for seed in seeds[strategy] if seed in seeds[baseline]]:
                 reduction = counts.reduction(test_set, folds, strategy, baseline, common)
-                most = max(len(seeds[strategy]), len(seeds[baseline]))
+                most = counts.trainings(max(len(seeds[strategy]), len(seeds[baseline])), folds)
                 cells = strategy, baseline, str(len(common)), _interval(reduction, most), reduction.verdict
                 rows.append(cells)
         title = f"Each against each, {_title(settings, test_set, None)}"
@@ -255,7 +261,8 @@ def description(settings: Settings, counts: ErrorCounts) -> list[str]:
     """Return a description of the comparison, a line each."""
     lines = [
         f"Config `{settings.config_name}`, {settings.max_steps} updates a run, {settings.threads} "
-        f"thread{'s' * (settings.threads > 1)} each; seeds {', '.join(map(str, settings.seeds))}; "
+        f"thread{'s' * (settings.threads > 1)} each; seeds {', '.join(map(str, settings.seeds))}"
+        f"{', every fold with seeds of its own' if settings.own_seeds else ''}; "
         f"{len(counts.runs)} of {len(plan(settings))} runs finished."
     ]
     if settings.overrides:
@@ -274,10 +281,10 @@ def _versions_of_the_code(codes: Sequence[str]) -> list[str]:
     return [line + (f", {unknown} of {len(codes)} by an unknown one." if unknown else ".")]
 
 
-def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[str]:
+def explanation(found: Sequence[Score], repeated: Sequence[str] = (), own_seeds: bool = False) -> list[str]:
     """Return notes on reading the tables, a line each, with a warning where an interval rests on little.
 
-    repeated: see `ErrorCounts.repeated_sets`.
+    repeated: see `ErrorCounts.repeated_sets`. own_seeds: see `Settings`.
     """
     lines = [
         "WER: summed errors over summed words, decoded as the config says, of the checkpoint with the best dev WER; "
@@ -289,6 +296,8 @@ def explanation(found: Sequence[Score], repeated: Sequence[str] = ()) -> list[st
         f"Below {MINIMUM_WORDS} words or {MINIMUM_RECORDINGS} recordings there is no verdict.",
     ]
     reductions = [score.reduction for score in found if score.reduction]
+    if own_seeds:
+        lines.append("Every fold has seeds of its own: trainings, of any fold, are drawn in the place of seeds.")
     if any(reduction.seeds == 1 for reduction in reductions):
         lines.append("`one seed`: the interval is over recordings only and leaves out what another seed would change.")
     if any(1 < reduction.seeds < FEW for reduction in reductions):

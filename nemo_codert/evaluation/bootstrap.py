@@ -55,7 +55,7 @@ class Reduction:
     Args:
         value, low, high: the reduction and its interval.
         words, recordings: summed over folds.
-        seeds: number of seeds, the same in all folds.
+        seeds: number of seeds, the same in all folds; of trainings, where every fold has seeds of its own.
         speakers: number of distinct names.
     """
 
@@ -80,18 +80,26 @@ class Reduction:
 
 
 def relative_reduction(
-    folds: Sequence[PairedErrors], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    folds: Sequence[PairedErrors],
+    *,
+    own_seeds: bool = False,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
 ) -> Reduction:
     """Compute the relative reduction over all folds together, with a percentile interval.
 
     Each resample draws, with replacement, seeds (once for all folds, whose models begin alike and err alike); speakers
     over all folds where there are several; and recordings within a fold and speaker. With one seed the interval
-    covers the recordings alone, with one speaker that speaker alone. Drawing both seeds and recordings errs on
-    the wide side (Owen 2007, "The pigeonhole bootstrap"), a handful of seeds or speakers on the narrow side, and so do
-    folds that share recordings, which are drawn in each fold by itself.
+    covers the recordings alone, with one speaker that speaker alone. With `own_seeds` the trainings of all folds are
+    drawn in the place of seeds, so that one seed in each of some folds is enough for the spread of trainings to count,
+    and speakers within a fold.
+    Drawing both seeds and recordings errs on the wide side (Owen 2007, "The pigeonhole bootstrap"), a handful of seeds
+    or speakers on the narrow side, and so do folds that share recordings, which are drawn in each fold by itself.
 
     Args:
         folds: errors of both systems, by fold.
+        own_seeds: whether no seed is that of two folds' trainings.
         resamples: R.
         confidence: share of the resamples inside the interval, above 0 and below 1.
         seed: of the random draws.
@@ -117,7 +125,7 @@ def relative_reduction(
         raise ValueError("folds have different numbers of seeds: give the seeds that all of them have")
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples is {resamples}, wanted 1 or more; confidence {confidence}, wanted 0 to 1")
-    totals = _resampled_totals(folds, seed, resamples)
+    totals = _resampled_totals(folds, own_seeds, seed, resamples)
     low, high = _percentiles(_reductions(*totals.T), confidence)
     sums = np.array([[np.sum(fold.system), np.sum(fold.baseline)] for fold in folds], dtype=float).sum(axis=0)
     return Reduction(
@@ -126,7 +134,7 @@ def relative_reduction(
         high=high,
         words=int(sum(np.sum(fold.words) for fold in folds)),
         recordings=sum(len(fold.words) for fold in folds),
-        seeds=len(folds[0].system),
+        seeds=len(folds[0].system) * (len(folds) if own_seeds else 1),
         speakers=len(_speakers([fold.speakers for fold in folds])),
     )
 
@@ -187,13 +195,13 @@ def _speakers(folds: Sequence[Sequence[str]]) -> list[str]:
     return sorted({speaker for fold in folds for speaker in fold})
 
 
-def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) -> np.ndarray:
+def _resampled_totals(folds: Sequence[PairedErrors], own_seeds: bool, seed: int, resamples: int) -> np.ndarray:
     """Return the summed errors of system and baseline in each resample, [R, 2]."""
     size = resamples * sum(len(fold.speakers) for fold in folds)
     drawn = _remembered_resamples if size <= REMEMBERED else _resamples
     totals = np.zeros((resamples, 2))
     speakers = tuple(tuple(fold.speakers) for fold in folds)
-    for resample in drawn(speakers, len(folds[0].system), seed, resamples):
+    for resample in drawn(speakers, len(folds[0].system), own_seeds, seed, resamples):
         fold = folds[resample.fold]
         pair = np.stack([fold.system, fold.baseline], axis=1)[:, :, resample.recordings].astype(float)  # [S, 2, n]
         errors = np.tensordot(resample.counts, pair, axes=(1, 2))  # [rows, S, 2]
@@ -203,7 +211,7 @@ def _resampled_totals(folds: Sequence[PairedErrors], seed: int, resamples: int) 
 
 @dataclass(frozen=True)
 class _Resample:
-    """Counts of draws in some resamples (`rows`): each seed, [rows, S], and some recordings of a fold, [rows, n]."""
+    """Counts of draws in some resamples (`rows`): a fold's seeds, [rows, S], and some of its recordings, [rows, n]."""
 
     fold: int
     recordings: np.ndarray  # [N] bool
@@ -213,17 +221,24 @@ class _Resample:
 
 
 def _resamples(
-    folds: tuple[tuple[str, ...], ...], seeds: int, generator_seed: int, resamples: int
+    folds: tuple[tuple[str, ...], ...], seeds: int, own_seeds: bool, generator_seed: int, resamples: int
 ) -> Iterator[_Resample]:
     """Return all resamples of `folds`, each a list of its recordings' speakers; `BLOCK` counts at a time."""
     generator = np.random.default_rng(generator_seed)
+
+    def draw_speakers(speakers: list[str]) -> np.ndarray:
+        """Return how often each speaker is drawn, [R, speakers]; the only one is in every resample."""
+        count = len(speakers)
+        return _draw(generator, np.full(resamples, count), count) if count > 1 else np.ones((resamples, 1), dtype=int)
+
     speakers = _speakers(folds)
-    if len(speakers) > 1:
-        speaker_counts = _draw(generator, np.full(resamples, len(speakers)), len(speakers))
-    else:
-        speaker_counts = np.ones((resamples, 1), dtype=int)
-    seed_counts = _draw(generator, np.full(resamples, seeds), seeds)  # [R, S]
+    speaker_counts = draw_speakers(speakers)
+    draws = seeds * (len(folds) if own_seeds else 1)
+    seed_counts = _draw(generator, np.full(resamples, draws), draws).reshape(resamples, -1, seeds)  # [R, F or 1, S]
     for place, fold in enumerate(folds):
+        if own_seeds:  # a fold is drawn or not: its speakers are then drawn among themselves
+            speakers = _speakers([fold])
+            speaker_counts = draw_speakers(speakers)
         for speaker, times in zip(speakers, speaker_counts.T, strict=True):
             own = np.array([name == speaker for name in fold])
             recordings = int(own.sum())
@@ -231,7 +246,7 @@ def _resamples(
             for start in range(0, resamples if recordings else 0, step):
                 rows = slice(start, start + step)
                 counts = _draw(generator, recordings * times[rows], recordings).astype(float)
-                yield _Resample(place, own, rows, seed_counts[rows], counts)
+                yield _Resample(place, own, rows, seed_counts[rows, place if own_seeds else 0], counts)
 
 
 @lru_cache(maxsize=1)  # a table compares many systems on the same recordings, and drawing is nearly all of the work

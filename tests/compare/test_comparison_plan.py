@@ -307,6 +307,110 @@ def test_a_given_teacher_takes_the_place_of_the_comparisons_own(make):
     assert given == ["model.codert.teacher_checkpoint=big.nemo"]
 
 
+# ---- variants ------------------------------------------------------------------------------------------------------
+
+TENTH = "model.train_ds.manifest_filepath={corpus}/train_labelled.json"
+OF_FOLD = f"{CHECKPOINT}={{corpus}}/teacher.nemo"
+
+
+def test_a_variant_is_its_strategy_with_overrides_of_its_own(make):
+    weight = "model.codert.distillation.encoder.weight"
+    settings = make(
+        strategies=["student", "static", "static@low", "static@low-twin"],
+        strategy_overrides={"static": [OF_FOLD], "static@low": [f"{weight}=0.05"]},
+    )
+    assert settings.strategies == ["student", "static", "static@low", "static@low-twin"]
+    weights = [settings.config_of(name).get(weight) for name in settings.strategies]
+    assert weights == [None, 0.1, 0.05, 0]
+    arguments = training_arguments(settings, Cell("all", "static@low-twin", 0), "/data", "/out")
+    assert "strategy=static" in arguments and "exp_manager.name=static@low-twin" in arguments
+    assert arguments.index(f"{weight}=0.05") < arguments.index(f"++{weight}=0")
+    assert f"{CHECKPOINT}=/data/teacher.nemo" in arguments
+
+
+def test_a_variant_may_have_training_data_of_its_own_and_every_fold_a_teacher(make, tmp_path):
+    settings = make(
+        folded(tmp_path, "ann", "bob"),
+        strategies=["student", "student@tenth", "static", "cached"],
+        strategy_overrides={"student@tenth": [TENTH], "static": [OF_FOLD], "cached": [OF_FOLD]},
+    )
+    assert "teacher" not in settings.strategies
+    arguments = training_arguments(settings, Cell("bob", "student@tenth", 1), "/data", "/out")
+    data = [argument for argument in arguments if argument.startswith("model.train_ds")]
+    assert data == ["model.train_ds.manifest_filepath=/data/bob/train_labelled.json"]
+    plain = training_arguments(settings, Cell("bob", "student", 1), "/data", "/out")
+    assert "model.train_ds.manifest_filepath='/data/bob/train.json'" in plain
+    cell = Cell("bob", "cached", 1)
+    assert f"{CHECKPOINT}=/data/bob/teacher.nemo" in training_arguments(settings, cell, "/data", "/out")
+    assert target_arguments(settings, cell, "/data", "/out")[:2] == ["--teachers", "/data/bob/teacher.nemo"]
+    assert '"model.train_ds.manifest_filepath=$DATA/bob/train_labelled.json"' in shell_command(
+        settings, Cell("bob", "student@tenth", 1)
+    )
+
+
+def test_arguments_of_a_variant_compose_to_its_config(make):
+    mix = "+model.train_ds.input_cfg=[{type: nemo, manifest_filepath: {corpus}/train_labelled.json, weight: 0.5}]"
+    own = ["model.train_ds.manifest_filepath=null", mix, "model.train_ds.batch_size=32"]
+    settings = make(strategies=["student", "student@mix"], strategy_overrides={"student@mix": own})
+    arguments = training_arguments(settings, Cell("all", "student@mix", 0), "/data", "/out")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
+        cfg = compose("fsdd", list(config_search(arguments).overrides))
+    data = cfg.model.train_ds
+    assert (data.batch_size, data.manifest_filepath) == (32, None)
+    assert data.input_cfg[0].manifest_filepath == "/data/train_labelled.json"
+
+
+def test_a_folder_that_cannot_stand_in_an_override_is_named(make):
+    settings = make(strategies=["student@tenth"], strategy_overrides={"student@tenth": [TENTH]})
+    with pytest.raises(ValueError, match=r"/a b has characters that an override with \{corpus\} cannot hold"):
+        training_arguments(settings, Cell("all", "student@tenth", 0), "/a b", "/out")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"strategy_overrides": {"student": [TENTH]}}, "sets model.train_ds.manifest_filepath, which the comparison"),
+        ({"strategy_overrides": {"tandem_kd": ["model.train_ds.batch_size=4"]}}, "for a variant, tandem_kd@LABEL"),
+        ({"overrides": [OF_FOLD]}, "it is for one strategy"),
+        ({"strategies": ["student", "no_such@low"]}, "there is no strategy 'no_such'"),
+        ({"strategy_overrides": {"tandem_kd@low": ["model.optim.lr=1"]}}, "--override is for tandem_kd@low, but"),
+        (
+            {"strategies": ["student", "student@slow"], "strategy_overrides": {"student@slow": ["model.optim.lr=1"]}},
+            "updates, data and student must be the same",
+        ),
+    ],
+)
+def test_a_variant_that_would_not_compare_is_refused(given, message, make):
+    with pytest.raises(ValueError, match=message):
+        make(**given)
+
+
+# ---- seeds of every fold's own -------------------------------------------------------------------------------------
+
+
+def test_no_two_trainings_of_a_strategy_have_one_seed_where_every_fold_has_its_own(make, tmp_path):
+    data = folded(tmp_path, "ann", "bob", "cat")
+    settings = make(data, seeds=[0, 1], own_seeds=True)
+    seeds = {
+        (cell.fold, cell.seed): next(
+            word for word in training_arguments(settings, cell, "/d", "/o") if "seed=" in word
+        )
+        for cell in plan(settings)
+        if cell.strategy == "student"
+    }
+    assert seeds[("ann", 0)] == "seed=0" and seeds[("cat", 0)] == "seed=2" and seeds[("ann", 1)] == "seed=3"
+    assert len(set(seeds.values())) == len(seeds) == 6
+    settings.write(tmp_path)
+    assert read_settings(tmp_path) == settings
+    assert extended(settings, make(data, ["bob"], seeds=[2], own_seeds=True), tmp_path).seeds == [0, 1, 2]
+    with pytest.raises(ValueError, match="own_seeds is False, the folder has True"):
+        extended(settings, make(data), tmp_path)
+    folded(tmp_path, "dan")
+    with pytest.raises(ValueError, match="folds, which their seeds depend on"):
+        extended(settings, make(data, own_seeds=True), tmp_path)
+
+
 def test_targets_are_stored_where_none_are_given(make):
     folder = "/out/cells/all/seed0/cached"
     teacher = "/out/cells/all/seed0/teacher/run/teacher.nemo"

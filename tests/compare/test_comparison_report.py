@@ -380,6 +380,17 @@ def test_a_table_says_who_is_better_by_how_much_and_on_how_many_words():
     assert "| tandem_kd | 2 | 400 | 20.00% ± 0.00 | +50.0% [+50.0%, +50.0%] | better | 120 | 1 |" in table.markdown()
 
 
+def test_trainings_count_where_every_fold_has_seeds_of_its_own(tmp_path):
+    settings = replace(settings_of(["student", "tandem_kd"]), own_seeds=True)
+    counts = ErrorCounts(results_of(settings), settings.own_seeds)
+    found = scores(settings, counts, "student")
+    trainings = len(settings.seeds) * len(settings.folds)
+    assert {score.reduction.seeds for score in found if score.reduction and score.fold is None} == {trainings}
+    write_comparison_report(settings, results_of(settings), tmp_path, "student")
+    text = (tmp_path / "table.md").read_text()
+    assert "every fold with seeds of its own" in text and "trainings, of any fold, are drawn" in text
+
+
 def test_a_teacher_alone_is_compared_with_nobody(tmp_path):
     settings = settings_of(["teacher"])
     (table,), _ = tables_of(settings, results_of(settings), "teacher")

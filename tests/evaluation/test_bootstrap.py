@@ -93,6 +93,23 @@ def test_a_seed_is_drawn_in_all_folds_together():
     assert (found.low, found.value, found.high) == (0.0, 0.25, 0.5)
 
 
+def test_trainings_are_drawn_where_every_fold_has_seeds_of_its_own():
+    baseline = np.full((1, 20), 4)
+    folds = [fold(np.full((1, 20), errors), baseline, speakers=[f"s{errors}"] * 20) for errors in (1, 3)]
+    shared = relative_reduction(folds)
+    own = relative_reduction(folds, own_seeds=True)
+    assert shared.value == own.value == 0.5 and (shared.seeds, own.seeds) == (1, 2)
+    assert (own.low, own.high) == (0.25, 0.75)  # both trainings drawn as the one or as the other, or both speakers
+    alike = [fold(np.full((1, 20), errors), baseline) for errors in (1, 3)]  # one speaker in both folds
+    assert (relative_reduction(alike).low, relative_reduction(alike).high) == (0.5, 0.5)
+    assert relative_reduction(alike, own_seeds=True).low == 0.25
+
+
+def test_two_seeds_of_one_fold_are_drawn_alike_whosesoever_they_are():
+    errors = fold(random_errors(2, 30), random_errors(2, 30, 1))
+    assert relative_reduction([errors], own_seeds=True) == relative_reduction([errors])
+
+
 def test_folds_with_different_numbers_of_seeds_are_refused():
     parts = [fold(np.ones((seeds, 5)), np.ones((seeds, 5))) for seeds in (1, 2)]
     with pytest.raises(ValueError, match="different numbers of seeds"):
