@@ -38,6 +38,11 @@ class Criteria(nn.ModuleDict):
         """Return the terms that are computed at an optimizer step."""
         return [term for term in self.values() if term.spec.is_active(step)]
 
+    def over(self, step: int) -> list[CriterionSpec]:
+        """Return the terms that were computed before an optimizer step and are not any more."""
+        specs = [term.spec for term in self.values()]
+        return [spec for spec in specs if step >= spec.from_step and not spec.is_active(step)]
+
     def layers(self, step: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the encoder layers of student and teacher that the active terms read; 1 is the first."""
         specs = [term.spec for term in self.active(step)]

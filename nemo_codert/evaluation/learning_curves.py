@@ -27,8 +27,8 @@ def read_curves(folder: str | Path) -> Curves:
         folder: of the run, with TensorBoard's event files.
 
     Returns:
-        Name -> (optimizer step, value) in order; steps without a value, at which a term was not computed, are left
-        out.
+        Name -> (optimizer step, value) in order. NaN of a term of the loss is left out: that is how a term is logged
+        that is over.
 
     Raises:
         ValueError: no event file in the folder.
@@ -42,8 +42,9 @@ def read_curves(folder: str | Path) -> Curves:
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
-            points = ((event.step, event.value) for event in events.Scalars(tag) if not math.isnan(event.value))
-            curves.setdefault(tag, []).extend(points)
+            is_term = tag.startswith("train_") and tag != "train_loss"
+            found = [(event.step, event.value) for event in events.Scalars(tag)]
+            curves.setdefault(tag, []).extend(point for point in found if not (is_term and math.isnan(point[1])))
     return {tag: sorted(points) for tag, points in curves.items() if points}
 
 
@@ -107,7 +108,7 @@ def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[in
         name: of the curve.
 
     Returns:
-        Number of steps, largest absolute difference, largest relative difference.
+        Number of steps, largest absolute difference, largest relative difference; NaN where a curve is.
 
     Raises:
         ValueError: no step in common.
@@ -122,6 +123,8 @@ def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[in
         raise ValueError(f"the runs have no step of {name} in common: they logged {sorted(curves)}")
     apart = [abs(values[step] - wanted[step]) for step in steps]
     relative = [d / abs(wanted[step]) if d else 0.0 for d, step in zip(apart, steps, strict=True)]
+    if any(map(math.isnan, apart)):
+        return len(steps), math.nan, math.nan
     return len(steps), max(apart), max(relative)
 
 

@@ -53,8 +53,8 @@ def _built(build: Callable[[], Kernels]) -> Kernels | None:
     except Exception as cause:  # noqa: BLE001  compilers raise errors of any class
         if not _causes:
             logger.warning(
-                "The compiled CPU kernels of the RNN-T losses cannot be used (%s: %s). torch's functions compute the "
-                "losses instead: still exactly, but several times slower",
+                "The compiled CPU kernels of the losses cannot be used (%s: %s). torch's functions compute the losses "
+                "instead: still exactly, but more slowly, the RNN-T losses several times",
                 type(cause).__name__,
                 cause,
             )
@@ -103,10 +103,10 @@ def _lattice_divergence(dtype: torch.dtype) -> Callable:
         zeros = torch.zeros(2, 1, 2, dtype=dtype, device="cpu")
         teacher = torch.tensor([[[math.log(2), 0.0]]], dtype=dtype, device="cpu").expand(2, 1, 2)
         weights = torch.ones(2, 1, 1, dtype=torch.float64, device="cpu")
-        given = (zeros, zeros), (teacher, zeros), weights, [(1, 0), (1, 0)], (True, True)
-        values, gradients, left = divergence_sums(*given, is_shared=False)
+        given = (zeros, zeros), (teacher, zeros), weights, [(1, 0), (1, 0)], torch.ones(2).double(), (True, True)
+        values, gradients, redo = divergence_sums(*given, is_shared=False)
     found = [*values.tolist(), *(number for gradient in gradients for number in gradient.flatten().tolist())]
     expected = [5 / 3 * math.log(2) - math.log(3)] * 2 + [-1 / 6, 1 / 6] * 4
-    if left or not all(math.isclose(*pair, rel_tol=1e-5) for pair in zip(found, expected, strict=True)):
+    if redo or not all(math.isclose(*pair, rel_tol=1e-5) for pair in zip(found, expected, strict=True)):
         raise ArithmeticError(f"the compiled divergence and gradients are {found} in place of {expected}")
     return divergence_sums

@@ -8,6 +8,7 @@ where the kernel cannot be built, torch's functions. Imports torch, `additive_fl
 # B batch, T encoder frames, U target tokens, M = U + 1 prediction states, V vocabulary without blank
 
 import math
+from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -40,38 +41,36 @@ class _LatticeKL(torch.autograd.Function):
     ) -> torch.Tensor:
         student, wanted = (student_encoder, student_prediction), ctx.needs_input_grad[:2]
         dtype = torch.promote_types(compute_dtype(*student), compute_dtype(*teacher))
-        on_cpu = student_encoder.device.type == "cpu"
-        compiled = lattice_divergence(dtype) if on_cpu and sizes else None
+        compiled = lattice_divergence(dtype) if student_encoder.device.type == "cpu" else None
         if compiled is not None:
-            logits = [tuple(_tempered(each.to(dtype), temperature) for each in side) for side in (student, teacher)]
+            logits = [tuple(each.to(dtype) for each in side) for side in (student, teacher)]
+            temperatures = _per_utterance(temperature, weights.new_empty(len(sizes)))
             is_shared = is_one_tensor(student[1], teacher[1])
-            values, gradients, left = compiled(*logits, weights, sizes, wanted, is_shared)
-            parts = [slice(b, b + 1) for b in left]
+            values, gradients, redo = compiled(*logits, weights, sizes, temperatures, wanted, is_shared)
         else:
             gradients = [
                 torch.empty_like(side, dtype=dtype, memory_format=torch.contiguous_format) if wants else None
                 for side, wants in zip(student, wanted, strict=True)
             ]
-            values, parts = weights.new_zeros(len(sizes)), _parts(len(sizes), on_cpu)
-        for rows in parts:
-            t, m = (max(size) for size in zip(*sizes[rows], strict=True))
-            m += 1
-            if t == 0:
-                _put(gradients, [side[:1, :0] for side in student], rows)
-                continue
-            of_rows = (_cut(side, rows, t, m, sizes, temperature, dtype) for side in (student, teacher))
-            own, target = _with_one_prediction(*of_rows, student, teacher)
-            found = node_divergence(own, target, weights[rows, :t, :m], wanted)
-            values[rows] = (found.divergence * weights[rows, :t, :m]).sum((1, 2))
-            _put(gradients, found.gradients, rows)
-            lost = [] if found.lost is None else (found.lost & (weights[rows, :t, :m] != 0)).flatten(1).any(1).tolist()
-            for b in (rows.start + n for n, again in enumerate(lost) if again):
-                one, (t, u) = slice(b, b + 1), sizes[b]
-                of_rows = (_cut(side, one, t, u + 1, sizes, temperature, dtype) for side in (student, teacher))
-                own, target = _with_one_prediction(*of_rows, student, teacher)
-                found = exact_divergence(own, target, weights[one, :t, : u + 1], wanted)
-                values[b] = (found.divergence * weights[one, :t, : u + 1]).sum()
-                _put(gradients, found.gradients, one)
+            values, redo = weights.new_zeros(len(sizes)), []
+            for rows in _parts(len(sizes), student_encoder.device):
+                t, m = (max(size) for size in zip(*sizes[rows], strict=True))
+                if t == 0:
+                    _put(gradients, [side[:1, :0] for side in student], rows)
+                    continue
+                cut = weights[rows, :t, : m + 1]
+                own, target = _sides(student, teacher, rows, t, m + 1, sizes, temperature, dtype)
+                found = node_divergence(own, target, cut, wanted)
+                values[rows] = (found.divergence * cut).sum((1, 2))
+                _put(gradients, found.gradients, rows)
+                lost = [] if found.lost is None else (found.lost & (cut != 0)).flatten(1).any(1).tolist()
+                redo += [rows.start + place for place, again in enumerate(lost) if again]
+        for b in redo:
+            one, (t, u) = slice(b, b + 1), sizes[b]
+            own, target = _sides(student, teacher, one, t, u + 1, sizes, temperature, dtype)
+            found = exact_divergence(own, target, weights[one, :t, : u + 1], wanted)
+            values[b] = (found.divergence * weights[one, :t, : u + 1]).sum()
+            _put(gradients, found.gradients, one)
         ctx.save_for_backward(*gradients)
         ctx.per_temperature, ctx.dtypes = 1 / _per_utterance(temperature, values), [side.dtype for side in student]
         return values
@@ -85,9 +84,10 @@ class _LatticeKL(torch.autograd.Function):
         return *found, None, None, None, None
 
 
-def _parts(num_utterances: int, on_cpu: bool) -> list[slice]:
+def _parts(num_utterances: int, device: torch.device) -> list[slice]:
     """Return the rows that torch computes at a time: all on a GPU, in few launches, one on a CPU, to fit its cache."""
-    return [slice(b, b + 1) for b in range(num_utterances)] if on_cpu else [slice(0, num_utterances)]
+    at_once = 1 if device.type == "cpu" else max(num_utterances, 1)
+    return [slice(first, first + at_once) for first in range(0, num_utterances, at_once)]
 
 
 def _put(gradients: list[torch.Tensor | None], parts: list[torch.Tensor | None], rows: slice) -> None:
@@ -109,19 +109,17 @@ def _cut(
         if min(counts) < length:
             valid = valid_frames(torch.tensor(counts, device=part.device), length)
             part = part.masked_fill(~valid[:, :, None], 0.0)
-        found.append(_tempered(part, temperature[rows] if isinstance(temperature, torch.Tensor) else temperature))
+        if isinstance(temperature, torch.Tensor):
+            part = part / temperature[rows, None, None].to(dtype)
+        elif temperature != 1:
+            part = part / temperature
+        found.append(part)
     return tuple(found)
 
 
-def _tempered(logits: torch.Tensor, temperature: Temperature) -> torch.Tensor:
-    """Return logits [n, T, V+1] over the temperature, a number or [n]."""
-    if isinstance(temperature, torch.Tensor):
-        return logits / temperature[:, None, None].to(logits.dtype)
-    return logits if temperature == 1 else logits / temperature
-
-
-def _with_one_prediction(own: Logits, target: Logits, student: Logits, teacher: Logits) -> tuple[Logits, Logits]:
-    """Return both sides, with one prediction tensor where they had one."""
+def _sides(student: Logits, teacher: Logits, rows: slice, *cut: Any) -> tuple[Logits, Logits]:
+    """Return `_cut` of both sides, with one prediction tensor where they have one."""
+    own, target = _cut(student, rows, *cut), _cut(teacher, rows, *cut)
     return ((own[0], target[1]), target) if is_one_tensor(student[1], teacher[1]) else (own, target)
 
 
@@ -251,6 +249,8 @@ def additive_lattice_kl(
     teacher = teacher_encoder_logits.detach(), teacher_prediction_logits.detach()
     _check_shapes(student, teacher, frames_per_student_frame)
     _check_settings(temperature, reduction, len(student[0]))
+    if isinstance(temperature, torch.Tensor):
+        temperature = temperature.detach()
     device, (num_frames, num_states) = student[0].device, (student[0].shape[1], student[1].shape[1])
     frames = checked_lengths("encoded_lengths", encoded_lengths, len(student[0]), num_frames, device)
     tokens = checked_lengths("target_lengths", target_lengths, len(student[0]), num_states - 1, device)
@@ -304,7 +304,7 @@ def _check_shapes(student: Logits, teacher: Logits, factor: int) -> None:
     shapes = [tuple(each.shape) for each in (*student, *teacher)]
     if factor < 1:
         raise ValueError(f"frames_per_student_frame must be 1 or more, got {factor}")
-    fits = all(len(shape) == 3 for shape in shapes) and len({shape[::2] for shape in shapes}) == 1
+    fits = all(len(shape) == 3 and shape[2] for shape in shapes) and len({shape[::2] for shape in shapes}) == 1
     if fits:
         frames, groups = shapes[0][1], -(-shapes[2][1] // factor)
         fits = shapes[1] == shapes[3] and frames == groups

@@ -77,13 +77,13 @@ def lost_nodes(z: torch.Tensor, encoder: Rows, prediction: Rows) -> torch.Tensor
 
 
 def _centred(teacher: torch.Tensor, student: torch.Tensor, of_teacher: Rows, of_student: Rows) -> torch.Tensor:
-    """Return teacher - student less the difference of the rows' maxima, which is large only where the rows differ."""
-    return (teacher - student).sub_(of_teacher.maxima - of_student.maxima)
+    """Return teacher - student, each less its row's maximum: exact near the maximum, at any distance of the rows."""
+    return (teacher - of_teacher.maxima).sub_(student - of_student.maxima)
 
 
 def _row_constants(of_teacher: Rows, of_student: Rows) -> torch.Tensor:
     """Return what `_centred` and the shifts of both exponentials left out of the divergences, [n, T, 1] float64."""
-    centre = (of_teacher.maxima - of_student.maxima).double()
+    centre = of_teacher.maxima.double() - of_student.maxima.double()
     return centre - of_teacher.shifts + of_student.shifts
 
 

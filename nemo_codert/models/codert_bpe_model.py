@@ -465,8 +465,8 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self.log("train_loss", losses["train_loss"], prog_bar=True)
         self.log_dict(
             {
-                # A term that is not computed any more: without a value, Lightning would write its last one again.
-                **{term.spec.log_name: math.nan for term in self.criteria.values() if step >= term.spec.from_step},
+                # Without a value for a term that is over, Lightning would write its last one again.
+                **{spec.log_name: math.nan for spec in self.criteria.over(step)},
                 **{name: value for name, value in losses.items() if name != "train_loss"},
                 **self.criteria.weights(step),
                 "learning_rate": self._optimizer.param_groups[0]["lr"],

@@ -1,5 +1,6 @@
 """Curves of runs: read from event files, compared, drawn over each other."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_runs_are_compared_at_the_steps_both_have():
     assert largest_difference(reference, other, "train_loss") == (2, 0.5, 0.25)
     with pytest.raises(ValueError, match="no step of val_wer in common"):
         largest_difference(reference, other, "val_wer")
+
+
+def test_a_loss_that_is_not_a_number_is_seen_and_a_term_that_is_over_is_left_out(tmp_path):
+    make_run(tmp_path, [4.0, math.nan])
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, value in enumerate([2.0, math.nan]):
+            writer.add_scalar("train_distillation_loss_hidden", value, step)
+    curves = read_curves(tmp_path)
+    assert curves["train_distillation_loss_hidden"] == [(0, 2.0)] and len(curves["train_loss"]) == 2
+    steps, absolute, relative = largest_difference({"train_loss": [(0, 4.0), (1, 2.0)]}, curves, "train_loss")
+    assert steps == 2 and math.isnan(absolute) and math.isnan(relative)
 
 
 def test_the_script_prints_differences_and_draws(tmp_path, capsys):

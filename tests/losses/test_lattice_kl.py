@@ -63,7 +63,7 @@ def way(request, monkeypatch) -> str:
     if request.param != "compiled":
         monkeypatch.setattr(lattice_kl, "lattice_divergence", lambda dtype: None)
     if request.param == "torch, the batch at once":
-        monkeypatch.setattr(lattice_kl, "_parts", lambda num_utterances, on_cpu: [slice(0, num_utterances)])
+        monkeypatch.setattr(lattice_kl, "_parts", lambda num_utterances, device: [slice(0, num_utterances)])
     return request.param
 
 
@@ -289,3 +289,42 @@ def test_gradients_may_be_taken_twice(way):
     first = torch.autograd.grad(value, leaves, retain_graph=True)
     second = torch.autograd.grad(3 * value, leaves)
     torch.testing.assert_close(second, tuple(3 * each for each in first), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows_in_the_value_and_in_the_gradients(side, bad, way):
+    given = batch(dtype=torch.float32)
+    given[side][1, 0, 2] = bad
+    given = graphed(given)
+    value = additive_lattice_kl(**given)
+    value.backward()
+    assert not value.isfinite()
+    for name in SIDES[:2]:
+        assert not given[name].grad[1, 0].isfinite().all()
+        assert given[name].grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("offset", [100.0, 5000.0])
+@pytest.mark.parametrize("classes", [2, 1024])
+def test_rows_that_lie_far_apart_lose_no_digits(offset, classes, way):
+    given = batch(4, torch.float32, classes=classes)
+    for student, teacher in zip(SIDES[:2], SIDES[2:], strict=True):
+        given[student] = given[teacher] + 0.1 * given[student] + offset
+    wide = {name: given[name].double() if name in SIDES else given[name] for name in given}
+    value, expected = additive_lattice_kl(**given), brute_force(wide)
+    nodes = sum(t + u for t, u in zip(FRAMES, TOKENS, strict=True)) / len(FRAMES)
+    assert abs(value.double() - expected) <= 1e-6 * nodes
+
+
+def test_a_temperature_gets_no_gradient():
+    temperature = torch.tensor([1.0, 3.0, 1.5], requires_grad=True)
+    value = additive_lattice_kl(**graphed(batch()), temperature=temperature)
+    value.backward()
+    assert temperature.grad is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_utterances_are_no_parts(device):
+    assert lattice_kl._parts(0, torch.device(device)) == []
+    assert additive_lattice_kl(**{name: value[:0] for name, value in batch().items()}) == 0

@@ -24,6 +24,7 @@ def divergence_sums(
     teacher: Logits,
     weights: torch.Tensor,
     sizes: list[tuple[int, int]],
+    temperatures: torch.Tensor,
     wanted: Sequence[bool],
     is_shared: bool,
 ) -> tuple[torch.Tensor, list[torch.Tensor | None], list[int]]:
@@ -33,6 +34,7 @@ def divergence_sums(
         student, teacher: logits, all float32 or all float64; padding is not read.
         weights: [B, T, M] float64.
         sizes: frames and tokens of every utterance.
+        temperatures: [B] float64, which divide the logits.
         wanted: whether the gradients of the student's encoder and prediction logits are computed.
         is_shared: whether both sides have one prediction tensor.
 
@@ -46,10 +48,11 @@ def divergence_sums(
     # Memory is not zeroed: the kernel writes everything but the rows to redo.
     gradients = [
         torch.empty_like(side) if wants else side.new_empty(num_utterances, 0, num_classes)
-        for side, wants in zip(logits, wanted, strict=False)
+        for side, wants in zip(logits[:2], wanted, strict=True)
     ]
     limits = Limits(UNSHIFTED, smallest_sum(num_classes, dtype), trusted_share(dtype), math.inf)
-    given = np.array(sizes).reshape(-1, 2), weights.contiguous().numpy(), limits, is_shared
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    given = sizes, temperatures.contiguous().numpy(), weights.contiguous().numpy(), limits, is_shared
     filled = values.numpy(), redo, *(each.numpy() for each in gradients)
     divergence_kernel(threads_for(num_utterances), *given, *(each.numpy() for each in logits), *filled)
     gradients = [each if wants else None for each, wants in zip(gradients, wanted, strict=True)]

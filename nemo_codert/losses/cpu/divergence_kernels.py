@@ -29,7 +29,10 @@ class Rows(NamedTuple):
 
 
 @callee
-def _rows(logits: np.ndarray, unshifted: float) -> Rows:
+def _rows(logits: np.ndarray, temperature: float, unshifted: float) -> Rows:
+    """Return the rows of logits [T, V+1] over the temperature."""
+    if temperature != 1.0:
+        logits = logits / logits.dtype.type(temperature)
     length, dtype = len(logits), logits.dtype
     rows = Rows(logits, np.empty(logits.shape, dtype), np.empty(length, dtype), np.zeros(length, dtype))
     for t in range(length):
@@ -42,13 +45,13 @@ def _rows(logits: np.ndarray, unshifted: float) -> Rows:
 
 @callee
 def _difference(teacher: Rows, student: Rows) -> np.ndarray:
-    """Return [T, V+1]: teacher - student less the difference of the rows' maxima, times the teacher's exponentials."""
+    """Return teacher - student, each less its row's maximum, times the teacher's exponentials, [T, V+1]."""
     result = np.empty(teacher.exp.shape, teacher.exp.dtype)
     for t in range(len(result)):
-        centre = teacher.maxima[t] - student.maxima[t]
-        ours, others, exp, row = teacher.logits[t], student.logits[t], teacher.exp[t], result[t]
+        of_teacher, of_student, exp, row = teacher.logits[t], student.logits[t], teacher.exp[t], result[t]
+        teacher_maximum, student_maximum = teacher.maxima[t], student.maxima[t]
         for v in range(len(row)):
-            row[v] = ((ours[v] - others[v]) - centre) * exp[v]
+            row[v] = ((of_teacher[v] - teacher_maximum) - (of_student[v] - student_maximum)) * exp[v]
     return result
 
 
@@ -56,13 +59,14 @@ def _difference(teacher: Rows, student: Rows) -> np.ndarray:
 def _constants(teacher: Rows, student: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return three [T] float64: what a row adds to its divergences, and the largest exponential of either side."""
     length = len(teacher.maxima)
-    added, of_teacher, of_student = np.empty(length), np.empty(length), np.empty(length)
+    added, teacher_bounds, student_bounds = np.empty(length), np.empty(length), np.empty(length)
     for t in range(length):
-        centre = np.float64(teacher.maxima[t] - student.maxima[t])
-        added[t] = centre - np.float64(teacher.shifts[t]) + np.float64(student.shifts[t])
-        of_teacher[t] = np.exp(max(np.float64(teacher.maxima[t]) - np.float64(teacher.shifts[t]), 0.0))
-        of_student[t] = np.exp(max(np.float64(student.maxima[t]) - np.float64(student.shifts[t]), 0.0))
-    return added, of_teacher, of_student
+        teacher_maximum, student_maximum = np.float64(teacher.maxima[t]), np.float64(student.maxima[t])
+        teacher_left = teacher_maximum - np.float64(teacher.shifts[t])
+        student_left = student_maximum - np.float64(student.shifts[t])
+        added[t] = teacher_left - student_left
+        teacher_bounds[t], student_bounds[t] = np.exp(max(teacher_left, 0.0)), np.exp(max(student_left, 0.0))
+    return added, teacher_bounds, student_bounds
 
 
 @callee
@@ -81,26 +85,26 @@ def _node_sum(
 
     Returns the weighted sum of the divergences, and whether a node of weight cannot be trusted.
     """
-    of_frames, frames_teacher, frames_student = _constants(*frames)
-    of_states, states_teacher, states_student = _constants(*states)
+    of_frames, teacher_frames, student_frames = _constants(*frames)
+    of_states, teacher_states, student_states = _constants(*states)
     total, lost = 0.0, False
     for t in range(len(sums)):
-        share_teacher, share_student = (
-            limits.trusted_share * frames_teacher[t],
-            limits.trusted_share * frames_student[t],
+        teacher_share, student_share = (
+            limits.trusted_share * teacher_frames[t],
+            limits.trusted_share * student_frames[t],
         )
         for u in range(len(of_states)):
-            weight, of_teacher, of_student = weights[t, u], z_teacher[t, u], z_student[t, u]
-            if of_teacher < max(share_teacher * states_teacher[u], limits.smallest_sum) or (
-                of_student < max(share_student * states_student[u], limits.smallest_sum)
+            weight, z_t, z_s = weights[t, u], z_teacher[t, u], z_student[t, u]
+            if z_t < max(teacher_share * teacher_states[u], limits.smallest_sum) or (
+                z_s < max(student_share * student_states[u], limits.smallest_sum)
             ):
                 lost |= weight != 0
                 per_teacher[t, u], per_student[t, u] = 0.0, 0.0
                 continue
-            divergence = np.log(of_student / of_teacher) + sums[t, u] / of_teacher + of_frames[t] + of_states[u]
+            divergence = np.log(z_s / z_t) + sums[t, u] / z_t + of_frames[t] + of_states[u]
             if not divergence <= 0:  # or NaN
                 total += divergence * weight
-            per_teacher[t, u], per_student[t, u] = weight / of_teacher, weight / of_student
+            per_teacher[t, u], per_student[t, u] = weight / z_t, weight / z_s
     return total, lost
 
 
@@ -116,19 +120,19 @@ def _fill_gradient(
 
     Some rows are computed at a time, which stay in the processor's cache until they are finished.
     """
-    (of_teacher, of_student), (teacher, student) = own, other
-    length, num_classes = of_teacher.exp.shape
+    (own_teacher, own_student), (other_teacher, other_student) = own, other
+    length, num_classes = own_teacher.exp.shape
     gradient[length:] = 0.0
     most = min(max(ROW_ELEMENTS // num_classes, 32), length)
     piece = np.empty((most, num_classes), gradient.dtype)
     for start in range(0, length, most):
         end = min(start + most, length)
-        fill_product(per_student[start:end], student.exp, gradient[start:end])
-        fill_product(per_teacher[start:end], teacher.exp, piece[: end - start])
+        fill_product(per_student[start:end], other_student.exp, gradient[start:end])
+        fill_product(per_teacher[start:end], other_teacher.exp, piece[: end - start])
         for t in range(start, end):
-            row, part, positive, negative = gradient[t], piece[t - start], of_student.exp[t], of_teacher.exp[t]
+            row, part, student, teacher = gradient[t], piece[t - start], own_student.exp[t], own_teacher.exp[t]
             for v in range(num_classes):
-                row[v] = row[v] * positive[v] - part[v] * negative[v]
+                row[v] = row[v] * student[v] - part[v] * teacher[v]
 
 
 @callee
@@ -136,6 +140,7 @@ def _divergences(
     thread: int,
     threads: int,
     sizes: np.ndarray,
+    temperatures: np.ndarray,
     weights: np.ndarray,
     limits: Limits,
     is_shared: bool,
@@ -148,20 +153,22 @@ def _divergences(
     of_encoder: np.ndarray,
     of_prediction: np.ndarray,
 ) -> None:
+    """Compute every `threads`-th utterance; see `divergence_kernel`."""
     for b in range(thread, len(values), threads):
         t, m = sizes[b, 0], sizes[b, 1] + 1
         values[b], redo[b] = 0.0, False
         if t == 0:
             of_encoder[b], of_prediction[b] = 0.0, 0.0
             continue
-        frames = _rows(teacher_encoder[b, :t], limits.unshifted), _rows(student_encoder[b, :t], limits.unshifted)
-        of_teacher = _rows(teacher_prediction[b, :m], limits.unshifted)
-        of_student = of_teacher if is_shared else _rows(student_prediction[b, :m], limits.unshifted)
-        states = of_teacher, of_student
+        how = temperatures[b], limits.unshifted
+        frames = _rows(teacher_encoder[b, :t], *how), _rows(student_encoder[b, :t], *how)
+        teacher_states = _rows(teacher_prediction[b, :m], *how)
+        student_states = teacher_states if is_shared else _rows(student_prediction[b, :m], *how)
+        states = teacher_states, student_states
         z_teacher, z_student, sums = np.zeros((t, m)), np.zeros((t, m)), np.zeros((t, m))
-        add_product(frames[0].exp, of_teacher.exp, z_teacher)
-        add_product(frames[1].exp, of_student.exp, z_student)
-        add_product(_difference(*frames), of_teacher.exp, sums)
+        add_product(frames[0].exp, teacher_states.exp, z_teacher)
+        add_product(frames[1].exp, student_states.exp, z_student)
+        add_product(_difference(*frames), teacher_states.exp, sums)
         if not is_shared:
             add_product(frames[0].exp, _difference(*states), sums)
         per_z = np.empty((t, m), frames[0].exp.dtype), np.empty((t, m), frames[0].exp.dtype)
@@ -184,13 +191,14 @@ def divergence_kernel(threads: int, *arguments: Any) -> None:
     Args:
         threads: number of threads.
         sizes: [B, 2] int64, frames and tokens.
+        temperatures: [B] float64.
         weights: [B, T, M] float64.
-        limits: limits of float32.
+        limits: of the logits' type.
         is_shared: whether both joints have one prediction network.
         student_encoder, student_prediction, teacher_encoder, teacher_prediction: [B, T, V+1] and [B, M, V+1], all
             float32 or all float64.
         values: [B] float64, filled.
-        redo: [B] bool, filled: True for utterances that need float64, of which nothing else is filled.
+        redo: [B] bool, filled: True for utterances that need float64, of which nothing else is right.
         of_encoder: [B, T, V+1], filled, unless it has no rows.
         of_prediction: [B, M, V+1], filled, unless it has no rows.
     """

@@ -99,4 +99,4 @@ def on_torch_threads(body: Callable, arguments: tuple, threads: int) -> None:
     if threads == 1:  # a direct call: inside a team of one thread, BLAS would start threads of its own
         body(0, 1, *arguments)
     elif _fork(body, arguments, threads):
-        raise MemoryError("a kernel of the RNN-T loss failed on one of its threads, most likely for want of memory")
+        raise MemoryError("a kernel of a loss failed on one of its threads, most likely for want of memory")
