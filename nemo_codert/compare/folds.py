@@ -66,7 +66,7 @@ def _fold(data_dir: Path, folder: str) -> Fold:
     files = [f"{name}.json" for name in ("train", "dev", *tests)]
     files += [CLEAN] if (root / CLEAN).is_file() else []
     audio = {f"audio of {file}": _hash_of_audio(read_manifest(root / file)) for file in files}
-    files += sorted(path.name for path in root.glob("train_*.json"))  # of variants
+    files += sorted(path.name for path in root.glob("train_*.json"))  # manifests of variants
     files.append("tokenizer/tokenizer.model")
     if not (root / files[-1]).is_file():
         raise ValueError(f"{root / files[-1]} is missing: codert prepare makes a tokenizer")

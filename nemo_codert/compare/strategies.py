@@ -19,8 +19,8 @@ from nemo_codert.config.search import check_names, config_search, override_key
 from nemo_codert.config.shipped import conf_folder
 
 TWIN = "-twin"  # suffix of a strategy's twin: the same without distillation
-VARIANT = "@"  # between a strategy and the label of one of its variants: the same with overrides of its own
-CORPUS = "{corpus}"  # in an override of one strategy: the folder of the fold's corpus
+VARIANT = "@"  # NAME@LABEL is strategy NAME with overrides of its own
+CORPUS = "{corpus}"  # placeholder of the fold's folder in an override of one strategy
 ANY_CORPUS = "corpus-of-the-fold"  # stands for that folder in a composed config
 TERMS = "model.codert.distillation"
 CHECKPOINT = "model.codert.teacher_checkpoint"

@@ -465,7 +465,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         self.log("train_loss", losses["train_loss"], prog_bar=True)
         self.log_dict(
             {
-                # Without a value for a term that is over, Lightning would write its last one again.
+                # A term that is over: Lightning would write its last value again if there were none.
                 **{spec.log_name: math.nan for spec in self.criteria.over(step)},
                 **{name: value for name, value in losses.items() if name != "train_loss"},
                 **self.criteria.weights(step),

@@ -30,7 +30,7 @@ from nemo_codert.data.tokenizer import train_tokenizer
 
 SUFFIXES = (".wav", ".ogg", ".flac")
 SHARES = ("train",) * 6 + ("dev",) + ("test",) * 3  # sets of ten speakers
-FOLDS = 5  # in each of which another two of ten speakers are in test, and the next two in dev
+FOLDS = 5  # each has another two of ten speakers in test, and the next two in dev
 QUIET = 30.0  # dB below the loudest frame of a recording: taken for silence
 FRAME = 160  # samples whose power is measured together: 10 ms
 MARGIN = 800  # samples that stay before and after a word: 50 ms
