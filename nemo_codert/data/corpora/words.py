@@ -6,12 +6,10 @@ https://arxiv.org/abs/1804.03209
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import compress, islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +23,7 @@ from nemo_codert.data.corpora.joining import (
     random_generator,
     transcript,
 )
-from nemo_codert.data.manifest import manifest_lines, write_manifest
+from nemo_codert.data.corpora.shares import check_shares, write_shares
 from nemo_codert.data.tokenizer import train_tokenizer
 
 SUFFIXES = (".wav", ".ogg", ".flac")
@@ -66,12 +64,9 @@ def make_word_corpus(
     """
     if train_utterances < 1:
         raise ValueError(f"train_utterances is {train_utterances}: want 1 or more.")
-    if labelled_share is not None and not 0.0 < labelled_share < 1.0:
-        raise ValueError(f"labelled_share is {labelled_share}: want a share between 0 and 1, as in 0.1.")
+    check_shares(labelled_share, by_speaker)
     if fold is not None and fold not in range(FOLDS):
         raise ValueError(f"fold is {fold}: want 0 to {FOLDS - 1}.")
-    if by_speaker and labelled_share is None:
-        raise ValueError("by_speaker is for labelled_share, which is not given.")
     groups = choose_groups(find_words(words_dir), train_utterances, seed, fold)
     texts = [transcript(group) for group in groups["train"]]
     # The tokenizer comes first: its training is quick and can fail.
@@ -174,37 +169,6 @@ def load_word(recording: Recording) -> np.ndarray:
     word = samples[max(0, loud[0] * FRAME - MARGIN) : (loud[-1] + 1) * FRAME + MARGIN]
     rms, peak = np.sqrt(np.mean(word**2)), np.abs(word).max()
     return word * min(LEVEL / max(rms, 1e-6), PEAK / max(peak, 1e-6))
-
-
-def write_shares(train: Path, labelled_share: float, seed: int, by_speaker: bool = False) -> dict[str, Path]:
-    """Write `train_labelled.json` and `train_unlabelled.json` beside the manifest `train`; return both by name."""
-    entries = manifest_lines(train)
-    utterances = Counter(entry["speaker"] for entry in entries)
-    units = sorted(utterances, key=lambda name: (-utterances[name], name)) if by_speaker else range(len(entries))
-    count = round(labelled_share * len(units))
-    if not 0 < count < len(units):
-        raise ValueError(
-            f"labelled_share is {labelled_share} of {len(units)} {'speakers' if by_speaker else 'utterances'}: want "
-            "one or more labelled and one or more unlabelled. Change labelled_share or train_utterances."
-        )
-    generator = random_generator(seed, 4)
-    if by_speaker:  # one of every so many in the order of their size
-        bounds = [round(place * len(units) / count) for place in range(count + 1)]
-        labelled = {units[generator.integers(*pair)] for pair in pairwise(bounds)}
-        is_labelled = [entry["speaker"] in labelled for entry in entries]
-    else:
-        labelled = set(generator.permutation(len(entries))[:count].tolist())
-        is_labelled = [number in labelled for number in range(len(entries))]
-    chosen = list(compress(entries, is_labelled))
-    others = [_without_text(entry) for entry, keeps in zip(entries, is_labelled, strict=True) if not keeps]
-    return {
-        name: write_manifest(train.with_name(f"{name}.json"), found)
-        for name, found in (("train_labelled", chosen), ("train_unlabelled", others))
-    }
-
-
-def _without_text(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "text"}
 
 
 def _endless(by_speaker: dict[str, list[Recording]], generator: np.random.Generator) -> Iterator[list[Recording]]:
