@@ -15,6 +15,7 @@ fsdd: connected digits from a checkout of github.com/Jakobovski/free-spoken-digi
 --snr half of it in noise, and with --unseen-speaker another speaker left out of training (one fold of five).
 words: connected words from isolated ones in the layout of Speech Commands, train, dev and test of different speakers;
 with --labelled-share most of the training set once more without its text.
+kaldi: Kaldi data folders (wav.scp, text, utt2spk, perhaps segments); the audio stays in place.
 mixtures: for every line of a manifest with speakers, an enrolment of the speaker, a beep, and the utterance together
 with one of another speaker: mixed.json; the same without the other one: clean.json; the mixtures again after the
 enrolment of the other speaker: counter.json.
@@ -24,6 +25,7 @@ downloaded.
 Sets: synthetic has train, dev, test (other voices and other sentences); fsdd has train, dev, test_seen (the four
 training speakers, the dataset's official test takes), test_unseen (a fifth speaker), and with --snr both tests once
 more, all in noise; words has train, dev, test, and with --labelled-share train_labelled and train_unlabelled;
+kaldi has train, dev, test, and with --labelled-share the same two;
 librispeech has train (all train-* parts), dev (all dev-* parts), test_clean, test_other. All is
 written below --output-dir, except a download, which goes below --corpus-dir. A second run with the same options gives
 the same files. `codert prepare fsdd --help` lists the options of one corpus.
@@ -38,6 +40,7 @@ codert prepare fsdd --fsdd-dir free-spoken-digit-dataset --unseen-speaker theo -
 codert prepare words --words-dir speech_commands --output-dir data/words --labelled-share 0.1
 codert prepare words --words-dir speech_commands --output-dir data/words_folds/0 --fold 0 --labelled-share 0.1 \
     --by-speaker
+codert prepare kaldi --train-dir sentences/train --test-dir sentences/test --output-dir data/sentences
 codert prepare mixtures --manifest data/words/train.json --enrollment 2.0 --sir -5 5 \
     --output-dir data/mixtures/train
 codert prepare librispeech --corpus-dir LibriSpeech --output-dir data/librispeech
@@ -51,16 +54,17 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command, with one of its own for each corpus."""
     parser = console.command_parser(DESCRIPTION, EXAMPLES)
     corpora = parser.add_subparsers(
-        dest="corpus", required=True, metavar="{synthetic,fsdd,words,mixtures,librispeech}"
+        dest="corpus", required=True, metavar="{synthetic,fsdd,words,kaldi,mixtures,librispeech}"
     )
     about = {
         "synthetic": "commands spoken by espeak-ng voices, nothing to download",
         "fsdd": "connected digits, real speech",
         "words": "connected words of many speakers, real speech",
+        "kaldi": "Kaldi data folders, such as those of a recipe's data/train and data/test",
         "mixtures": "one of two speakers, chosen by an enrolment, from another corpus",
         "librispeech": "read English, real speech, up to 960 hours",
     }
-    synthetic, fsdd, words, mixtures, librispeech = (
+    synthetic, fsdd, words, kaldi, mixtures, librispeech = (
         corpora.add_parser(name, help=text, description=text) for name, text in about.items()
     )
     synthetic.add_argument("--train-utterances", type=int, default=600, metavar="N")
@@ -77,10 +81,9 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--fold", type=int, metavar="N", help="0-4: of five, in each of which other speakers are tested"
     )
-    words.add_argument(
-        "--labelled-share", type=float, metavar="SHARE", help="of train, as train_labelled; the rest loses its text"
-    )
-    words.add_argument("--by-speaker", action="store_true", help="a share of the speakers, not of the utterances")
+    _add_kaldi_options(kaldi)
+    for corpus in (words, kaldi):
+        _add_shares(corpus)
     mixtures.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="lines with speaker and text")
     mixtures.add_argument("--enrollment", type=float, default=2.0, metavar="SECONDS", help="0: none, and no beep")
     mixtures.add_argument(
@@ -92,13 +95,31 @@ def parser() -> argparse.ArgumentParser:
     librispeech.add_argument("--download", action="store_true", help="fetch missing parts into --corpus-dir first")
     librispeech.add_argument("--parts", nargs="+", metavar="PART", help="default: every part found; to download: all")
     librispeech.add_argument("--num-jobs", type=int, default=1, metavar="N", help="threads that read audio headers")
-    for corpus in (synthetic, fsdd, words, mixtures, librispeech):
+    for corpus in (synthetic, fsdd, words, kaldi, mixtures, librispeech):
         corpus.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
         if corpus is not librispeech:
             corpus.add_argument("--seed", type=int, default=0, metavar="N")
-    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (words, 64), (librispeech, 1024)):
+    for corpus, pieces in ((synthetic, 96), (fsdd, 40), (words, 64), (kaldi, 256), (librispeech, 1024)):
         corpus.add_argument("--vocab-size", type=int, default=pieces, metavar="N", help=f"BPE pieces ({pieces})")
     return parser
+
+
+def _add_kaldi_options(kaldi: argparse.ArgumentParser) -> None:
+    kaldi.add_argument("--train-dir", type=Path, required=True, metavar="DIR", help="holds wav.scp, text, utt2spk")
+    kaldi.add_argument("--test-dir", type=Path, required=True, metavar="DIR", help="another one, of other speakers")
+    kaldi.add_argument("--dev-dir", type=Path, metavar="DIR", help="a third one (speakers taken out of train)")
+    kaldi.add_argument("--dev-share", type=float, default=0.1, metavar="SHARE", help="of the speakers, for dev (0.1)")
+    kaldi.add_argument(
+        "--wav-root", type=Path, metavar="DIR", help="of relative paths in wav.scp (the folder that holds --train-dir)"
+    )
+    kaldi.add_argument("--num-jobs", type=int, default=1, metavar="N", help="processes that read audio headers")
+
+
+def _add_shares(corpus: argparse.ArgumentParser) -> None:
+    corpus.add_argument(
+        "--labelled-share", type=float, metavar="SHARE", help="of train, as train_labelled; the rest loses its text"
+    )
+    corpus.add_argument("--by-speaker", action="store_true", help="a share of the speakers, not of the utterances")
 
 
 def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
@@ -116,6 +137,10 @@ def make_corpus(options: argparse.Namespace) -> dict[str, Path]:
         from nemo_codert.data.corpora.words import make_word_corpus
 
         return make_word_corpus(**given)
+    if options.corpus == "kaldi":
+        from nemo_codert.data.corpora.kaldi import make_kaldi_corpus
+
+        return make_kaldi_corpus(**given)
     if options.corpus == "mixtures":
         from nemo_codert.data.corpora.mixtures import make_mixtures
 
