@@ -60,7 +60,7 @@ def test_a_script_has_its_name_and_options_and_its_help_imports_nothing_heavy(na
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: {name}.py [-h] ")
+    assert done.stdout.startswith(f"usage: {name}.py [-h]")
     usage = done.stdout.split("\n\n")[0]
     assert all(re.search(rf"[\s[(]{option}\b|{re.escape(option)}", usage) for option in OPTIONS[name].split())
     assert f"\nexamples:\n  codert {COMMANDS[name]} " in done.stdout
