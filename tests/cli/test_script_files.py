@@ -40,7 +40,7 @@ OPTIONS = {
     "plot_curves": "--run --output --names",
     "pseudo_label": "--model --manifest --output --branch --min-confidence --agree-with --max-disagreement "
     "--batch-size",
-    "prepare_data": "{synthetic,fsdd,words,mixtures,librispeech}",
+    "prepare_data": "{synthetic,fsdd,words,kaldi,mixtures,librispeech}",
     "transcribe_streaming": "--model --manifest --audio --pipeline --set --config --output",
 }
 HEAVY = ("torch", "nemo", "numpy", "lhotse", "lightning", "matplotlib", "omegaconf")
