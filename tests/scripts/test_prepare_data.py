@@ -63,7 +63,7 @@ def test_mistakes_end_in_one_line_and_status_two(monkeypatch, capsys, tmp_path, 
 
 def test_every_example_of_the_help_is_understood():
     commands = re.findall(r"^codert prepare (.*)$", prepare.EXAMPLES.replace("\\\n", " "), re.MULTILINE)
-    assert len(commands) == 8 and all(command in prepare.parser().format_help() for command in commands[:2])
+    assert len(commands) == 10 and all(command in prepare.parser().format_help() for command in commands[:2])
     for command in commands:
         assert prepare.parser().parse_args(command.split()).output_dir
 
