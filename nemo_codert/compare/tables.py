@@ -250,7 +250,7 @@ def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
             if common := [seed for seed in seeds[strategy] if seed in seeds[baseline]]:
                 reduction = counts.reduction(test_set, folds, strategy, baseline, common)
                 most = counts.trainings(max(len(seeds[strategy]), len(seeds[baseline])), folds)
-                cells = strategy, baseline, str(len(common)), _interval(reduction, most), reduction.verdict
+                cells = strategy, baseline, str(reduction.seeds), _interval(reduction, most), reduction.verdict
                 rows.append(cells)
         title = f"Each against each, {_title(settings, test_set, None)}"
         tables.append(Table(title, ("strategy", "against", "seeds", "relative reduction", "verdict"), rows))
