@@ -287,12 +287,11 @@ def _changes(strategy: str, own: Mapping[str, Any], config: Mapping[str, Any]) -
 
 
 def _check_overrides(for_all: Sequence[str], by_strategy: Mapping[str, Sequence[str]]) -> None:
-    variants = [name for name in by_strategy if is_variant(name)]
-    of_variants = [override for name in variants for override in by_strategy[name]]
-    others = [override for name in by_strategy.keys() - {*variants} for override in by_strategy[name]]
-    for override in [*for_all, *others, *of_variants]:
-        given = [own for own in OWN_KEYS if own != TRAIN or override not in of_variants]
-        if own := [own for own in given if _is_below(own, (override_key(override),))]:
+    given = [("", override) for override in for_all]
+    given += [(name, override) for name, overrides in by_strategy.items() for override in overrides]
+    for name, override in given:
+        keys = [key for key in OWN_KEYS if key != TRAIN or not is_variant(name)]
+        if own := [key for key in keys if _is_below(key, (override_key(override),))]:
             raise ValueError(
                 f"{override!r} sets {own[0]}, which the comparison gives to every cell itself. Leave it out"
             )

@@ -6,7 +6,6 @@ wav.scp (lines that end with `|`) are refused and never run.
 
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,9 +164,9 @@ def _without_some_speakers(
 
 def _check_speakers(sets: Mapping[str, list[dict[str, Any]]], folders: Mapping[str, Any]) -> None:
     """Raise ValueError where a speaker of train is in another set."""
-    training = Counter(entry["speaker"] for entry in sets["train"])
+    training = {entry["speaker"] for entry in sets["train"]}
     for name in ("dev", "test"):
-        if common := sorted({entry["speaker"] for entry in sets[name]} & training.keys()):
+        if common := sorted({entry["speaker"] for entry in sets[name]} & training):
             raise ValueError(
                 f"{folders[name]}: speaker {common[0]} is in {folders['train']} too. Take other speakers for {name}."
             )

@@ -1,8 +1,8 @@
 """Compiled CPU kernel of the divergence of two additive joints on the whole lattice, on torch's threads.
 
 The formulas are in `lattice_nodes`, whose steps the kernel takes for one utterance after the other: thread i of n
-computes every n-th utterance, starting with utterance i. Imports numpy, `blas`, `compile_cache`,
-`normaliser_kernels`, `openmp`.
+computes every n-th utterance, starting with utterance i. Imports numpy, `additive_kernels`, `blas`,
+`compile_cache`, `normaliser_kernels`, `openmp`.
 """
 
 # B batch, T encoder frames, V vocabulary without blank, M = U + 1 prediction states
@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nemo_codert.losses.cpu.additive_kernels import ROW_ELEMENTS
 from nemo_codert.losses.cpu.blas import fill_product
 from nemo_codert.losses.cpu.compile_cache import callee, compiled
 from nemo_codert.losses.cpu.normaliser_kernels import Limits, add_product, exponentiate, row_maximum
 from nemo_codert.losses.cpu.openmp import on_torch_threads
-
-ROW_ELEMENTS = 2**16  # elements of a gradient that are computed at a time (but at least 32 rows): 256 KiB of float32
 
 
 class Rows(NamedTuple):
