@@ -19,8 +19,9 @@ pytestmark = pytest.mark.unit
 CONF = Path(__file__).resolve().parents[2] / "conf"
 LIBRISPEECH = ("librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm")
 STREAMING = {"fsdd_streaming": "fsdd", "librispeech_fastconformer_streaming": "librispeech_fastconformer"}
-TOP = ("fsdd", "quickstart", *LIBRISPEECH, *STREAMING)
-SMALL = ("fsdd", "fsdd_streaming", "quickstart")  # built as they are
+HEIRS = {**STREAMING, "words": "fsdd"}  # file: the one it is built on
+TOP = ("fsdd", "quickstart", "words", *LIBRISPEECH, *STREAMING)
+SMALL = ("fsdd", "fsdd_streaming", "quickstart", "words")  # built as they are
 
 # strategy: train, teacher, share_decoder, distillation weight; None where the file leaves the base's value.
 STRATEGIES = {
@@ -120,7 +121,7 @@ def millions_of(encoder: DictConfig) -> float:
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
     assert found == {"base", *TOP, *(f"strategy/{name}" for name in (*STRATEGIES, *METHODS)), *PIPELINES}
-    assert len(found) == 34
+    assert len(found) == 35
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -142,8 +143,8 @@ def test_a_strategy_file_starts_with_the_global_package_line(strategy):
 def test_a_config_explains_itself_and_is_built_on_the_base(name):
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith("# ")
-    if name in STREAMING:
-        assert f"defaults:\n  - {STREAMING[name]}\n  - _self_\n\n" in text
+    if name in HEIRS:
+        assert f"defaults:\n  - {HEIRS[name]}\n  - _self_\n\n" in text
     else:
         assert "defaults:\n  - base\n  - _self_\n  - strategy: shared_kd\n" in text
     assert composed(name).name == name
@@ -240,7 +241,7 @@ def test_a_launch_command_in_the_header_composes(name):
 def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name, tokenizer_dir):
     cfg, pieces = (
         model_section(name, tokenizer_dir),
-        {"fsdd": 40, "fsdd_streaming": 40, "quickstart": 96}.get(name, 1024),
+        {"fsdd": 40, "fsdd_streaming": 40, "quickstart": 96, "words": 64}.get(name, 1024),
     )
     counts = {
         "teacher encoder": millions_of(cfg.encoder),
@@ -257,7 +258,7 @@ def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name
 @pytest.mark.parametrize("name, strategy", [
     ("fsdd", "static"), ("quickstart", "tandem"), ("librispeech_conformer", "shared_kd"),
     ("librispeech_fastconformer", "static"), ("librispeech_lstm", "tandem"), ("fsdd_streaming", "shared_kd"),
-    ("librispeech_fastconformer_streaming", "static"),
+    ("words", "tandem_kd"), ("librispeech_fastconformer_streaming", "static"),
 ])  # fmt: skip
 def test_a_config_builds_a_pair(strategy, name, tokenizer_dir):
     from nemo_codert.models import EncDecCoDERTBPEModel

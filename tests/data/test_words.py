@@ -124,6 +124,18 @@ def test_a_share_of_the_speakers_shares_no_recording_with_the_rest(words_dir, tm
 
 
 @pytest.mark.nemo
+def test_variety_is_of_the_training_set_alone(words_dir, corpus, tmp_path):
+    options = {"train_utterances": 60, "labelled_share": 0.1, "vocab_size": 16, "varied": True}
+    made = make_word_corpus(words_dir, tmp_path, **options)
+    for name in ("dev", "test"):
+        assert made[name].read_bytes() == (corpus / f"{name}.json").read_bytes()
+    plain, varied = (manifest_lines(folder / "train.json") for folder in (corpus, tmp_path))
+    assert [entry["text"] for entry in plain] == [entry["text"] for entry in varied]
+    longer = [after["duration"] - before["duration"] for before, after in zip(plain, varied, strict=True)]
+    assert 0.3 < np.mean([extra > 0.3 for extra in longer]) < 0.7 and max(longer) < 3.5
+
+
+@pytest.mark.nemo
 def test_equal_arguments_give_equal_files(words_dir, corpus, tmp_path):
     make_word_corpus(words_dir, tmp_path, train_utterances=60, labelled_share=0.1, vocab_size=16)
     for path in corpus.rglob("*.*"):

@@ -23,6 +23,7 @@ from nemo_codert.data.corpora.joining import (
     transcript,
 )
 from nemo_codert.data.corpora.noise import noise_level, pink_noise
+from nemo_codert.data.corpora.variety import varied as with_variety
 from nemo_codert.data.tokenizer import train_tokenizer
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -39,6 +40,7 @@ def make_digit_corpus(
     train_utterances: int = 3000,
     unseen_speaker: str = UNSEEN_SPEAKER,
     snr: tuple[float, float] | None = None,
+    varied: bool = False,
     vocab_size: int = 40,
     seed: int = 0,
 ) -> dict[str, Path]:
@@ -51,6 +53,9 @@ def make_digit_corpus(
     With `snr`, lowest and highest ratio in dB of an utterance's mean power to the noise's, every second utterance of
     train and dev gets pink noise, and `test_seen_noisy` and `test_unseen_noisy` are the test sets with noise on every
     utterance. Utterances without noise are the same with and without `snr`.
+
+    With `varied`, train has long silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`);
+    the other sets never do.
 
     Raises:
         ValueError: a wrong folder, a missing or unknown speaker, or a number out of range.
@@ -69,6 +74,8 @@ def make_digit_corpus(
             joined = _joined(chosen, random_generator(seed, 100 + number))
             if snr is not None and every:
                 joined = _with_noise(joined, every, snr, random_generator(seed, 200 + number))
+            if varied and name == "train":
+                joined = with_variety(joined, random_generator(seed, 300))
             manifests[set_name] = write_set(Path(output_dir), set_name, joined, total=len(chosen))
     return manifests
 

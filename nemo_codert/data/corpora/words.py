@@ -24,6 +24,7 @@ from nemo_codert.data.corpora.joining import (
     transcript,
 )
 from nemo_codert.data.corpora.shares import check_shares, write_shares
+from nemo_codert.data.corpora.variety import varied as with_variety
 from nemo_codert.data.tokenizer import train_tokenizer
 
 SUFFIXES = (".wav", ".ogg", ".flac")
@@ -45,6 +46,7 @@ def make_word_corpus(
     fold: int | None = None,
     labelled_share: float | None = None,
     by_speaker: bool = False,
+    varied: bool = False,
     vocab_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Path]:
@@ -53,7 +55,8 @@ def make_word_corpus(
     Six of ten speakers are in train, one in dev, three in test; with `fold`, 0 to 4, six, two and two, such that over
     the five folds of a seed every speaker is in test once and in dev once. train: recordings recombined until there
     are `train_utterances`, every recording once before any is used again; in dev and test no recording is used twice.
-    A speaker of fewer than three recordings is left out. Equal arguments give equal files.
+    A speaker of fewer than three recordings is left out. Equal arguments give equal files. With `varied`, train has
+    long silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`); dev and test never do.
 
     With `labelled_share`, `train_labelled` has that share of the training utterances, chosen at random, and
     `train_unlabelled` the others without their text; the audio files are those of train. A recording may be in
@@ -76,6 +79,8 @@ def make_word_corpus(
     for number, (name, chosen) in enumerate(groups.items()):
         generator = random_generator(seed, 100 + number)
         joined: Iterator[Utterance] = (join_recordings(group, generator, load) for group in chosen)
+        if varied and name == "train":
+            joined = with_variety(joined, random_generator(seed, 200))
         manifests[name] = write_set(Path(output_dir), name, joined, total=len(chosen))
     if labelled_share is not None:
         manifests.update(write_shares(manifests["train"], labelled_share, seed, by_speaker))
