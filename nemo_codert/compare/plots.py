@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_codert.compare.results import Run
 from nemo_codert.compare.tables import Score, label
 
 PANEL_WIDTH = 5.2  # inches
@@ -60,6 +61,30 @@ def plot_reductions(found: Sequence[Score], against: str, path: Path) -> Path | 
         axis.margins(x=0.2)  # room for the names of folds
         axis.set_ylim(len(strategies) - 0.1, -0.4)
         axis.grid(axis="x", alpha=0.3)
+    return _saved(figure, path)
+
+
+def plot_dev_wers(runs: Sequence[Run], path: Path) -> Path | None:
+    """Plot the students' dev WER over the updates, the mean of a strategy's trainings; None where none is known."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    for run in runs:
+        if points := run.dev_wers.get("student"):
+            curves.setdefault(run.cell.strategy, []).append(points)
+    if not curves:
+        return None
+    figure, axis = pyplot.subplots(figsize=(1.6 * PANEL_WIDTH, PANEL_WIDTH), constrained_layout=True)
+    for number, (strategy, own) in enumerate(curves.items()):
+        steps = sorted(set.intersection(*({step for step, _ in points} for points in own)))
+        means = [100 * np.mean([dict(points)[step] for points in own]) for step in steps]
+        axis.plot(steps, means, label=strategy, ls=("-", "--", ":", "-.")[number % 4], lw=1.6)
+    axis.set(title="dev", xlabel="updates", ylabel="WER of the student, %", ylim=(0, None))
+    axis.legend()
+    axis.grid(alpha=0.3)
     return _saved(figure, path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from nemo_codert.compare.plan import Settings, plan, shell_command, write_whole
-from nemo_codert.compare.plots import plot_reductions, plot_wers
+from nemo_codert.compare.plots import plot_dev_wers, plot_reductions, plot_wers
 from nemo_codert.compare.results import Results
 from nemo_codert.compare.tables import (
     ErrorCounts,
@@ -17,6 +17,7 @@ from nemo_codert.compare.tables import (
     pair_tables,
     score_tables,
     scores,
+    training_tables,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -31,14 +32,16 @@ def write_comparison_report(settings: Settings, results: Results, folder: Path, 
     counts = ErrorCounts(results, settings.own_seeds)
     found = scores(settings, counts, against)
     together = [*score_tables(settings, found, against, each_fold=False), *pair_tables(settings, counts)]
-    tables = [*together, *score_tables(settings, found, against, each_fold=True)]
+    each_fold = score_tables(settings, found, against, each_fold=True)
+    tables = [*together, *training_tables(settings, counts), *each_fold]
     notes = explanation(found, counts.repeated_sets(), settings.own_seeds)
     images = []
     with tempfile.TemporaryDirectory(prefix="nemo_codert_plots_") as name:
-        wers, reductions = Path(name) / "wer.png", Path(name) / "reduction.png"
-        plot_wers(found, wers)
-        plot_reductions(found, against, reductions)
-        for plot in (wers, reductions):
+        plots = [Path(name) / f"{plot}.png" for plot in ("wer", "reduction", "dev_wer")]
+        plot_wers(found, plots[0])
+        plot_reductions(found, against, plots[1])
+        plot_dev_wers(results.runs, plots[2])
+        for plot in plots:
             if not plot.exists():  # there is nothing to plot
                 (folder / plot.name).unlink(missing_ok=True)  # plot of an earlier report
                 continue

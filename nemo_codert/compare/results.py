@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ PACKAGE = Path(nemo_codert.__file__).resolve().parent
 RESULT_FILE = "result.json"
 RUNS_FILE = "results.csv"
 PREDICTIONS_FILE = "predictions.jsonl.gz"
+CURVES_FILE = "dev_wer.csv"
 BRANCHES = ("student", "teacher")
 CODE = "code_sha256"
+CPU = "cpu_seconds"
 COUNTS = ("words", "substitutions", "insertions", "deletions")
 
 
@@ -50,7 +52,8 @@ class Transcripts:
 class Run:
     """A finished training: optimizer steps, wall time with start-up and testing, trained parameters by branch.
 
-    code: `source_hash` of what trained it, "" where unknown (older cells lack it).
+    code: `source_hash` of what trained it, "" where unknown (older cells lack it). cpu_seconds: of all its threads and
+    processes, None where unknown. dev_wers: by branch, (optimizer steps, WER) of every validation.
     """
 
     cell: Cell
@@ -58,6 +61,8 @@ class Run:
     wall_seconds: float
     parameters: dict[str, int]
     code: str = ""
+    cpu_seconds: float | None = None
+    dev_wers: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,14 +104,20 @@ def source_hash(package: Path = PACKAGE) -> str:
 
 
 def finish_cell(
-    settings: Settings, cell: Cell, folder: Path, fold_dir: Path, wall_seconds: float, code: str = ""
+    settings: Settings,
+    cell: Cell,
+    folder: Path,
+    fold_dir: Path,
+    wall_seconds: float,
+    code: str = "",
+    cpu_seconds: float | None = None,
 ) -> None:
     """Turn the predictions in a cell's run folder into `result.json`, which marks the cell as finished.
 
     Args:
         folder: the cell's folder.
         fold_dir: folder of the fold's corpus; utterances are named relative to it.
-        code: see `Run`.
+        code, cpu_seconds: see `Run`.
 
     Raises:
         ValueError: predictions of a branch that are missing or of other utterances, or a run of fewer updates.
@@ -127,11 +138,30 @@ def finish_cell(
         if about["updates"] != settings.max_steps:
             raise ValueError(f"{cell}: {branch} had {about['updates']} updates, not {settings.max_steps}")
     parameters = {branch: about["trained_parameters"] for branch, about in found.items()}
-    result = _result(Run(cell, settings.max_steps, round(wall_seconds, 1), parameters, code), sets.values())
+    used = None if cpu_seconds is None else round(cpu_seconds, 1)
+    curves = _dev_wers(folder / "run", list(found))
+    run = Run(cell, settings.max_steps, round(wall_seconds, 1), parameters, code, used, curves)
+    result = _result(run, sets.values())
     for key in ("device", "decoding"):  # older runs lack them
         if known := {branch: about[key] for branch, about in found.items() if key in about}:
             result[key] = known
     write_whole(folder / RESULT_FILE, json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def _dev_wers(run: Path, branches: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Return the dev WER of every validation of a run; the events count steps from 0. Empty without events."""
+    from nemo_codert.evaluation.learning_curves import WERS, read_curves
+
+    try:
+        curves = read_curves(run)
+    except ValueError:
+        return {}
+    names = {branch: name for name, branch in WERS.items()} if len(branches) > 1 else {branches[0]: "val_wer"}
+    return {
+        branch: [(step + 1, round(wer, 6)) for step, wer in curves[names[branch]]]
+        for branch in branches
+        if names[branch] in curves
+    }
 
 
 def _result(run: Run, sets: Iterable[Transcripts]) -> dict[str, Any]:
@@ -139,8 +169,10 @@ def _result(run: Run, sets: Iterable[Transcripts]) -> dict[str, Any]:
     return {
         "updates": run.updates,
         "wall_seconds": run.wall_seconds,
+        CPU: run.cpu_seconds,
         "parameters": run.parameters,
         CODE: run.code,
+        "dev_wers": run.dev_wers,
         "test_sets": [asdict(part) for part in sets],
     }
 
@@ -217,9 +249,18 @@ def read_cells(settings: Settings, folder: Path) -> Results:
 def _read_cell(cell: Cell, path: Path) -> tuple[Run, list[Transcripts]]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(cell, result["updates"], result["wall_seconds"], result["parameters"], result.get(CODE, ""))
+        curves = {name: [(step, wer) for step, wer in own] for name, own in result.get("dev_wers", {}).items()}
+        run = Run(
+            cell,
+            result["updates"],
+            result["wall_seconds"],
+            result["parameters"],
+            result.get(CODE, ""),
+            result.get(CPU),
+            curves,
+        )
         return run, [Transcripts(**item) for item in result["test_sets"]]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the result of a cell ({error!r}): delete it and the cell is trained again"
         ) from error
@@ -244,9 +285,12 @@ def errors_of(transcripts: Transcripts, system: str) -> WordErrors:
 
 
 def write_results(settings: Settings, results: Results, folder: Path) -> None:
-    """Write `results.csv` (a row a run) and `predictions.jsonl.gz` (a line an utterance); same input, same bytes."""
+    """Write `results.csv` (a row a run), `predictions.jsonl.gz` (a line an utterance) and, where dev WERs are known,
+    `dev_wer.csv` (a row a validation); same input, same bytes."""
     by_key = {(part.fold, part.name): part for part in results.transcripts}
-    columns = ["strategy", "seed", "fold", "updates", "wall_seconds", *(f"{b}_parameters" for b in BRANCHES)]
+    columns = ["strategy", "seed", "fold", "updates", "wall_seconds"]
+    columns += [CPU] if any(run.cpu_seconds is not None for run in results.runs) else []
+    columns += [f"{branch}_parameters" for branch in BRANCHES]
     columns += [f"{b}_{name}_{count}" for b in BRANCHES for name in settings.test_sets for count in (*COUNTS, "wer")]
     columns += [CODE] if any(run.code for run in results.runs) else []
     text = io.StringIO()
@@ -256,6 +300,7 @@ def write_results(settings: Settings, results: Results, folder: Path) -> None:
         row = {"strategy": run.cell.strategy, "seed": run.cell.seed, "fold": run.cell.fold}
         row |= {"updates": run.updates, "wall_seconds": run.wall_seconds}
         row |= {CODE: run.code} if CODE in columns else {}
+        row |= {CPU: "" if run.cpu_seconds is None else run.cpu_seconds} if CPU in columns else {}
         for branch, parameters in run.parameters.items():
             row[f"{branch}_parameters"] = parameters
             for name in settings.test_sets:
@@ -266,6 +311,32 @@ def write_results(settings: Settings, results: Results, folder: Path) -> None:
     with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
         file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in _lines(results.transcripts))
     write_whole(folder / PREDICTIONS_FILE, packed.getvalue())
+    if lines := _curve_lines(results.runs):
+        write_whole(folder / CURVES_FILE, "strategy,seed,fold,branch,step,dev_wer\n" + "".join(lines))
+
+
+def _curve_lines(runs: Sequence[Run]) -> list[str]:
+    return [
+        f"{run.cell.strategy},{run.cell.seed},{run.cell.fold},{branch},{step},{wer:.6f}\n"
+        for run in runs
+        for branch, points in run.dev_wers.items()
+        for step, wer in points
+    ]
+
+
+def _read_curves(folder: Path) -> dict[Cell, dict[str, list[tuple[int, float]]]]:
+    """Read `dev_wer.csv`; empty where there is none. Raises ValueError for a broken one."""
+    found: dict[Cell, dict[str, list[tuple[int, float]]]] = {}
+    if not (folder / CURVES_FILE).is_file():
+        return found
+    try:
+        with (folder / CURVES_FILE).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                own = found.setdefault(Cell(row["fold"], row["strategy"], int(row["seed"])), {})
+                own.setdefault(row["branch"], []).append((int(row["step"]), float(row["dev_wer"])))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{folder} holds a broken {CURVES_FILE}: {error!r}. Copy it again") from error
+    return found
 
 
 def _counts(transcripts: Transcripts, cell: Cell, branch: str) -> dict[str, str]:
@@ -384,15 +455,18 @@ def _read_runs(folder: Path) -> tuple[list[Run], list[dict[str, str]]]:
     try:
         with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return [_run(row) for row in rows], rows
+        runs = [_run(row) for row in rows]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{folder} holds a broken {RUNS_FILE}: {error!r}. Copy it again") from error
+    curves = _read_curves(folder)
+    return [replace(run, dev_wers=curves.get(run.cell, {})) for run in runs], rows
 
 
 def _run(row: dict[str, str]) -> Run:
     cell = Cell(row["fold"], row["strategy"], int(row["seed"]))
     parameters = {branch: int(row[f"{branch}_parameters"]) for branch in BRANCHES if row[f"{branch}_parameters"]}
-    return Run(cell, int(row["updates"]), float(row["wall_seconds"]), parameters, row.get(CODE, ""))
+    used = float(row[CPU]) if row.get(CPU) else None
+    return Run(cell, int(row["updates"]), float(row["wall_seconds"]), parameters, row.get(CODE, ""), used)
 
 
 def _sets(lines: Sequence[dict[str, Any]]) -> list[Transcripts]:

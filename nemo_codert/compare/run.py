@@ -152,6 +152,7 @@ def compare(wanted: Comparison, *, trainer: Sequence[str] = TRAINER, cacher: Seq
             keep_models=wanted.keep_models,
             lock=lock,
             cacher=cacher,
+            on_finish=lambda: write_results(settings, read_cells(settings, folder), folder),
         )
         interrupted = False
         try:

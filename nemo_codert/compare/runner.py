@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,8 @@ class Runner:
     """Trainer of cells.
 
     trainer: the command to which a cell's arguments are appended. cacher: the command that stores targets. lock: open
-    file that every training inherits. failed: cells that failed in this call.
+    file that every training inherits. on_finish: called after every finished cell. failed: cells that failed in this
+    call.
     """
 
     settings: Settings
@@ -78,8 +79,10 @@ class Runner:
     keep_models: bool
     lock: int
     cacher: Sequence[str] = ()
+    on_finish: Callable[[], None] = lambda: None
     failed: list[Cell] = field(default_factory=list)
     _running: dict[Cell, tuple[subprocess.Popen, float]] = field(default_factory=dict)
+    _cpu_seconds: dict[int, float] = field(default_factory=dict)  # process id of an ended training: its CPU time
     _code: dict[Cell, str] = field(default_factory=dict)  # hash of the code at the start of a training
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -96,7 +99,7 @@ class Runner:
         try:
             while waiting or self._running:
                 self._start_some(waiting)
-                for cell in [cell for cell, (process, _) in self._running.items() if process.poll() is not None]:
+                for cell in [cell for cell, (process, _) in self._running.items() if self._has_ended(process)]:
                     self._end(cell, waiting)
                 bar.n = len(cells) - len(waiting) - len(self._running)
                 bar.set_description_str(self._state(waiting))
@@ -104,6 +107,15 @@ class Runner:
         finally:
             self._stop_all()
             bar.close()
+
+    def _has_ended(self, process: subprocess.Popen) -> bool:
+        """Return whether a training has ended; note the time that it and its own processes used."""
+        if process.returncode is None:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                self._cpu_seconds[pid] = usage.ru_utime + usage.ru_stime
+        return process.returncode is not None
 
     def _start_some(self, waiting: list[Cell]) -> None:
         for cell in list(waiting):
@@ -159,7 +171,9 @@ class Runner:
         if fault is None:
             try:
                 corpus = self.data_dir / self.settings.folds[cell.fold].folder
-                finish_cell(self.settings, cell, folder, corpus, seconds, self._code[cell])
+                used = self._cpu_seconds.get(process.pid)
+                finish_cell(self.settings, cell, folder, corpus, seconds, self._code[cell], used)
+                self.on_finish()
             except (ValueError, OSError, KeyError) as error:
                 fault = str(error)
         if fault is not None:

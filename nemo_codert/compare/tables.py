@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 import numpy as np
 
 from nemo_codert.compare.folds import ONE_FOLD
-from nemo_codert.compare.plan import TEACHER, Cell, Settings, plan
-from nemo_codert.compare.results import Results, Transcripts, system_name
+from nemo_codert.compare.plan import TEACHER, Cell, Settings, plan, teacher_of
+from nemo_codert.compare.results import Results, Run, Transcripts, system_name, tested_branches
 from nemo_codert.evaluation.bootstrap import (
     CONFIDENCE,
     MINIMUM_RECORDINGS,
@@ -234,6 +234,36 @@ def _interval(reduction: Reduction | None, seeds: int) -> str:
     remark = f", {reduction.seeds} common seeds" if 1 < reduction.seeds < seeds else ""
     remark = ", one seed" if reduction.seeds == 1 else remark
     return f"{reduction.value:+.1%} [{reduction.low:+.1%}, {reduction.high:+.1%}]{remark}"
+
+
+def training_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:
+    """Return a table of cost and dev WER, a row for each branch that was trained; none where neither is known."""
+    rows = []
+    for strategy in settings.strategies:
+        runs = [run for cell, run in counts.runs.items() if cell.strategy == strategy]
+        for branch in ("student", "teacher"):
+            curves = [run.dev_wers[branch] for run in runs if run.dev_wers.get(branch)]
+            if curves or (runs and branch in runs[0].parameters and branch == tested_branches(strategy)[0]):
+                rows.append((strategy, branch, str(len(runs)), _cost(settings, counts, runs), *_progress(curves)))
+    header = ("strategy", "branch", "runs", "core-minutes", "best dev WER", "change in the last quarter")
+    return [Table("Trainings", header, rows)] if any(row[3] or row[4] for row in rows) else []
+
+
+def _cost(settings: Settings, counts: ErrorCounts, runs: Sequence[Run]) -> str:
+    """Return the mean core-minutes of some runs, and those of the teachers that were trained for them."""
+    teachers = [counts.runs.get(teacher) for run in runs if (teacher := teacher_of(settings, run.cell))]
+    costs = [[run.cpu_seconds for run in own if run and run.cpu_seconds is not None] for own in (runs, teachers)]
+    return " + ".join(f"{fmean(own) / 60:.1f}" for own in costs if own)
+
+
+def _progress(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[str, str]:
+    """Return the mean of the best dev WERs, and the relative change from three quarters of the updates to the end."""
+    if not curves:
+        return "", ""
+    best = fmean(min(wer for _, wer in points) for points in curves)
+    starts = [next(wer for step, wer in points if step >= 0.75 * points[-1][0]) for points in curves]
+    before, after = fmean(starts), fmean(points[-1][1] for points in curves)
+    return f"{best:.2%}", f"{after / before - 1:+.1%}" if before > 0 and len(curves[0]) > 1 else ""
 
 
 def pair_tables(settings: Settings, counts: ErrorCounts) -> list[Table]:

@@ -54,8 +54,8 @@ def make_digit_corpus(
     train and dev gets pink noise, and `test_seen_noisy` and `test_unseen_noisy` are the test sets with noise on every
     utterance. Utterances without noise are the same with and without `snr`.
 
-    With `varied`, train has long silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`);
-    the other sets never do.
+    With `varied`, train has long silent edges, noise, and other speeds and levels
+    (`nemo_codert.data.corpora.variety`); the other sets never do.
 
     Raises:
         ValueError: a wrong folder, a missing or unknown speaker, or a number out of range.

@@ -12,9 +12,9 @@ import numpy as np
 from nemo_codert.data.corpora.corpus import SAMPLE_RATE, Utterance, resample
 from nemo_codert.data.corpora.noise import noise_level, pink_noise
 
-SHARE = 0.5  # of the utterances that get longer edges, another speed, another level: each drawn by itself
+SHARE = 0.5  # probability of longer edges, of another speed, of another level: each is drawn alone
 EDGES = ("zeros", "room", "noise")  # digital silence; weak white noise; pink noise, over the speech too
-EDGE_SECONDS = (0.0, 1.5)  # of each edge
+EDGE_SECONDS = (0.0, 1.5)  # each edge
 ROOM = (1e-5, 3e-3)  # RMS of the white noise, full scale 1
 SIGNAL_TO_NOISE = (5.0, 30.0)  # dB
 SPEED = (0.9, 1.1)  # factor of speed and pitch
