@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The study of docs/study/protocol.md on connected words, fold by fold: data, a teacher of the fold, its labels and
+# targets, and the trainings that are compared. A step whose result is there is left out: after an interruption, run
+# the same command again. Results are copied beside this file after every call of `codert compare`.
+#
+#   bash docs/study/many_speakers/run.sh WORDS FSDD [FOLD ...]
+#
+# WORDS: folder of isolated words. FSDD: free-spoken-digit-dataset, for the teachers alone. FOLD: 0 to 4 (all).
+# It runs in the current folder: data/ and runs/ are made there. JOBS: trainings at a time (1), of one thread each.
+set -euo pipefail
+
+words=$1 digits=$2
+folds=("${@:3}")
+[ ${#folds[@]} -gt 0 ] || folds=(0 1 2 3 4)
+here=$(cd "$(dirname "$0")" && pwd)
+jobs=${JOBS:-1}
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 LHOTSE_AUDIO_BACKEND=LibsndfileBackend
+
+STRATEGIES=(student shared_kd tandem_kd static_prior student@tenth student@labels cached@unlabelled cached@both)
+labelled='{corpus}/train_labelled.json' unlabelled='{corpus}/train_unlabelled.json' labels='{corpus}/train_labels.json'
+data=model.train_ds.manifest_filepath
+teacher='model.codert.teacher_checkpoint={corpus}/teacher.nemo'
+targets='model.codert.teacher_cache={corpus}/targets'
+OVERRIDES=(
+    --override "static_prior:$teacher"
+    --override "student@tenth:$data=$labelled"
+    --override "student@labels:$data=[$labelled,$labels]"
+    --override "cached@unlabelled:$targets" --override "cached@unlabelled:$data=[$labelled,$unlabelled]"
+    --override "cached@both:$targets" --override "cached@both:$data=[$labelled,$labels]"
+)
+
+prepare() { # FOLD
+    [ -f "data/words_folds/$1/test.json" ] || codert prepare words --words-dir "$words" --fold "$1" --varied \
+        --labelled-share 0.1 --by-speaker --output-dir "data/words_folds/$1"
+    [ -f data/fsdd/train.json ] || codert prepare fsdd --fsdd-dir "$digits" --snr 0 15 --varied --output-dir data/fsdd
+}
+
+train_teacher() { # FOLD: 4,000 updates, with the digits, which no student gets
+    local corpus=data/words_folds/$1
+    [ -f "$corpus/teacher.nemo" ] && return
+    codert train --config-name=words strategy=teacher seed="$1" trainer.max_steps=4000 trainer.val_check_interval=500 \
+        "$data=[$corpus/train.json,data/fsdd/train.json]" model.validation_ds.manifest_filepath="$corpus/dev.json" \
+        model.tokenizer.dir="$corpus/tokenizer" exp_manager.exp_dir=runs/teachers exp_manager.name="$1" \
+        exp_manager.resume_if_exists=true
+    cp "runs/teachers/$1/teacher.nemo" "$corpus/teacher.nemo"
+}
+
+label() { # FOLD: texts for the nine tenths, and targets of all of train
+    local corpus=data/words_folds/$1
+    [ -f "$corpus/train_labels.json" ] || codert pseudo-label --model "$corpus/teacher.nemo" \
+        --manifest "$corpus/train_unlabelled.json" --min-confidence 0.25 --output "$corpus/train_labels.json"
+    [ -d "$corpus/targets" ] || codert cache --teachers "$corpus/teacher.nemo" --prior mean_prediction \
+        --manifest "$corpus/train.json" --output "$corpus/targets"
+}
+
+compare() { # FOLD STRATEGY ...: train these of the comparison in a fold
+    local fold=$1
+    shift
+    codert compare --config-name words --data-dir data/words_folds --output-dir runs/many_speakers --own-seeds \
+        --seeds 0 --folds "$fold" --strategies "${STRATEGIES[@]}" --only "$@" --jobs "$jobs" --drop-models "${OVERRIDES[@]}"
+    for file in comparison.json results.csv predictions.jsonl.gz dev_wer.csv table.md; do
+        cp "runs/many_speakers/$file" "$here/"
+    done
+}
+
+for fold in "${folds[@]}"; do
+    prepare "$fold"
+    train_teacher "$fold"
+    label "$fold"
+    compare "$fold" "${STRATEGIES[@]}"
+done
