@@ -10,7 +10,9 @@ from nemo_codert.evaluation.bootstrap import (
     MINIMUM_RECORDINGS,
     MINIMUM_WORDS,
     PairedErrors,
+    Reduction,
     error_rate_interval,
+    power,
     relative_reduction,
 )
 
@@ -293,3 +295,37 @@ def test_without_a_reference_word_there_is_no_interval():
         error_rate_interval([1, 2], [0, 0])
     low, high = error_rate_interval([1, 0], [0, 1], resamples=50)  # some resamples have no word
     assert 0 <= low <= high
+
+
+# ---- power ---------------------------------------------------------------------------------------------------------
+
+
+def found(low: float, high: float, seeds: int = 5) -> Reduction:
+    return Reduction((low + high) / 2, low, high, words=8000, recordings=1700, seeds=seeds, speakers=220)
+
+
+def test_power_is_that_of_a_normal_test_with_the_width_of_the_interval():
+    assert power(found(-0.05, 0.15), 0.1) == pytest.approx(0.5, abs=0.001)  # the effect is half a width: a coin
+    assert power(found(-0.05, 0.15), 0.2) == pytest.approx(0.975, abs=0.001)
+    assert power(found(0.0, 0.1), 0.1, trainings=5) == power(found(-0.05, 0.05), 0.1)
+    assert power(found(-0.1, 0.1), 0.1, trainings=20) == pytest.approx(power(found(-0.05, 0.05), 0.1))
+
+
+def test_power_agrees_with_simulated_comparisons():
+    """Twelve trainings of 40 recordings, the baseline errs on 30% of the words, the system on 10% less."""
+    rng = np.random.default_rng(7)
+
+    def comparison(rate: float) -> Reduction:
+        words = np.full(40, 10)
+        errors = [rng.binomial(10, share, size=(12, 40)) for share in (rate, 0.3)]
+        return relative_reduction([PairedErrors(*errors, words, ["ann"] * 40)], resamples=300)
+
+    shown = np.mean([comparison(0.27).verdict == "better" for _ in range(200)])
+    planned = np.mean([power(comparison(0.3), 0.1) for _ in range(20)])
+    assert planned == pytest.approx(shown, abs=0.15)
+
+
+@pytest.mark.parametrize("arguments", [(found(0, 0.1), 0.0), (found(0, 0.1), 0.1, 0), (found(0.1, 0.1), 0.1)])
+def test_nothing_is_planned_without_width_effect_or_trainings(arguments):
+    with pytest.raises(ValueError, match=r"effect is|has no width"):
+        power(*arguments)
