@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from nemo_codert.analysis.measures import Agreement
+from nemo_codert.analysis.measures import Agreement, Shift
 from nemo_codert.analysis.readings import FRAME_SOURCES, VIEWS, BranchReadings, FrameReadings
 
 DPI = 120
@@ -66,18 +66,33 @@ def entropy_figure(branches: dict[str, BranchReadings]) -> Figure:
     return figure
 
 
-def agreement_figure(agreements: Sequence[Agreement], steps: Sequence[int] | None, names: Sequence[str]) -> Figure:
-    """Draw top-1 agreement and KL of the encoder logits over training: by step, or by model if steps are unknown."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+def agreement_figure(
+    agreements: Sequence[Agreement],
+    steps: Sequence[int] | None,
+    names: Sequence[str],
+    shifts: Sequence[Shift] = (),
+) -> Figure:
+    """Draw top-1 agreement and KL of the encoder logits over training, and the shifts between the two models.
+
+    Drawn by step, or by model if steps are unknown. shifts: one for each model, or none.
+    """
     places = range(len(agreements)) if steps is None else steps
-    panels = (
-        ([100 * one.top1 for one in agreements], "same likeliest class (% of frames)", "#0072B2", "o"),
-        ([one.divergence for one in agreements], "KL(teacher || student) (nats a frame)", "#D55E00", "s"),
-    )
-    for axis, (values, label, colour, marker) in zip(figure.subplots(1, 2), panels, strict=True):
-        axis.plot(places, values, color=colour, marker=marker, lw=2)
+    panels = [
+        ({"": [100 * one.top1 for one in agreements]}, "same likeliest class (% of frames)", ["#0072B2"]),
+        ({"": [one.divergence for one in agreements]}, "KL(teacher || student) (nats a frame)", ["#D55E00"]),
+    ]
+    if shifts:
+        curves = {name: [getattr(one, name) for one in shifts] for name in ("teacher", "student", "apart")}
+        panels.append((curves, "shift c (nats, rms over classes)", ["#D55E00", "#0072B2", "black"]))
+    figure = Figure(figsize=(6 * len(panels), 3.8), layout="constrained")
+    for axis, (curves, label, colours) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for (name, values), colour, marker in zip(curves.items(), colours, "os^", strict=False):
+            axis.plot(places, values, color=colour, marker=marker, lw=2, label=name)
+        if len(curves) > 1:
+            axis.legend()
+        highest = max(value for values in curves.values() for value in values)
         axis.set(ylabel=label, xlabel="optimizer step" if steps is not None else "model, in the order given")
-        axis.set_ylim(0, 102 if "%" in label else 1.1 * (max(values) or 1.0))
+        axis.set_ylim(0, 102 if "%" in label else 1.1 * (highest or 1.0))
         if steps is None:
             axis.set_xticks(list(places), names, rotation=30, ha="right")
         axis.grid(alpha=0.3)

@@ -121,7 +121,7 @@ def _measured(settings: LogitSettings) -> "LogitReport":
             shown=shown if path == paths[-1] else (),
             title=name,
         )
-        agreements = last.agreement, last.agreement_with_prior
+        agreements = last.agreement, last.agreement_with_prior, last.shift
         models.append(MeasuredModel(name, str(path), saved_step(path), measure_rows(last.branches), *agreements))
     return LogitReport(
         manifest=str(settings.manifest),

@@ -120,6 +120,34 @@ def agreement(
 
 
 @dataclass(frozen=True)
+class Shift:
+    """Constants that the encoder logits of two models leave open: with `E + c, G - c` a model is the same for any c.
+
+    c is the prior [V+1], the mean prediction logits of an utterance, averaged over utterances, less its mean over
+    classes.
+
+    Args:
+        teacher, student: root mean square of c over classes, nats.
+        apart: of the difference of the two, nats. 0: the encoder logits are comparable as they are.
+    """
+
+    teacher: float
+    student: float
+    apart: float
+
+
+def shift(teacher: torch.Tensor, student: torch.Tensor) -> Shift:
+    """Measure the shift between two models by their mean prediction logits [V+1].
+
+    Example:
+        >>> shift(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 3.0]))
+        Shift(teacher=1.0, student=1.0, apart=2.0)
+    """
+    sides = [logits.double() - logits.double().mean() for logits in (teacher, student)]
+    return Shift(*(float(part.square().mean().sqrt()) for part in (*sides, sides[0] - sides[1])))
+
+
+@dataclass(frozen=True)
 class Confusion:
     """The encoder's distribution where one reference piece is emitted, averaged over its `count` emissions.
 

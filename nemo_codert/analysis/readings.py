@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from nemo_codert.analysis.alignment import Alignment, align, node_logits, passed_logits
 from nemo_codert.analysis.branches import Branch
-from nemo_codert.analysis.measures import Agreement, Confusions, Readings, agreement, readings
+from nemo_codert.analysis.measures import Agreement, Confusions, Readings, Shift, agreement, readings, shift
 from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
 from nemo_codert.losses import valid_frames
 from nemo_codert.modules.transducer import BranchOutput
@@ -167,12 +167,14 @@ class BranchReadings:
 class Analysis:
     """Measurements of one model: by branch, and between the two branches where there are two.
 
-    agreement: of the encoder logits. agreement_with_prior: of those with the prior, None where a branch has none.
+    agreement: of the encoder logits. agreement_with_prior, shift: of those with the prior, and between the priors;
+    None where a branch has none.
     """
 
     branches: dict[str, BranchReadings]
     agreement: Agreement | None = None
     agreement_with_prior: Agreement | None = None
+    shift: Shift | None = None
 
 
 @torch.no_grad()
@@ -195,7 +197,7 @@ def analyze(
         ValueError: audio that breaks off, an utterance without an encoder frame, logits that are not finite.
     """
     measured = {branch.name: _Collector(branch, top_k) for branch in branches}
-    total, with_prior = Agreement(), Agreement()
+    total, with_prior, priors = Agreement(), Agreement(), [0.0, 0.0]
     with tqdm(total=len(found), desc=title, unit="utt", mininterval=1.0) as bar:
         for start in range(0, len(found), batch_size):
             batch = found[start : start + batch_size]
@@ -204,10 +206,16 @@ def analyze(
                 total += _agreement(branches, [logits.encoder for logits in heads], heads)
                 if all(logits.prior is not None for logits in heads):
                     with_prior += _agreement(branches, [logits.with_prior for logits in heads], heads)
+                    priors = [
+                        sums + logits.prior.double().sum((0, 1)) for sums, logits in zip(priors, heads, strict=True)
+                    ]
             bar.update(len(batch))
     result = Analysis({name: one.result() for name, one in measured.items()})
     if len(branches) == 2:
-        result.agreement, result.agreement_with_prior = total, with_prior if with_prior.frames else None
+        result.agreement = total
+        if with_prior.frames:
+            student, teacher = (sums / len(found) for sums in priors)
+            result.agreement_with_prior, result.shift = with_prior, shift(teacher, student)
     return result
 
 

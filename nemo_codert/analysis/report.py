@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from nemo_codert.analysis.figures import (
     entropy_figure,
     utterance_figures,
 )
-from nemo_codert.analysis.measures import Agreement
+from nemo_codert.analysis.measures import Agreement, Shift
 from nemo_codert.analysis.page import render
 from nemo_codert.analysis.readings import FRAME_SOURCES, SOURCES, VIEWS, WITH_PRIOR, Analysis, BranchReadings
 from nemo_codert.files.atomic import whole_folder
@@ -50,7 +50,7 @@ class MeasureRow:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """Figures of one model of a sequence. step: optimizer step, None if unknown. Agreements: see `Analysis`."""
+    """Figures of one model of a sequence. step: optimizer step, None if unknown. The last three: see `Analysis`."""
 
     name: str
     path: str
@@ -58,6 +58,7 @@ class MeasuredModel:
     rows: list[MeasureRow]
     agreement: Agreement | None
     agreement_with_prior: Agreement | None = None
+    shift: Shift | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,11 @@ def _drawn_agreements(models: Sequence[MeasuredModel], path: Path) -> Path | Non
         return None
     steps = [model.step for model in models]
     known = steps if None not in steps and len(set(steps)) == len(steps) else None
-    return _saved(agreement_figure([model.agreement for model in models], known, [m.name for m in models]), path)
+    shifts = [model.shift for model in models if model.shift]
+    shifts = shifts if len(shifts) == len(models) else []
+    return _saved(
+        agreement_figure([model.agreement for model in models], known, [m.name for m in models], shifts), path
+    )
 
 
 def _drawn_page(page: UtterancePage, place: int, folder: Path) -> dict[str, object]:
@@ -246,8 +251,11 @@ def _write_measures(path: Path, models: Sequence[MeasuredModel]) -> None:
 
 def _write_agreements(path: Path, models: Sequence[MeasuredModel]) -> None:
     columns = ["top1_agreement", "kl_nats_per_frame", "top1_agreement_with_prior", "kl_nats_per_frame_with_prior"]
+    columns += ["teacher_shift", "student_shift", "shift_apart"]
     rows = (
-        (m.path, m.step, m.agreement.frames, *_figures(m.agreement), *_figures(m.agreement_with_prior)) for m in models
+        (m.path, m.step, m.agreement.frames, *_figures(m.agreement), *_figures(m.agreement_with_prior))
+        + ((None,) * 3 if m.shift is None else astuple(m.shift))
+        for m in models
     )
     _write(path, ["model", "step", "frames", *columns], rows)
 

@@ -17,6 +17,7 @@ from nemo_codert.analysis.measures import (
     piece_entropy,
     piece_probabilities,
     readings,
+    shift,
 )
 from nemo_codert.losses import encoder_distillation_loss, group_frames, valid_frames
 
@@ -175,3 +176,11 @@ def test_confusions_are_averaged_for_each_reference_piece():
     assert (second.token, second.count, second.own) == (0, 1, 0.0)
     assert [len(row.pieces) for row in confusions.most_frequent(9)] == [3, 3]
     assert Confusions().most_frequent(5) == []
+
+
+def test_a_shift_is_that_of_the_classes_and_not_of_their_common_constant():
+    teacher, student = torch.randn(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = shift(teacher + 5.0, student - 7.0)
+    assert found.apart == pytest.approx(float((teacher - student).std(correction=0)))
+    assert (found.teacher, found.student) == pytest.approx([float(t.std(correction=0)) for t in (teacher, student)])
+    assert shift(teacher, teacher + 1.0).apart == pytest.approx(0.0, abs=1e-12)

@@ -18,7 +18,7 @@ from nemo_codert.analysis.figures import (
     piece_label,
     utterance_figures,
 )
-from nemo_codert.analysis.measures import Agreement, Confusions, Readings
+from nemo_codert.analysis.measures import Agreement, Confusions, Readings, Shift
 from nemo_codert.analysis.readings import (
     FRAME_SOURCES,
     SOURCES,
@@ -170,6 +170,14 @@ def test_agreement_is_drawn_over_steps_or_over_models_in_order():
     assert labels_of(by_step) >= {"optimizer step", "KL(teacher || student) (nats a frame)"}
     by_model = agreement_figure(agreements, None, ["a.nemo", "b.nemo"])
     assert [text.get_text() for text in by_model.axes[0].get_xticklabels()] == ["a.nemo", "b.nemo"]
+
+
+def test_shifts_of_both_models_are_drawn_beside_their_agreement():
+    shifts = [Shift(teacher=1.0, student=2.0, apart=0.5), Shift(teacher=3.0, student=4.0, apart=0.25)]
+    figure = agreement_figure([Agreement(10, 5, 8.0)] * 2, [100, 400], ["a", "b"], shifts)
+    lines = figure.axes[2].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1.0, 3.0], [2.0, 4.0], [0.5, 0.25]]
+    assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["teacher", "student", "apart"]
 
 
 def test_an_utterance_is_cut_into_strips_that_share_one_scale_and_lose_no_frame():

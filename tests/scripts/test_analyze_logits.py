@@ -64,6 +64,7 @@ def test_a_sequence_of_pairs_is_measured_and_the_last_one_shown(run, models, man
     agreements = rows_of(output / "agreement.csv")
     assert 0 < float(agreements[0]["kl_nats_per_frame"]) and float(agreements[1]["kl_nats_per_frame"]) == 0
     assert float(agreements[1]["top1_agreement"]) == 1
+    assert float(agreements[0]["shift_apart"]) > 0 and float(agreements[1]["shift_apart"]) == 0
     assert "equal.nemo: teacher and student name the same class in 100.0% of " in text
     assert "nats a frame; with the prior in 100.0%, KL 0.000\n" in text
     assert f"Written to {output / 'report.html'}" in text
