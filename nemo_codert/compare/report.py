@@ -18,8 +18,23 @@ from nemo_codert.compare.tables import (
     score_tables,
     scores,
     training_tables,
+    verdicts,
 )
 
+PICTURES = {
+    "wer": {
+        "title": "Word error rates",
+        "about": "Each dot is a training, each bar their mean; students are blue dots, teachers orange squares.",
+    },
+    "reduction": {
+        "title": "Word errors against {against}",
+        "about": "Right of the dashed line a strategy has fewer errors. A line that crosses it shows no difference.",
+    },
+    "dev_wer": {
+        "title": "Word error rate on dev, over the updates",
+        "about": "The mean of a strategy's trainings. A curve that falls at the end had too few updates.",
+    },
+}
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -37,7 +52,7 @@ def write_comparison_report(settings: Settings, results: Results, folder: Path, 
     notes = explanation(found, counts.repeated_sets(), settings.own_seeds)
     images = []
     with tempfile.TemporaryDirectory(prefix="nemo_codert_plots_") as name:
-        plots = [Path(name) / f"{plot}.png" for plot in ("wer", "reduction", "dev_wer")]
+        plots = [Path(name) / f"{plot}.png" for plot in PICTURES]
         plot_wers(found, plots[0])
         plot_reductions(found, against, plots[1])
         plot_dev_wers(results.runs, plots[2])
@@ -45,14 +60,17 @@ def write_comparison_report(settings: Settings, results: Results, folder: Path, 
             if not plot.exists():  # there is nothing to plot
                 (folder / plot.name).unlink(missing_ok=True)  # plot of an earlier report
                 continue
-            images.append({"name": plot.name, "data": base64.b64encode(plot.read_bytes()).decode()})
+            images.append({**PICTURES[plot.stem], "data": base64.b64encode(plot.read_bytes()).decode()})
             write_whole(folder / plot.name, plot.read_bytes())
     page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
         settings=settings,
         description=[line.replace("`", "") for line in description(settings, counts)],
+        verdicts=verdicts(found, against),
+        against=against,
         notes=[note.replace("`", '"') for note in notes],
-        tables=tables,
+        together=[*together, *training_tables(settings, counts)],
+        each_fold=each_fold,
         images=images,
         commands={cell: shell_command(settings, cell) for cell in plan(settings)},
     )

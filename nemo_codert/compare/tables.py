@@ -22,6 +22,11 @@ from nemo_codert.evaluation.bootstrap import (
 )
 from nemo_codert.evaluation.word_errors import word_errors
 
+VERDICTS = {
+    "better": "fewer word errors than {against}: ",
+    "worse": "more word errors than {against}: ",
+    "no difference shown": "no difference to {against} is shown: ",
+}
 FEW = 5  # seeds or speakers: a bootstrap over fewer may give intervals that are too narrow
 
 
@@ -179,6 +184,37 @@ def _score(
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def verdicts(found: Sequence[Score], against: str) -> list[str]:
+    """Return a sentence or two for each test set: which student is better or worse than `against`, and by how much.
+
+    Scores of all folds together count, or where there are none those of each fold.
+    """
+    together = [score for score in found if score.fold is None] or found
+    groups: dict[str, list[Score]] = {}
+    for score in together:
+        if score.reduction:
+            name = score.test_set if score.fold is None else f"{score.test_set}, fold {score.fold}"
+            groups.setdefault(name, []).append(score)
+    return [f"On {name} {_verdict(own, against)}" for name, own in groups.items()]
+
+
+def _verdict(scores: Sequence[Score], against: str) -> str:
+    """Return what the reductions of some students on one test set show, as one sentence."""
+    by_verdict: dict[str, list[str]] = {}
+    for score in sorted(scores, key=lambda score: -score.reduction.value):
+        found = score.reduction
+        share = f" by {abs(found.value):.1%} (95% interval {found.low:+.1%} to {found.high:+.1%})"
+        shown = found.verdict in ("better", "worse")
+        by_verdict.setdefault(found.verdict, []).append(label(score) + share * shown)
+    parts = []
+    for verdict, names in by_verdict.items():
+        listed = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+        parts.append(
+            VERDICTS.get(verdict, "{verdict} for a verdict: ").format(against=against, verdict=verdict) + listed
+        )
+    return "; ".join(parts) + "."
 
 
 def score_tables(settings: Settings, found: Sequence[Score], against: str, *, each_fold: bool) -> list[Table]:

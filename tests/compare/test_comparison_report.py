@@ -35,6 +35,7 @@ from nemo_codert.compare.tables import (
     pair_tables,
     score_tables,
     scores,
+    verdicts,
 )
 
 pytestmark = pytest.mark.unit
@@ -506,13 +507,17 @@ def test_a_plot_shows_every_seed_and_every_interval(tmp_path, monkeypatch):
     from nemo_codert.compare import plots as comparison_plots
 
     kept = []
-    monkeypatch.setattr(comparison_plots, "_saved", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: kept.append(figure) or path)
     settings = settings_of(["student", "tandem_kd", "static"], folds=["ann", "bob"], sets=["test", "test_far"])
     _, found = tables_of(settings, results_of(settings))
     comparison_plots.plot_wers(found, tmp_path / "wer.png")
     comparison_plots.plot_reductions(found, "student", tmp_path / "reduction.png")
     wers, reductions = kept
     assert [axis.get_title() for axis in wers.axes] == ["test", "test_far"]
+    for axis in (*wers.axes, *reductions.axes):
+        low, high = axis.get_xlim()
+        assert all(low <= x <= high for line in axis.lines for x in line.get_xdata()), "drawn outside of its axes"
+    assert len({axis.get_xlim() for axis in wers.axes}) == 1
     dots, bar = wers.axes[0].lines[2:4]  # of the second row
     labels = [text.get_text() for text in wers.axes[0].get_yticklabels()]
     assert labels == [label(score) for score in found if (score.test_set, score.fold) == ("test", None)]
@@ -521,3 +526,28 @@ def test_a_plot_shows_every_seed_and_every_interval(tmp_path, monkeypatch):
     lines = reductions.axes[0].lines
     assert len(lines) == 2 * 2 * 3 + 1  # interval and point of two strategies, together and of two folds; and zero
     assert list(lines[0].get_xdata()) == pytest.approx([50, 50]) and list(lines[1].get_xdata()) == pytest.approx([50])
+
+
+def test_the_first_sentences_name_who_is_better_where_and_by_how_much(tmp_path):
+    settings = settings_of(["student", "tandem_kd", "shared_kd", "static"], sets=("test", "test_far"))
+    _, found = tables_of(settings, results_of(settings))
+    first, second = verdicts(found, "student")
+    assert first == (
+        "On test fewer word errors than student: tandem_kd by 50.0% (95% interval +50.0% to +50.0%); "
+        "no difference to student is shown: shared_kd; "
+        "more word errors than student: static by 100.0% (95% interval -100.0% to -100.0%)."
+    )
+    assert second == first.replace("On test ", "On test_far ")
+    write_comparison_report(settings, results_of(settings), tmp_path, "student")
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        page.index(first) < page.index("<table>")
+        and page.count(f'{first} {second}" ') + page.count(f'{second}">') == 2
+    )
+
+
+def test_without_a_comparison_the_page_begins_with_that(tmp_path):
+    settings = settings_of(["student"])
+    assert verdicts(tables_of(settings, results_of(settings))[1], "student") == []
+    write_comparison_report(settings, results_of(settings), tmp_path, "student")
+    assert "No strategy can be compared with student yet." in (tmp_path / "report.html").read_text()
