@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nemo_codert.benchmark.measure import Growth, PeakMemory, growth
+from nemo_codert.evaluation.figures import draw_curves, new_figure, save_figure
 
 PACKAGES = ("torch", "nemo_toolkit", "numba", "numpy")
 MEGABYTE = 1e6
@@ -200,25 +201,15 @@ def _growth_text(fit: Growth, sign: str) -> str:
 
 def plot_costs(found: Sequence[Curve], unit: str, path: Path) -> Path:
     """Plot seconds, and peak memory where measured, against `unit` on log axes, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     with_memory = any(curve.peak_bytes for curve in found)
-    figure, axes = pyplot.subplots(
-        1, 1 + with_memory, figsize=(6 * (1 + with_memory), 4.2), constrained_layout=True, squeeze=False
-    )
-    for curve in found:
-        axes[0, 0].plot(curve.sizes, curve.seconds, marker="o", ms=4, label=curve.name)
-        if curve.peak_bytes:
-            sizes = [peak / MEGABYTE for peak in curve.peak_bytes]
-            axes[0, 1].plot(curve.sizes, sizes, marker="o", ms=4, label=curve.name)
-    for axis, cost in zip(axes[0], ("seconds (loss and gradient)", "peak memory beyond the logits, MB"), strict=False):
+    figure, axes = new_figure(6.0, 4.2, 1 + with_memory)
+    measured = [curve for curve in found if curve.peak_bytes]
+    memory = {curve.name: (curve.sizes, [peak / MEGABYTE for peak in curve.peak_bytes]) for curve in measured}
+    costs = {
+        "seconds (loss and gradient)": {curve.name: (curve.sizes, curve.seconds) for curve in found},
+        "peak memory beyond the logits, MB": memory,
+    }
+    for axis, (cost, curves) in zip(axes, costs.items(), strict=False):
+        draw_curves(axis, curves, markers=True)
         axis.set(xscale="log", yscale="log", xlabel=unit, ylabel=cost)
-        axis.grid(alpha=0.3, which="both")
-        if axis.lines:
-            axis.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    return save_figure(figure, path)

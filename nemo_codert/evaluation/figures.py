@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 STUDENT, TEACHER = PALETTE[:2]
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "os^Dv"
 DOTS_PER_INCH = 144
 POINTS = 10  # size of texts: 20 pixels of the picture, 13 on a page that shows it at 96 dots an inch
 
@@ -43,17 +44,21 @@ def new_figure(width: float, height: float, panels: int = 1, **shared: bool) -> 
     return figure, list(axes[:panels])
 
 
-def draw_curves(axis: "Axes", curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """Draw named curves, each with a colour and a dash of its own, and a legend where there are several.
+def draw_curves(
+    axis: "Axes", curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, markers: bool = False
+) -> None:
+    """Draw named curves, each with a colour and a dash of its own, and a legend.
 
     Args:
         axis: where to draw.
         curves: name -> (x, y), of equal length.
+        markers: whether every point is marked, for curves of few points.
     """
     for number, (name, (x, y)) in enumerate(curves.items()):
-        dash = DASHES[(number + number // len(PALETTE)) % len(DASHES)]
-        axis.plot(x, y, label=name, color=PALETTE[number % len(PALETTE)], ls=dash, lw=1.8)
-    if len(curves) > 1:
+        dash = DASHES[number % len(DASHES)]  # seven colours and four dashes: 28 curves before a look repeats
+        marker = MARKERS[number % len(MARKERS)] if markers else None
+        axis.plot(x, y, label=name, color=PALETTE[number % len(PALETTE)], ls=dash, lw=1.8, marker=marker, ms=4)
+    if curves:
         axis.legend(fontsize=POINTS - 1)
 
 

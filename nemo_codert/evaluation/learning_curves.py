@@ -8,6 +8,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_codert.config.criteria import ONE_TERM, TERM_LOSS
+from nemo_codert.evaluation.figures import PALETTE, draw_curves, new_figure, save_figure
 
 Curves = dict[str, list[tuple[int, float]]]  # name -> (optimizer step, value) in order
 
@@ -67,7 +68,7 @@ def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
 
 
 def plot_curves(curves: Curves, path: str | Path) -> Path:
-    """Draw losses, word error rates and the distillation terms side by side as a PNG.
+    """Draw losses, word error rates and the distillation terms as a PNG.
 
     Args:
         curves: of `read_curves`.
@@ -76,28 +77,18 @@ def plot_curves(curves: Curves, path: str | Path) -> Path:
     Returns:
         `path` as a Path.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = panels(curves)
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(15, 4), constrained_layout=True)
+    figure, axes = new_figure(6.0, 4.0, len(shown))
     for axis, (title, names) in zip(axes, shown, strict=True):
-        for name, label in names.items():
-            if points := curves.get(name):
-                scale = 100.0 if "wer" in name else 1.0
-                marker = "o" if name.startswith("val") else None
-                axis.plot(
-                    [step for step, _ in points], [scale * v for _, v in points], label=label, marker=marker, ms=3
-                )
+        scale = 100.0 if names is WERS else 1.0
+        drawn = {label: curves[name] for name, label in names.items() if curves.get(name)}
+        draw_curves(
+            axis,
+            {label: ([s for s, _ in points], [scale * v for _, v in points]) for label, points in drawn.items()},
+            markers=names is WERS,
+        )
         axis.set(title=title, xlabel="optimizer step", ylim=(0, _top(curves, names)))
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def largest_difference(reference: Curves, curves: Curves, name: str) -> tuple[int, float, float]:
@@ -174,25 +165,16 @@ def compare_runs(folders: Mapping[str, str | Path], names: Sequence[str], path: 
 
 def plot_runs(runs: dict[str, Curves], names: Sequence[str], path: str | Path) -> Path:
     """Draw the curves `names` of several runs over each other as a PNG, the later ones thinner."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(names), figsize=(5.5 * len(names), 4), constrained_layout=True, squeeze=False
-    )
-    for axis, name in zip(axes[0], names, strict=True):
+    figure, axes = new_figure(6.0, 4.0, len(names))
+    for axis, name in zip(axes, names, strict=True):
         for place, (run, curves) in enumerate(runs.items()):
             points = curves.get(name, [])
             width, style = (3.0, "-") if place == 0 else (1.2, "--")
-            axis.plot([step for step, _ in points], [value for _, value in points], style, label=run, lw=width)
+            color = PALETTE[place % len(PALETTE)]
+            axis.plot([s for s, _ in points], [v for _, v in points], style, label=run, lw=width, color=color)
         axis.set(title=name, xlabel="optimizer step")
-        axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _top(curves: Curves, names: dict[str, str]) -> float | None:
