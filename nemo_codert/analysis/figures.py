@@ -6,7 +6,7 @@ Imports matplotlib. B batch, T encoder frames, U target tokens, V vocabulary wit
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -31,7 +31,7 @@ FLOOR_DB = 80.0  # decibels below the loudest bin
 
 @dataclass(frozen=True)
 class UtterancePage:
-    """One utterance to draw: samples [S] at `sample_rate` Hz, and the readings of each branch."""
+    """One utterance to draw: samples [S] at `sample_rate` Hz, and readings and transcript of each branch."""
 
     id: str
     text: str
@@ -40,6 +40,7 @@ class UtterancePage:
     branches: dict[str, FrameReadings]
     seconds_per_frame: dict[str, float]
     pieces: dict[str, list[str]]
+    hypotheses: dict[str, str] = field(default_factory=dict)
 
 
 def entropy_figure(branches: dict[str, BranchReadings]) -> Figure:

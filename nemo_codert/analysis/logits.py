@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nemo_codert.config.arguments import require_at_least, require_choice, require_file
 
 if TYPE_CHECKING:
+    from nemo_codert.analysis.branches import Branch
     from nemo_codert.analysis.figures import UtterancePage
     from nemo_codert.analysis.readings import Analysis, ManifestUtterance
     from nemo_codert.analysis.report import LogitReport
@@ -130,7 +131,7 @@ def _measured(settings: LogitSettings) -> "LogitReport":
         top_k=settings.top_k,
         models=models,
         last=last,
-        pages=_utterance_pages(last, found, shown, branches[0].sample_rate),
+        pages=_utterance_pages(last, found, shown, branches),
         transcript_faults=transcript_faults(branches, found),
     )
 
@@ -147,11 +148,13 @@ def short_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _utterance_pages(
-    analysis: "Analysis", found: Sequence["ManifestUtterance"], shown: Sequence[int], sample_rate: int
+    analysis: "Analysis", found: Sequence["ManifestUtterance"], shown: Sequence[int], measured: Sequence["Branch"]
 ) -> list["UtterancePage"]:
     from nemo_codert.analysis.figures import UtterancePage
+    from nemo_codert.analysis.readings import transcripts
 
-    branches = analysis.branches
+    branches, sample_rate = analysis.branches, measured[0].sample_rate
+    texts = {branch.name: transcripts(branch, [found[place] for place in shown]) for branch in measured}
     return [
         UtterancePage(
             id=found[place].id,
@@ -161,6 +164,7 @@ def _utterance_pages(
             branches={name: own.shown[place] for name, own in branches.items()},
             seconds_per_frame={name: own.seconds_per_frame for name, own in branches.items()},
             pieces={name: own.pieces for name, own in branches.items()},
+            hypotheses={name: own[rank] for name, own in texts.items()},
         )
-        for place in shown
+        for rank, place in enumerate(shown)
     ]

@@ -34,7 +34,9 @@ from tqdm.auto import tqdm
 from nemo_codert.analysis.alignment import Alignment, align, node_logits, passed_logits
 from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.measures import Agreement, Confusions, Readings, Shift, agreement, readings, shift
+from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
+from nemo_codert.evaluation.transcribe import transcribed_texts
 from nemo_codert.losses import valid_frames
 from nemo_codert.modules.transducer import BranchOutput
 
@@ -88,6 +90,17 @@ def utterances(entries: Sequence[dict[str, Any]]) -> list[ManifestUtterance]:
         )
         for entry in entries
     ]
+
+
+def transcripts(branch: Branch, found: Sequence[ManifestUtterance]) -> list[str]:
+    """Transcribe utterances by a branch, with the decoding of its model."""
+    if not found:
+        return []
+    model = branch.model
+    if is_pair(model.cfg):
+        model = model.teacher_model() if branch.name == "teacher" else model.student_model()
+    lines = [{"audio_filepath": one.path, "duration": one.duration, "offset": one.offset} for one in found]
+    return transcribed_texts(model, lines, len(lines))
 
 
 def chosen(found: Sequence[ManifestUtterance], wanted: Sequence[str]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -24,6 +26,7 @@ from nemo_codert.analysis.figures import (
 from nemo_codert.analysis.measures import Agreement, Shift
 from nemo_codert.analysis.page import render
 from nemo_codert.analysis.readings import FRAME_SOURCES, SOURCES, VIEWS, WITH_PRIOR, Analysis, BranchReadings
+from nemo_codert.evaluation.word_errors import aligned, word_errors
 from nemo_codert.files.atomic import whole_folder
 
 SCREEN_DPI = 100  # dots per inch at which text in a picture has its intended size in the page
@@ -103,6 +106,24 @@ def measure_rows(branches: dict[str, BranchReadings]) -> list[MeasureRow]:
     return rows
 
 
+def headline(model: MeasuredModel) -> str:
+    """Return the sentences that the page begins with: agreement of the two models, entropies of encoder and joint."""
+    parts = []
+    if (own := model.agreement) is not None:
+        prior = model.agreement_with_prior
+        parts.append(
+            f"Student and teacher name the same class in {own.top1:.1%} of {own.frames} encoder frames"
+            + (f", with the prior in {prior.top1:.1%}" if prior else "")
+        )
+    by_key = {(row.branch, row.source): row for row in model.rows if row.view == "all"}
+    for branch in dict.fromkeys(row.branch for row in model.rows):
+        encoder, joint = by_key[branch, "encoder"], by_key[branch, "joint"]
+        if encoder.count and joint.count:
+            owner = "The" if branch == "model" else f"The {branch}'s"
+            parts.append(f"{owner} encoder logits have an entropy of {_beside(encoder.mean, joint.mean)}")
+    return " ".join(f"{part}." for part in parts)
+
+
 def findings(rows: Sequence[MeasureRow]) -> list[str]:
     """Return sentences for each branch: the entropies of its encoder logits beside its joint's."""
     by_key = {(row.branch, row.source, row.view): row for row in rows}
@@ -158,6 +179,7 @@ def write_logit_report(folder: str | Path, report: LogitReport) -> Path:
     classes = len(next(iter(branches.values())).pieces) + 1
     page = render(
         report=report,
+        headline=headline(report.models[-1]),
         findings=findings(report.models[-1].rows),
         classes=classes,
         uniform=math.log(classes),
@@ -202,7 +224,23 @@ def _drawn_page(page: UtterancePage, place: int, folder: Path) -> dict[str, obje
     stem = f"utterance_{place:03d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', page.id)[:80]}"
     names = [f"{stem}_{i}.png" if len(figures) > 1 else f"{stem}.png" for i in range(len(figures))]
     pngs = [_saved(figure, folder / name) for figure, name in zip(figures, names, strict=True)]
-    return {"anchor": f"utterance-{place}", "id": page.id, "text": page.text or "(no transcript)", "pngs": pngs}
+    return {
+        "anchor": f"utterance-{place}",
+        "id": page.id,
+        "text": page.text or "(no transcript)",
+        "pngs": pngs,
+        "sound": _sound(page),
+        "names": list(page.hypotheses),
+        "columns": aligned(page.text, page.hypotheses),
+        "errors": {name: word_errors(page.text, text).errors for name, text in page.hypotheses.items()},
+    }
+
+
+def _sound(page: UtterancePage) -> str:
+    """Return the samples as FLAC in base64, which browsers play."""
+    content = io.BytesIO()
+    soundfile.write(content, np.clip(page.signal, -1.0, 1.0), page.sample_rate, format="FLAC", subtype="PCM_16")
+    return base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def _image(path: Path, description: str) -> Markup:

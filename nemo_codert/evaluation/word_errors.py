@@ -4,10 +4,12 @@ A word error rate is always summed errors over summed reference words, never a m
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import kaldialign
+
+GAP = "\0"  # stands for no word in an alignment; no text has it
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,56 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
         return WordErrors(words=len(words))
     counts = kaldialign.edit_distance(words, guess)
     return WordErrors(counts["sub"], counts["ins"], counts["del"], len(words))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One place of several texts that are aligned with a reference.
+
+    reference: its word, None where a text has one that the reference lacks. words: by the name of the text, None where
+    the text lacks the word.
+    """
+
+    reference: str | None
+    words: dict[str, str | None]
+
+
+def aligned(reference: str, hypotheses: Mapping[str, str]) -> list[Column]:
+    """Align texts with a reference, word by word, each with the fewest errors.
+
+    Args:
+        reference: text.
+        hypotheses: texts, by name.
+
+    Returns:
+        A column for every reference word, and between them as many as the text with the most insertions there needs.
+
+    Example:
+        >>> for column in aligned("one two", {"a": "one", "b": "so one two"}):
+        ...     print(column.reference, column.words)
+        None {'a': None, 'b': 'so'}
+        one {'a': 'one', 'b': 'one'}
+        two {'a': None, 'b': 'two'}
+    """
+    words = reference.split()
+    inserted: dict[str, list[list[str]]] = {}
+    matched: dict[str, list[str | None]] = {}
+    for name, text in hypotheses.items():
+        inserted[name], matched[name] = [[] for _ in range(len(words) + 1)], []
+        for ours, theirs in kaldialign.align(words, text.split(), GAP):
+            if ours == GAP:
+                inserted[name][len(matched[name])].append(theirs)
+            else:
+                matched[name].append(None if theirs == GAP else theirs)
+    columns = []
+    for place in range(len(words) + 1):
+        most = max((len(own[place]) for own in inserted.values()), default=0)
+        for rank in range(most):
+            extra = {name: own[place][rank] if rank < len(own[place]) else None for name, own in inserted.items()}
+            columns.append(Column(None, extra))
+        if place < len(words):
+            columns.append(Column(words[place], {name: own[place] for name, own in matched.items()}))
+    return columns
 
 
 def total_word_errors(references: Iterable[str], hypotheses: Iterable[str]) -> WordErrors:

@@ -1,13 +1,16 @@
 """The report: its folder, its tables, its pictures, and a page that stands alone."""
 
+import base64
 import csv
 import io
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from nemo_codert.analysis.figures import (
@@ -70,7 +73,8 @@ def make_page(name: str = "a <b>", num_frames: int = 12, seconds_per_frame: floa
     signal = np.sin(np.arange(int(16000 * num_frames * seconds_per_frame)) / 9).astype(np.float32)
     seconds = {"student": seconds_per_frame, "teacher": seconds_per_frame / 2}
     branches = {"student": make_frames(num_frames), "teacher": make_frames(2 * num_frames)}
-    return UtterancePage(name, "a & b", signal, 16000, branches, seconds, {"student": PIECES, "teacher": PIECES})
+    pieces, texts = {"student": PIECES, "teacher": PIECES}, {"student": "a b", "teacher": "a & c"}
+    return UtterancePage(name, "a & b", signal, 16000, branches, seconds, pieces, texts)
 
 
 def make_model(
@@ -287,6 +291,16 @@ def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
         "utterance_001_.._c_d_1.png",
     ]
     assert [row["top1_agreement_with_prior"] for row in rows_of(tmp_path / "agreement.csv")] == ["", "0.6"]
+    text = path.read_text(encoding="utf-8")
+    assert text.index(
+        "Student and teacher name the same class in 20.0% of 10 encoder frames, with the prior in 60.0%."
+    ) < (text.index("<nav>"))
+    assert "student: 1 word error, teacher: 1 word error" in text
+    assert re.search(r"student</th>\s*<td>a</td>\s*<td class=wrong>·</td>\s*<td>b</td>", text)
+    assert re.search(r"teacher</th>\s*<td>a</td>\s*<td>&amp;</td>\s*<td class=wrong>c</td>", text)
+    sounds = re.findall(r"data:audio/flac;base64,([A-Za-z0-9+/=]+)", text)
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
+    assert len(sounds) == 2 and rate == 16000 and len(samples) == int(16000 * 4 * 0.08)
     assert len(page.images) == len(pngs)
     assert all(image["src"].startswith("data:image/png;base64,iVBOR") and image["alt"] for image in page.images)
     assert all(int(image["width"]) > 300 and int(image["height"]) > 100 for image in page.images)

@@ -4,8 +4,10 @@ import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors, word_errors
+from nemo_codert.evaluation.word_errors import WordErrors, aligned, total_word_errors, word_errors
 
 pytestmark = pytest.mark.unit
 
@@ -62,3 +64,26 @@ def test_errors_are_the_edit_distance_of_a_plain_table():
         counts = word_errors(" ".join(reference), " ".join(hypothesis))
         assert counts.errors == row[-1]
         assert counts.insertions - counts.deletions == len(hypothesis) - len(reference)
+
+
+# ---- alignment -----------------------------------------------------------------------------------------------------
+
+WORDS = st.lists(st.sampled_from("abc"), max_size=7).map(" ".join)
+
+
+@given(reference=WORDS, first=WORDS, second=WORDS)
+def test_an_alignment_holds_every_word_in_order_and_as_many_errors_as_are_counted(reference, first, second):
+    texts = {"first": first, "second": second}
+    columns = aligned(reference, texts)
+    assert [column.reference for column in columns if column.reference is not None] == reference.split()
+    for name, text in texts.items():
+        assert [column.words[name] for column in columns if column.words[name] is not None] == text.split()
+        wrong = sum(column.words[name] != column.reference for column in columns)
+        assert wrong == word_errors(reference, text).errors
+
+
+def test_texts_that_lack_an_inserted_word_leave_its_column_empty():
+    columns = aligned("a", {"one": "x y a", "two": "a z", "none": ""})
+    assert [column.reference for column in columns] == [None, None, "a", None]
+    assert [column.words["two"] for column in columns] == [None, None, "a", "z"]
+    assert [column.words["none"] for column in columns] == [None] * 4
