@@ -9,9 +9,9 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nemo_codert.benchmark.machine import installed, processor
 from nemo_codert.benchmark.measure import Growth, PeakMemory, growth
 from nemo_codert.evaluation.figures import draw_curves, new_figure, save_figure
 
@@ -105,30 +105,15 @@ def _line(cells: Sequence[str]) -> str:
 
 def describe_machine(device: str, threads: int) -> str:
     """Return processor, cores, threads, GPU and versions, on which the seconds depend."""
-    lines = [f"{_processor()}, {os.cpu_count()} cores, {threads} torch threads, {platform.system()}"]
+    lines = [f"{processor()}, {os.cpu_count()} cores, {threads} torch threads, {platform.system()}"]
     if device == "cuda":
         import torch
 
         gpu = torch.cuda.get_device_properties(0)
         lines.append(f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}")
-    lines.append(", ".join(f"{name} {_version(name)}" for name in PACKAGES) + f", python {platform.python_version()}")
+    versions = [f"{name} {installed(name, 'unknown')}" for name in PACKAGES]
+    lines.append(", ".join([*versions, f"python {platform.python_version()}"]))
     return "\n".join(lines)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 # ---- written -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "export": ("export", "write the student as a stock .nemo, as ONNX, or for sherpa-onnx"),
     "verify": ("verify", "compare an exported student's transcripts in NeMo, onnxruntime and sherpa-onnx"),
     "benchmark": ("benchmark", "measure the time and memory of the loss, of training steps and of decoding"),
+    "env": ("env", "print versions and machine, for a report of a fault"),
 }
 EXAMPLE = """\
 Example: a student of one eighth of a teacher's encoder, on your own data
