@@ -73,7 +73,7 @@ def train_or_exit(cfg: "DictConfig") -> None:
     """Train from a config; for a failure with a known reason, exit with one `error:` line and status 1."""
     import torch
     from lhotse.audio.utils import AudioLoadingError
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from nemo_codert.files.checkpoints import RefusedCheckpoint
     from nemo_codert.training import run as training
@@ -89,8 +89,9 @@ def train_or_exit(cfg: "DictConfig") -> None:
         training.complete(run)
     except SIGTERMException:  # a SystemExit of status 0, as if the run were complete
         sys.exit("error: SIGTERM ended this run. exp_manager.resume_if_exists=true resumes from its last checkpoint")
-    # A full disk, a file to resume from, numbers that are not finite, lost audio. Earlier files are untouched.
-    except (OSError, RefusedCheckpoint, FloatingPointError, AudioLoadingError) as error:
+    # A full disk, a file to resume from, numbers that are not finite, lost audio, a callback that refuses to start.
+    # Earlier files are untouched.
+    except (OSError, RefusedCheckpoint, FloatingPointError, AudioLoadingError, MisconfigurationException) as error:
         sys.exit(f"error: {fault(error)}")
 
 

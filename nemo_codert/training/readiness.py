@@ -17,6 +17,7 @@ from nemo_codert.data.data_report import FILE
 from nemo_codert.export.training_record import strategy_name
 from nemo_codert.models.open_model import branches
 from nemo_codert.training.run import checked_run, make_trainer, tried_model
+from nemo_codert.training.run_checks import check_epochs
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.usable_data import screen_data
 
@@ -79,8 +80,9 @@ def check_training(cfg: DictConfig) -> Readiness:
     trainer = make_trainer(cfg, checked)
     with tempfile.TemporaryDirectory(prefix="nemo_codert_") as folder:
         with _without_log("nemo_codert.train"):  # it names the report's file, which is gone at the end
-            screen_data(cfg, checked, Path(folder))
+            data = screen_data(cfg, checked, Path(folder))
             check_stored_targets(cfg, checked)
+        check_epochs(cfg, data["train"], trainer.world_size)
         manifests = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))["manifests"]
         model = tried_model(cfg, checked, trainer)
     loaded = getattr(model, "loaded", {})  # a stock model has none

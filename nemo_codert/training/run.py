@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
 from nemo_codert.config.checked import CheckedConfig
+from nemo_codert.config.data_sections import keep_order_of_buckets
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
 from nemo_codert.export.model_card import model_card, read_error_rates
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
@@ -35,14 +36,10 @@ from nemo_codert.models.open_model import branches
 from nemo_codert.models.stock_models import stock_class
 from nemo_codert.models.teacher_weights import load_lone_checkpoint
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
-from nemo_codert.training.checkpoint_files import CheckpointFiles
-from nemo_codert.training.finite_guard import FiniteGuard
 from nemo_codert.training.last_checkpoint import prepare_resume
-from nemo_codert.training.load_watch import LoadWatch
-from nemo_codert.training.progress import StepProgress
-from nemo_codert.training.resume import ResumeState
-from nemo_codert.training.run_checks import check_run, test_manifests
+from nemo_codert.training.run_checks import check_epochs, check_run, test_manifests
 from nemo_codert.training.stored_targets import check_stored_targets
+from nemo_codert.training.trainer import make_trainer
 from nemo_codert.training.usable_data import own_folder, screen_data
 
 __all__ = ["Run", "prepare", "train"]
@@ -110,6 +107,7 @@ def prepare(cfg: DictConfig) -> Run:
         logger.info("Run folder: %s", folder)
         data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
         check_stored_targets(cfg, checked)
+        check_epochs(cfg, data["train"], trainer.world_size)
         model = tried_model(cfg, checked, trainer)
         # Ranks must not mask alike; NeMo's own generators start from the operating system.
         seed_augmentation(model, cfg.seed + trainer.global_rank * RANK_SEED_STEP)
@@ -134,6 +132,7 @@ def checked_run(cfg: DictConfig) -> tuple[DictConfig, CheckedConfig]:
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):  # a stock NeMo config has neither
         cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+    keep_order_of_buckets(cfg)
     return cfg, check_run(cfg)
 
 
@@ -200,21 +199,6 @@ def forget_run(cfg: DictConfig) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
-
-
-def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
-    """Return Lightning's trainer with this package's callbacks; its progress bar counts optimizer steps.
-
-    Args:
-        cfg: root config. checked: its model section, as `check_run` returns it.
-    """
-    settings, codert = dict(cfg.trainer), checked.codert
-    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it counts steps for the others
-    if settings.pop("enable_progress_bar", True):
-        callbacks.append(StepProgress())
-    callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances)]
-    plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
-    return pl.Trainer(**settings, enable_progress_bar=False, callbacks=callbacks, plugins=plugins)
 
 
 def tried_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) -> EncDecRNNTBPEModel:
@@ -304,6 +288,8 @@ def finish(run: Run) -> None:
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if best and Path(best).is_file():
         model.load_state_dict(read_checkpoint(best)["state_dict"])
+    elif trainer.checkpoint_callback:
+        logger.warning("No checkpoint was saved by a validation: the files have the weights of the last step.")
     model.cpu().eval()
     score = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     with open_dict(model.cfg):

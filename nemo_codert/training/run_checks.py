@@ -6,25 +6,32 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import sentencepiece
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
+from nemo.utils.model_utils import parse_dataset_as_name
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
 from nemo_codert.config.criteria import is_named, named, teacher_transcribes, trains_without_text
+from nemo_codert.config.data_sections import is_stream, is_tarred
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.stock_checks import STOCK_JOINT
+from nemo_codert.config.trainer_keys import manager_problems, trainer_problems
+from nemo_codert.config.validation_times import epoch_batches, is_past_epoch, never_validated
 from nemo_codert.config.values import is_count, is_number
+from nemo_codert.config.values import value_at as _value
 from nemo_codert.data.manifest import parse_manifest, read_manifest
 from nemo_codert.evaluation.transcribe import usable_entries
+from nemo_codert.export.training_record import DataRecord
 from nemo_codert.models.stored_targets import target_problems, unread_header, with_stand_in
 from nemo_codert.nemo_compat import is_allowed_target, targets_in
+from nemo_codert.training.trainer import callback_problems, monitors
 
 logger = logging.getLogger(__name__)
 
@@ -60,23 +67,15 @@ def check_run(cfg: DictConfig) -> CheckedConfig:
     """
     checked, problems = _checked_model(cfg)
     checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
-    checks += [_trainer_problems, partial(_data_problems, checked=checked), _test_problems, _resume_problems]
+    checks += [trainer_problems, manager_problems, callback_problems]
+    checks += [partial(_data_problems, checked=checked), _test_problems, _resume_problems]
     checks += [_stream_problems, _tokenizer_problems]
     problems += [problem for check in checks for problem in check(cfg)]
-    problems += _checkpoint_problems(cfg, checked)
+    problems += _monitor_problems(cfg, checked)
     if problems:
         raise ValueError("This run cannot start:\n  - " + "\n  - ".join(problems))
-    for text in _runs_without_validation(cfg):
-        logger.warning("%s: nothing is validated and no best checkpoint is chosen.", text)
+    check_validations(cfg)
     return checked
-
-
-def _value(cfg: DictConfig, key: str, default: object = None) -> object:
-    """Return the value of a key; `default` where there is none or it cannot be resolved (the model checks name it)."""
-    try:
-        return OmegaConf.select(cfg, key, default=default, throw_on_missing=False, throw_on_resolution_failure=False)
-    except OmegaConfBaseException:  # a list or a text where a block should be
-        return default
 
 
 def _checked_model(cfg: DictConfig) -> tuple[CheckedConfig | None, list[str]]:
@@ -105,6 +104,13 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
         for path, target in targets_in(plain, f"model.{name}"):
             if not is_allowed_target(target):
                 yield f"{path} is {target!r}, wanted a class of NeMo's or of nemo_codert.modules"
+    for key in ("trainer.strategy", "trainer.callbacks"):
+        block = _value(cfg, key)
+        if not OmegaConf.is_config(block):
+            continue
+        for path, target in targets_in(OmegaConf.to_container(block, throw_on_missing=False), key):
+            if not is_allowed_target(target):
+                yield f"{path} is {target!r}, wanted a class of Lightning's or of NeMo's"
 
 
 def _run_problems(cfg: DictConfig) -> Iterator[str]:
@@ -230,73 +236,114 @@ def _optimiser_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"model.optim.lr is {rate!r}, wanted a learning rate above 0"
 
 
-def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
-    if not OmegaConf.is_dict(cfg.get("trainer")):
-        yield "trainer is missing: give it max_steps, val_check_interval and what else Lightning's Trainer takes"
-        return
-    steps, epochs = _value(cfg, "trainer.max_steps", -1), _value(cfg, "trainer.max_epochs")
-    if steps != -1 and not is_count(steps):
-        yield f"trainer.max_steps is {steps!r}, wanted a number of optimizer steps, 1 or more"
-    if epochs not in (None, -1) and not is_count(epochs):
-        yield f"trainer.max_epochs is {epochs!r}, wanted a number of epochs, 1 or more, or -1 for no limit"
-    if steps == -1 and epochs == -1 and _value(cfg, "trainer.max_time") is None:
-        yield "trainer.max_steps is -1 and max_epochs -1: training would never end. Give trainer.max_steps"
-    is_scheduled = _value(cfg, "model.optim.sched") and not _value(cfg, "model.optim.sched.max_steps")
-    if steps == -1 and is_scheduled and _value(cfg, "model.train_ds.use_lhotse"):
-        yield (
-            "trainer.max_steps is -1 but model.optim.sched needs it, and lhotse's loader cannot determine how many "
-            "batches an epoch has: give trainer.max_steps, or set model.optim.sched to null"
-        )
-    batches = _value(cfg, "trainer.accumulate_grad_batches", 1)
-    if not is_count(batches):
-        yield f"trainer.accumulate_grad_batches is {batches!r}, wanted batches per optimizer step, 1 or more"
-    yield from _interval_problems(cfg)
-
-
-def _interval_problems(cfg: DictConfig) -> Iterator[str]:
-    interval = _value(cfg, "trainer.val_check_interval", 1.0)
-    counts_all_batches = _value(cfg, "trainer.check_val_every_n_epoch", 1) is None
-    if counts_all_batches and is_count(_value(cfg, "trainer.max_epochs")):
-        yield (
-            f"trainer.max_epochs is {_value(cfg, 'trainer.max_epochs')} but check_val_every_n_epoch is null: NeMo "
-            "compares the two. Set check_val_every_n_epoch to 1 and val_check_interval to 1.0, or max_epochs to -1"
-        )
-    if counts_all_batches or _value(cfg, "model.train_ds.use_lhotse"):  # the length of an epoch is unknown
-        is_share, wanted = not counts_all_batches and interval in (None, 1.0), "a number of batches, 1 or more"
-    else:
-        is_share = interval is None or (isinstance(interval, float) and 0.0 < interval <= 1.0)
-        wanted = "a number of batches, 1 or more, or a share of an epoch up to 1.0"
-    if not is_count(interval) and not is_share:
-        yield f"trainer.val_check_interval is {interval!r}, wanted {wanted}"
-
-
-def _runs_without_validation(cfg: DictConfig) -> Iterator[str]:
-    if _value(cfg, "trainer.limit_val_batches") == 0:
-        yield "trainer.limit_val_batches is 0"
-    steps, batches = _value(cfg, "trainer.max_steps", -1), _value(cfg, "trainer.accumulate_grad_batches", 1)
-    interval = _value(cfg, "trainer.val_check_interval", 1.0)
-    if _value(cfg, "trainer.check_val_every_n_epoch", 1) is None and 0 < steps * batches < interval:
-        yield f"trainer.val_check_interval is {interval} but training ends after {steps * batches} batches"
-
-
-def _checkpoint_problems(cfg: DictConfig, checked: CheckedConfig | None) -> Iterator[str]:
-    """Check the monitored name: one that is never logged would end the run after its first validation."""
-    if not _value(cfg, "exp_manager.create_checkpoint_callback", True):
-        return
-    key = "exp_manager.checkpoint_callback_params.monitor"
-    monitor = _value(cfg, key, "val_loss")
-    if cfg.train != "pair":
-        known = (*LOGGED, *LOGGED_ALONE)
-    elif checked is None:
+def _monitor_problems(cfg: DictConfig, checked: CheckedConfig | None) -> Iterator[str]:
+    """Check the monitored names: one that is never logged would end the run after its first validation."""
+    if cfg.train == "pair" and checked is None:
         return  # the terms of the loss are not known
+    known = _logged_names(cfg, checked)
+    for key, monitor in _monitored(cfg):
+        if str(monitor) not in known:
+            yield f"{key} is {str(monitor)!r}, which nothing is logged by, wanted one of {', '.join(known)}"
+    key = "model.optim.sched.monitor"
+    monitor, at_steps = _value(cfg, key, "loss"), [name for name in known if name.startswith("train_")]
+    if _value(cfg, "model.optim.sched.name") == "ReduceLROnPlateau" and monitor not in at_steps:
+        yield f"{key} is {monitor!r}, but the schedule reads it at every step: wanted one of {', '.join(at_steps)}"
+
+
+def _monitored(cfg: DictConfig) -> Iterator[tuple[str, object]]:
+    """Yield key and value of each metric by which something is decided."""
+    if _value(cfg, "exp_manager.create_checkpoint_callback", True):
+        key = "exp_manager.checkpoint_callback_params.monitor"
+        yield key, _value(cfg, key, "val_loss")
+    if _value(cfg, "exp_manager.create_early_stopping_callback", False):
+        key = "exp_manager.early_stopping_callback_params.monitor"
+        yield key, _value(cfg, key, "val_loss")
+    yield from monitors(cfg)
+
+
+def _logged_names(cfg: DictConfig, checked: CheckedConfig | None) -> list[str]:
+    """Return the names that training and validation log; NeMo repeats those of several validation sets by name."""
+    if cfg.train != "pair":
+        known = [*LOGGED, *LOGGED_ALONE]
     else:
-        known = (*LOGGED, *(name for spec in checked.criteria for name in spec.log_names))
+        known = [*LOGGED, *(name for spec in checked.criteria for name in spec.log_names)]
         known += LOGGED_OF_PAIRS if teacher_transcribes(checked.codert) else ()
     if _value(cfg, "model.compute_eval_loss", True) is False:
-        known = tuple(name for name in known if name != "val_loss")
-    # NeMo logs each of several validation manifests under its own prefix.
-    if not any(str(monitor) == name or str(monitor).endswith(f"_{name}") for name in known):
-        yield f"{key} is {monitor!r}, which nothing is logged by, wanted one of {', '.join(known)}"
+        known.remove("val_loss")
+    prefixes = [prefix for name in validation_names(cfg) or () if (prefix := _prefix(name))]
+    of_validation = [name for name in known if name.startswith("val_")]
+    return [*known, *(prefix + name for prefix in prefixes for name in of_validation)]
+
+
+def _prefix(name: str) -> str | None:
+    """Return the prefix of a validation set in NeMo's logs, None for a name that a model cannot be built with."""
+    try:
+        return parse_dataset_as_name(name)
+    except ValueError:
+        return None
+
+
+def validation_names(cfg: DictConfig) -> list[str] | None:
+    """Return the names of several validation sets, by which NeMo logs each besides the first: those of the files.
+
+    Args:
+        cfg: root config, whose manifests are those that the user named.
+
+    Returns:
+        One for each manifest, as `model.validation_ds.name` lists them where it does; None for a single set.
+
+    Example:
+        >>> block = {"manifest_filepath": ["data/dev.json", "data/dev_other.json"]}
+        >>> validation_names(OmegaConf.create({"model": {"validation_ds": block}}))
+        ['dev', 'dev_other']
+    """
+    block = _value(cfg, "model.validation_ds")
+    given = _value(block, "manifest_filepath") if OmegaConf.is_dict(block) else None
+    if not OmegaConf.is_list(given) and not isinstance(given, str):
+        return None
+    paths = manifest_paths(given)
+    if len(paths) < 2 or is_tarred(block) or not (OmegaConf.is_list(given) or _value(block, "use_lhotse")):
+        return None
+    own = _value(block, "name")
+    return [str(name) for name in own] if OmegaConf.is_list(own) and own else [Path(path).stem for path in paths]
+
+
+def check_validations(cfg: DictConfig, utterances: int | None = None, processes: int = 1) -> str | None:
+    """Check that a validation can come, and warn where none can.
+
+    Args:
+        cfg: root config that has passed the other checks.
+        utterances: usable ones in the training manifests, None if unknown. processes: that share them.
+
+    Returns:
+        The reason why nothing is validated, None where something is.
+
+    Raises:
+        ValueError: Lightning would refuse the interval when training begins.
+    """
+    batches = epoch_batches(cfg, utterances, processes)
+    reason = never_validated(cfg, batches)
+    if reason and not _value(cfg, "model.train_ds.use_lhotse") and is_past_epoch(cfg, batches):
+        raise ValueError(f"This run cannot start:\n  - {reason}")
+    if reason and (utterances is None or not never_validated(cfg, epoch_batches(cfg))):  # else warned of already
+        logger.warning("%s: nothing is validated and no best checkpoint is chosen.", reason)
+    return reason
+
+
+def check_epochs(cfg: DictConfig, data: Sequence[DataRecord], processes: int) -> None:
+    """Check the times of validation again, by the number of utterances that can be trained on.
+
+    Args:
+        cfg: root config that `check_run` has passed.
+        data: the training manifests after screening.
+        processes: that share the utterances.
+
+    Raises:
+        ValueError: see `check_validations`.
+    """
+    counts = [record.utterances for record in data]
+    if counts and None not in counts:
+        check_validations(cfg, sum(counts), processes)
 
 
 def _resume_problems(cfg: DictConfig) -> Iterator[str]:
@@ -323,9 +370,8 @@ def _stream_problems(cfg: DictConfig) -> Iterator[str]:
     block = _value(cfg, "model.train_ds")
     if not OmegaConf.is_dict(block) or not _value(block, "use_lhotse") or devices in (1, "1", [0]) and nodes == 1:
         return
-    is_stream = is_tarred(block) or _value(block, "shar_path") or _value(block, "force_iterable_dataset")
     seed, workers = _value(block, "shard_seed", "trng"), _value(block, "num_workers", 0)
-    if is_stream and (isinstance(seed, int) or seed == "randomized" and not workers):
+    if is_stream(block) and (isinstance(seed, int) or seed == "randomized" and not workers):
         yield (
             f"model.train_ds.shard_seed is {seed!r} with num_workers {workers} and trainer.devices {devices}: every "
             "process would train on the same utterances of the shards. Set shard_seed to randomized and num_workers "
@@ -415,11 +461,6 @@ def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
             f"model.tokenizer.dir is {folder!r}: its tokenizer.model is not a SentencePiece model ({error}). "
             "codert prepare makes one"
         )
-
-
-def is_tarred(block: DictConfig) -> bool:
-    """Return whether a data section is of tarred audio, whose manifests may be patterns."""
-    return bool(_value(block, "is_tarred") or _value(block, "tarred_audio_filepaths"))
 
 
 def plain_sources(block: DictConfig) -> list[DictConfig]:

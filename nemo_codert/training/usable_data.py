@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.criteria import trains_without_text
@@ -18,7 +18,7 @@ from nemo_codert.config.student_hears import PATH
 from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
 from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
 from nemo_codert.export.training_record import DataRecord, data_records
-from nemo_codert.training.run_checks import manifest_paths, plain_sources
+from nemo_codert.training.run_checks import manifest_paths, plain_sources, validation_names
 
 logger = logging.getLogger("nemo_codert.train")
 
@@ -38,6 +38,7 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
         ValueError: a manifest without a usable utterance or, where `bad_utterances` is refuse, with an unusable one.
     """
     codert, report = checked.codert, DataReport()
+    _keep_names(cfg)
     how = {"policy": codert.bad_utterances, "audio_check": codert.audio_check, **_text_checks(cfg)}
     records: dict[str, list[DataRecord]] = {}
     for name in ("train_ds", "validation_ds"):
@@ -57,7 +58,7 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
                 )
                 usable.append(str(found))
             names += paths
-            source.manifest_filepath = usable[-1] if len(paths) == 1 else usable[-len(paths) :]
+            source.manifest_filepath = _setting(source, usable[-len(paths) :])
         if not sources:
             logger.warning("model.%s is not a plain manifest: its utterances are not checked.", name)
             report.add_unchecked(name)
@@ -66,6 +67,21 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
     _check_noise(checked, report)
     logger.info("Data (%s):\n%s", report.write(folder), report.table())
     return records
+
+
+def _keep_names(cfg: DictConfig) -> None:
+    """Keep the names of several validation sets, by which NeMo logs them: screened manifests have other names."""
+    names = validation_names(cfg)
+    if names:
+        with open_dict(cfg.model.validation_ds):
+            cfg.model.validation_ds.name = names
+
+
+def _setting(source: DictConfig, paths: list[str]) -> str | list[str]:
+    """Return manifests as a setting that means what it did: NeMo's classic loader joins paths between commas."""
+    if len(paths) == 1:
+        return paths[0]
+    return ",".join(paths) if isinstance(source.manifest_filepath, str) and not source.get("use_lhotse") else paths
 
 
 def _check_noise(checked: CheckedConfig, report: DataReport) -> None:

@@ -1,0 +1,120 @@
+"""Lightning's trainer of a run: its settings, the callbacks of this package, and those that a config names.
+
+NeMo's scripts build `trainer.strategy` and `trainer.callbacks` from blocks with `_target_`, and so does this module.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.utils import get_class
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from nemo.core.classes.common import safe_instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_codert.config.checked import CheckedConfig
+from nemo_codert.config.values import value_at
+from nemo_codert.nemo_compat import is_allowed_target
+from nemo_codert.training.checkpoint_files import CheckpointFiles
+from nemo_codert.training.finite_guard import FiniteGuard
+from nemo_codert.training.load_watch import LoadWatch
+from nemo_codert.training.progress import StepProgress
+from nemo_codert.training.resume import ResumeState
+
+OTHER_WEIGHTS = (
+    "the files of a run would hold other weights than those validated. strategy=ema trains an average of the student"
+)
+OWN_LOOP = "it trains before the run and changes its settings. Choose the values and leave it out"
+# Callback, by the name of its class or of one that it inherits from -> why a run cannot have it.
+REFUSED_CALLBACKS = {
+    "StochasticWeightAveraging": OTHER_WEIGHTS,
+    "WeightAveraging": OTHER_WEIGHTS,
+    "ModelPruning": "the files of a run would hold masks beside the weights",
+    "LearningRateFinder": OWN_LOOP,
+    "BatchSizeFinder": OWN_LOOP,
+    "BaseFinetuning": "it freezes a part by name. A frozen teacher is model.codert.teacher: frozen",
+    Checkpoint.__name__: "exp_manager makes the checkpoints, see exp_manager.checkpoint_callback_params and resume",
+}
+
+
+def callback_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield the callbacks of `trainer.callbacks` that a run cannot have, each with its key.
+
+    Args:
+        cfg: root config.
+
+    Returns:
+        One message a fault.
+
+    Example:
+        >>> swa = {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging", "swa_lrs": 0.1}
+        >>> [fault] = callback_problems(OmegaConf.create({"trainer": {"callbacks": [swa]}}))
+        >>> fault.split(":")[0]
+        "trainer.callbacks[0]._target_ is 'lightning.pytorch.callbacks.StochasticWeightAveraging'"
+    """
+    for i, block in enumerate(_blocks(cfg)):
+        target = block.get("_target_")
+        if not is_allowed_target(target):
+            continue  # see run_checks: the key is named there
+        inherited = {parent.__name__ for parent in get_class(target).__mro__}
+        for name, reason in REFUSED_CALLBACKS.items():
+            if name in inherited:
+                yield f"trainer.callbacks[{i}]._target_ is {target!r}: {reason}"
+                break
+
+
+def monitors(cfg: DictConfig) -> Iterator[tuple[str, object]]:
+    """Yield key and value of each metric by which a callback of `trainer.callbacks` decides."""
+    for i, block in enumerate(_blocks(cfg)):
+        if "monitor" in block:
+            yield f"trainer.callbacks[{i}].monitor", block.monitor
+
+
+def _blocks(cfg: DictConfig) -> list[DictConfig]:
+    blocks = value_at(cfg, "trainer.callbacks")
+    return [block for block in blocks if OmegaConf.is_dict(block)] if OmegaConf.is_list(blocks) else []
+
+
+def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
+    """Return Lightning's trainer with this package's callbacks; its progress bar counts optimizer steps.
+
+    Args:
+        cfg: root config. checked: its model section, as `check_run` returns it.
+
+    Raises:
+        ValueError: Lightning refuses a key of `trainer`, or a class that it names.
+    """
+    settings, codert = dict(cfg.trainer), checked.codert
+    for key in ("logger", "enable_checkpointing"):  # exp_manager makes both; Lightning's default is to make its own
+        settings[key] = False
+    strategy = settings.get("strategy")
+    if OmegaConf.is_dict(strategy):
+        settings["strategy"] = _built("trainer.strategy", strategy)
+    own = [_built(f"trainer.callbacks[{i}]", block) for i, block in enumerate(settings.pop("callbacks", None) or ())]
+    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it counts steps for the others
+    has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
+    if settings.pop("enable_progress_bar", None) is not False and not has_own_bar:
+        callbacks.append(StepProgress())
+    callbacks += [FiniteGuard(**codert.non_finite), LoadWatch(codert.bad_utterances), *own]
+    plugins = [*(settings.pop("plugins", None) or ()), CheckpointFiles()]
+    try:
+        return pl.Trainer(**settings, enable_progress_bar=has_own_bar, callbacks=callbacks, plugins=plugins)
+    except Exception as error:
+        raise ValueError(
+            f"trainer cannot be built: {error}. Its keys are the arguments of Lightning's Trainer"
+        ) from error
+
+
+def _built(key: str, block: DictConfig) -> Any:
+    """Build the class that a block names.
+
+    Raises:
+        ValueError: it cannot be built; the message has the key.
+    """
+    try:
+        return safe_instantiate(OmegaConf.to_container(block, resolve=True))
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"{key} cannot be built: {reason}. The keys beside _target_ are the arguments of {block._target_}"
+        ) from error
