@@ -140,6 +140,11 @@ def front_end_problems(model: EncDecRNNTBPEModel, online: bool = False) -> list[
 def network_problems(networks: Transducer) -> list[str]:
     """List parts of the networks that sherpa-onnx cannot run, in the form of `front_end_problems`."""
     decoder, problems = networks.decoder, []
+    if networks.joint.num_extra_outputs:
+        problems.append(
+            "the model is a TDT model, whose joint has outputs for durations: only standard RNN-Ts are exported for "
+            "sherpa-onnx. Export a student of it, or use --format nemo"
+        )
     if not isinstance(decoder, RNNTDecoder):
         problems.append(f"model.decoder is {type(decoder).__name__}, sherpa-onnx runs NeMo's RNNTDecoder only")
     else:
