@@ -3,6 +3,7 @@
 B batch, T encoder frames.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 
 NAMED_UTTERANCES = 10
+EXAMPLE_FRAMES = 256  # feature frames that NeMo's export runs through an encoder
 
 
 def seconds_per_frame(model: ASRModel, encoder: nn.Module | None = None) -> float:
@@ -43,6 +45,25 @@ def longest_seconds(encoder: nn.Module, frame_seconds: float) -> float | None:
     if not isinstance(table, PositionalEncoding) or isinstance(table, LocalAttRelPositionalEncoding):
         return None
     return encoder.max_audio_length * frame_seconds
+
+
+def check_positions(encoder: nn.Module) -> None:
+    """Check that an encoder's table of positions is long enough to be exported at all.
+
+    Args:
+        encoder: see `longest_seconds`.
+
+    Raises:
+        ValueError: fewer positions than NeMo's export needs.
+    """
+    if longest_seconds(encoder, 1.0) is None:
+        return
+    wanted = math.ceil(EXAMPLE_FRAMES / encoder.subsampling_factor)
+    if encoder.max_audio_length < wanted:
+        raise ValueError(
+            f"encoder.pos_emb_max_len is {encoder.max_audio_length}, wanted {wanted} or more: NeMo's export to ONNX "
+            f"runs {EXAMPLE_FRAMES} feature frames through the encoder. Train with a larger one"
+        )
 
 
 def limit_in_words(encoder: nn.Module, frame_seconds: float) -> str:

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nemo_codert import __version__
+from nemo_codert.export.audio_limit import check_positions
 from nemo_codert.export.stock_file import stock_of
 from nemo_codert.files.atomic import whole_folder
 from nemo_codert.models.open_model import networks_of
@@ -82,6 +83,8 @@ def export_sherpa_onnx(
     networks = networks_of(model, branch)
     if problems := [*front_end_problems(model, is_cache_aware(networks.encoder)), *network_problems(networks)]:
         raise ValueError("sherpa-onnx cannot serve this model:\n  - " + "\n  - ".join(problems))
+    if not is_cache_aware(networks.encoder):
+        check_positions(networks.encoder)
     if int8:
         _quantization()
     if joint != "auto":

@@ -7,6 +7,7 @@ from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel, E
 from omegaconf import open_dict
 
 from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.export.audio_limit import check_positions
 from nemo_codert.files.atomic import whole_folder
 from nemo_codert.models.open_model import networks_of
 from nemo_codert.models.stock_models import stock_model
@@ -111,13 +112,14 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
         The paths of encoder and decoder.
 
     Raises:
-        ValueError: `path` does not end in `.onnx`.
+        ValueError: `path` does not end in `.onnx`, or an encoder with too few positions.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path} does not end in .onnx")
     with torch.random.fork_rng(devices=[]), whole_folder(path.parent, named=path) as folder:
         copy = stock_of(model).cpu()
+        check_positions(copy.encoder)
         replace_projected_lstms(copy.encoder)
         copy.export(str(folder / path.name))
     return path.with_name(f"encoder-{path.name}"), path.with_name(f"decoder_joint-{path.name}")

@@ -220,18 +220,25 @@ def test_a_file_of_two_channels_is_mixed_down(models, call, tmp_path):
 
 
 def test_the_longest_audio_of_an_export_is_told_in_seconds(run_command, make_config, tmp_path):
-    encoder = {**conformer(layers=1), "pos_emb_max_len": 25}  # 25 frames of 40 ms
+    encoder = {**conformer(layers=1), "pos_emb_max_len": 75}  # 75 frames of 40 ms
     path, model = save_teacher(make_config, tmp_path, "rnnt", teacher=encoder)
-    assert longest_seconds(model.encoder, seconds_per_frame(model)) == pytest.approx(1.0)
+    assert longest_seconds(model.encoder, seconds_per_frame(model)) == pytest.approx(3.0)
     status, text, _ = run_command("export", "--model", path, "--output", tmp_path / "m.onnx", "--format", "onnx")
     assert status == 0
-    assert "audio of at most 1 seconds at a time (encoder.pos_emb_max_len is 25 frames of 40 ms)" in text
+    assert "audio of at most 3 seconds at a time (encoder.pos_emb_max_len is 75 frames of 40 ms)" in text
     status, text, _ = run_command("export", "--model", path, "--output", tmp_path / "m.nemo")
     assert status == 0 and "seconds" not in text  # NeMo's own table grows
-    entries = [{"audio_filepath": f"{seconds}.wav", "duration": seconds} for seconds in (0.9, 1.5)]
+    entries = [{"audio_filepath": f"{seconds}.wav", "duration": seconds} for seconds in (2.9, 3.5)]
     check_lengths(entries[:1], model.encoder, 0.04)
-    with pytest.raises(ValueError, match=r"1 utterances are longer than 1 seconds.*pos_emb_max_len.*\n  - 1\.5\.wav"):
+    with pytest.raises(ValueError, match=r"1 utterances are longer than 3 seconds.*pos_emb_max_len.*\n  - 3\.5\.wav"):
         check_lengths(entries, model.encoder, 0.04)
+
+
+def test_a_table_that_is_too_short_for_nemos_export_is_named(run_command, make_config, tmp_path):
+    path, _ = save_teacher(make_config, tmp_path, "rnnt", teacher={**conformer(layers=1), "pos_emb_max_len": 21})
+    status, _, errors = run_command("export", "--model", path, "--output", tmp_path / "m.onnx", "--format", "onnx")
+    assert status == 2 and "encoder.pos_emb_max_len is 21, wanted 64 or more" in errors
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_encoders_without_such_a_table_have_no_limit(make_model):

@@ -461,7 +461,7 @@ def test_stored_targets_are_of_the_channel_that_a_line_states(run_config, tmp_pa
 def test_the_text_of_a_test_set_is_its_text_field(run_config, manifest, tmp_path):
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     path = tmp_path / "said.json"
-    path.write_text("".join(json.dumps({**line, "said": line.pop("text")}) + "\n" for line in lines))
+    path.write_text("".join(json.dumps({"said": line.pop("text"), **line}) + "\n" for line in lines))
     given = f"model.test_ds.manifest_filepath={path}"
     (problem,) = listed(run_config(given))
     assert "text is missing" in problem
