@@ -35,6 +35,7 @@ from nemo_codert.analysis.alignment import Alignment, align, node_logits, passed
 from nemo_codert.analysis.branches import Branch
 from nemo_codert.analysis.measures import Agreement, Confusions, Readings, Shift, agreement, readings, shift
 from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.data.audio_files import channel_selector
 from nemo_codert.data.screening import DURATION_TOLERANCE, text_fault
 from nemo_codert.evaluation.transcribe import transcribed_texts
 from nemo_codert.losses import valid_frames
@@ -52,21 +53,25 @@ UNKNOWN_TEXT = "characters unknown to the tokenizer"
 
 @dataclass(frozen=True)
 class ManifestUtterance:
-    """One line of a manifest. id: name of the audio file without folder and suffix, `@offset` added where given."""
+    """One line of a manifest.
+
+    id: name of the audio file without folder and suffix, `@offset` added where given. channel: see `channel_selector`.
+    """
 
     id: str
     path: str
     text: str
     duration: float
     offset: float
+    channel: int | str = "average"
 
     def signal(self, sample_rate: int) -> np.ndarray:
-        """Load samples [S] float32 at `sample_rate` Hz, channels averaged.
+        """Load samples [S] float32 at `sample_rate` Hz of one channel, or of all averaged.
 
         Raises:
             ValueError: audio that cannot be read to its end.
         """
-        cut = {"offset": self.offset, "duration": self.duration, "channel_selector": "average"}
+        cut = {"offset": self.offset, "duration": self.duration, "channel_selector": self.channel}
         try:
             signal = AudioSegment.from_file(self.path, target_sr=sample_rate, **cut).samples
         except (soundfile.SoundFileError, OSError, RuntimeError) as error:
@@ -87,6 +92,7 @@ def utterances(entries: Sequence[dict[str, Any]]) -> list[ManifestUtterance]:
             text=entry["text"],
             duration=entry["duration"],
             offset=entry.get("offset") or 0.0,
+            channel=channel_selector(entry),
         )
         for entry in entries
     ]
@@ -99,7 +105,11 @@ def transcripts(branch: Branch, found: Sequence[ManifestUtterance]) -> list[str]
     model = branch.model
     if is_pair(model.cfg):
         model = model.teacher_model() if branch.name == "teacher" else model.student_model()
-    lines = [{"audio_filepath": one.path, "duration": one.duration, "offset": one.offset} for one in found]
+    lines = [
+        {"audio_filepath": one.path, "duration": one.duration, "offset": one.offset}
+        | ({"channel": one.channel} if isinstance(one.channel, int) else {})
+        for one in found
+    ]
     return transcribed_texts(model, lines, len(lines))
 
 

@@ -23,6 +23,8 @@ from nemo_codert.analysis.alignment import align, passed_logits
 from nemo_codert.analysis.measures import entropy
 from nemo_codert.analysis.term_gradients import TermGradient, term_gradients
 from nemo_codert.config.criteria import CriterionSpec
+from nemo_codert.evaluation.word_errors import UNITS, metric_of
+from nemo_codert.evaluation.word_errors import WER as WER_NAME
 from nemo_codert.losses import valid_frames
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.modules.transducer import Batch
@@ -44,8 +46,9 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         max_batches: number of batches for entropies and agreement; word errors are measured on all.
 
     Returns:
-        Tensors and parameters loaded, words and `wer`; `encoder_logits`: their source (`joint`, `TDT joint`,
-        `CTC head`); `ctc_wer`: WER of the head's greedy text; per frame, in nats, `encoder_entropy`, `joint_entropy`;
+        Tensors and parameters loaded, words and `wer` (of characters where `metric` is CER); `encoder_logits`: their
+        source (`joint`, `TDT joint`, `CTC head`); `ctc_wer`: WER of the head's greedy text; per frame, in nats,
+        `encoder_entropy`, `joint_entropy`;
         `encoder_joint_top1_agreement`: share of frames in which the encoder logits and the joint have the same
         likeliest class, at the joint node that the transcript's alignment most likely passes; the same two
         `..._with_prior`, of encoder logits plus the utterance's mean prediction logits (not of a CTC head);
@@ -96,6 +99,7 @@ def _measured(model: EncDecCoDERTBPEModel, loader: Iterable[Any], max_batches: i
         model.wer.reset()
     frames = max(totals.pop("frames"), 1.0)
     return {
+        "metric": metric_of(model.cfg),
         "wer": totals["errors"] / max(totals["words"], 1.0),
         "words": int(totals["words"]),
         **({"ctc_wer": totals["ctc_errors"] / max(totals["words"], 1.0)} if "ctc_" in metrics else {}),
@@ -169,6 +173,7 @@ def format_teacher_report(report: dict[str, Any]) -> str:
     if report["encoder_logits"] == "none":
         nothing = "  its encoder alone was loaded, for terms at hidden layers: WER and logits cannot be measured"
         return "\n".join([opening, nothing, closing])
+    metric = report.get("metric", WER_NAME)
     ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""
     source = "" if report["encoder_logits"] == "joint" else f" of its {report['encoder_logits']}"
     prior = []
@@ -179,7 +184,7 @@ def format_teacher_report(report: dict[str, Any]) -> str:
         ]
     lines = [
         opening,
-        f"  WER on the dev set {report['wer']:.2%}{ctc} over {report['words']} words",
+        f"  {metric} on the dev set {report['wer']:.2%}{ctc} over {report['words']} {UNITS[metric]}",
         f"  encoder logits{source}: entropy {report['encoder_entropy']:.3f} nats a frame (its joint "
         f"{report['joint_entropy']:.3f}), top-1 agreement with its joint {report['encoder_joint_top1_agreement']:.1%}",
         *prior,

@@ -36,12 +36,13 @@ class Transcribing:
 
     def prepare(self) -> Callable[[], None]:
         """Return the call to measure, which frees everything that it allocates."""
+        from nemo_codert.config.model_kinds import TRANSCRIBED
         from nemo_codert.evaluation.transcribe import set_decoding, transcribed_texts
-        from nemo_codert.export.stock_file import stock_of
+        from nemo_codert.export.stock_file import transcribing
         from nemo_codert.models.open_model import open_model
 
         def transcribe() -> None:
-            model = stock_of(open_model(self.model), branch=self.branch).to(self.device)
+            model = transcribing(open_model(self.model, kinds=TRANSCRIBED), branch=self.branch).to(self.device)
             if self.decoding is not None:
                 set_decoding(model, self.decoding)
             transcribed_texts(model, list(self.entries), len(self.entries))

@@ -22,7 +22,8 @@ class EvaluationSettings:
     """Models and manifests of an evaluation.
 
     Args:
-        models: `.nemo` files of stock RNN-Ts, pairs, or RNN-Ts trained alone with an additive joint.
+        models: `.nemo` files of pairs, or of models of any kind of `TRANSCRIBED`: RNN-T (with a stock or an additive
+            joint), TDT, hybrid, CTC.
         manifests: the utterances, with transcripts.
         branch: `student` or `teacher` of the pairs.
         decoding: strategy, one of `nemo_codert.evaluation.transcribe.DECODINGS`; None: each model's own.
@@ -123,14 +124,15 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
     """
     settings.check()
     from nemo_codert.benchmark.model_sizes import distinct_names
-    from nemo_codert.config.model_kinds import is_pair
+    from nemo_codert.config.model_kinds import TRANSCRIBED, is_pair
     from nemo_codert.evaluation.transcribe import usable_entries
     from nemo_codert.models.open_model import restored_config
 
     models = [Path(model) for model in settings.models]
     names = distinct_names(models)
     for model in models if settings.several else ():
-        cfg = restored_config(model)  # a fault of the last model is raised before the first transcribes
+        # A fault of the last model is raised before the first one transcribes.
+        cfg = restored_config(model, kinds=TRANSCRIBED)
         if settings.branch == "teacher" and not is_pair(cfg):
             raise ValueError(f"`branch` is teacher, but {model}: this model is a single RNN-T, not a pair")
     entries = [entry for manifest in settings.manifests for entry in usable_entries(manifest)]
@@ -164,11 +166,12 @@ def _transcribed(path: Path, settings: EvaluationSettings) -> "tuple[dict[str, A
     """Return a description of one model and its evaluations; the model itself is gone from memory afterwards."""
     import torch
 
+    from nemo_codert.config.model_kinds import TRANSCRIBED
     from nemo_codert.evaluation.transcribe import evaluate, set_decoding
-    from nemo_codert.export.stock_file import stock_of
+    from nemo_codert.export.stock_file import transcribing
     from nemo_codert.models.open_model import open_model
 
-    model = stock_of(open_model(path), branch=settings.branch)
+    model = transcribing(open_model(path, kinds=TRANSCRIBED), branch=settings.branch)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if settings.decoding is not None:
         set_decoding(model, settings.decoding)

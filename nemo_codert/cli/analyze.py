@@ -25,11 +25,11 @@ which word pieces the encoder confuses; and how often teacher and student agree 
 the prior. The page's last section defines each of them.
 
 --model takes a pair (--branch selects a half, both by default) or an RNN-T trained alone, with a stock or an additive
-joint; a `.nemo` or a Lightning `.ckpt`. Given more than once, in the order of training, agreement is drawn over them.
---checkpoints takes the folder of a run, or its `checkpoints`, and puts the `.ckpt` files in the order of their steps.
-The last model is the one reported in full; measures.csv has all. --teacher is for models trained alone: another such
-model, or a pair, whose teacher is taken. Tokenizers must be equal, and the student's frame the teacher's or a whole
-multiple of it.
+joint, or a hybrid or TDT model, of which the joint's outputs for tokens are measured; a `.nemo` or a Lightning
+`.ckpt`. Given more than once, in the order of training, agreement is drawn over them. --checkpoints takes the folder
+of a run, or its `checkpoints`, and puts the `.ckpt` files in the order of their steps. The last model is the one
+reported in full; measures.csv has all. --teacher is for models trained alone: another such model, or a pair, whose
+teacher is taken. Tokenizers must be equal, and the student's frame the teacher's or a whole multiple of it.
 
 --utterances takes a number (of the first ones to draw, 3 by default, 0 for none) or ids: names of audio files, with or
 without their suffix, `@OFFSET` added where the manifest has an offset. --max-utterances measures the first so many.

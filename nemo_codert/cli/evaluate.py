@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 DESCRIPTION = """
 Word error rate, speed and size of trained models on test manifests.
 
---model is a stock RNN-T, a pair (--branch selects a half, the student by default), or an RNN-T trained alone with an
-additive joint. The stock model of it transcribes, with NeMo's own `transcribe`, on the GPU if there is one.
+--model is a stock RNN-T, TDT, hybrid or CTC model, a pair (--branch selects a half, the student by default), or an
+RNN-T trained alone with an additive joint. The stock model of it transcribes, with NeMo's own `transcribe`, on the GPU
+if there is one.
 
 --decoding: greedy, greedy_batch, beam, tsd, alsd, maes, maes_batch, malsd_batch; by default the one in the model's
 config. Beam size and the other decoding settings stay the model's; maes takes 4 steps a frame at least.
 
 One table is printed: reference words, substitutions, insertions, deletions, WER (summed errors over summed words, n/a
-without any word), and the real-time factor: seconds of the whole `transcribe` call (reading files, features, encoder,
-decoding; not loading the model) per second of audio. --output writes the manifests' lines with `pred_text` added, and
-NAME_summary.json.
+without any word; of a model with use_cer characters and CER), and the real-time factor: seconds of the whole
+`transcribe` call (reading files, features, encoder, decoding; not loading the model) per second of audio. --output
+writes the manifests' lines with `pred_text` added, and NAME_summary.json.
 
 Several --model are evaluated one after the other, --branch holding for each, and a second table puts them side by
 side: parameters, file (of a pair, both branches), WER, real-time factor of all manifests, and peak memory: what a
@@ -40,7 +41,6 @@ codert evaluate --model runs/fsdd/fsdd/DATE/pair.nemo --branch teacher --decodin
     --manifest data/fsdd/test_seen.json --manifest data/fsdd/test_unseen.json --output predictions.json
 codert evaluate --model teacher.nemo --model student.nemo --manifest data/fsdd/test_seen.json
 """
-COLUMNS = ("manifest", "utterances", "words", "sub", "ins", "del", "WER", "audio", "real-time factor")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,20 +69,21 @@ def run(options: argparse.Namespace) -> None:
     )
     settings.check()
     console.quieten_libraries()
-    rows = []
+    rows, metrics = [], set()
     for model in evaluate_models(settings):
         about = model.about
         title = (
             f"{model.name if settings.several else Path(about['model']).name}: {about['parameters']:,} parameters, "
             f"{about['decoding']}, batches of {about['batch_size']}, {about['device']}, {about['threads']} threads"
         )
-        print_table(title, COLUMNS, [table_row(evaluation) for evaluation in model.evaluations])
+        print_table(title, columns(model.evaluations[0]), [table_row(evaluation) for evaluation in model.evaluations])
         for path in model.files:
             print(f"wrote {path}")
         if "peak_memory_bytes" in about:
             rows.append(size_row(model))
+            metrics.add(model.evaluations[0].metric)
     if rows:
-        sets = [f"WER {manifest.stem}" for manifest in options.manifest]
+        sets = [f"{'/'.join(sorted(metrics))} {manifest.stem}" for manifest in options.manifest]
         print_table("Side by side", ("model", "parameters", "file", *sets, "real-time factor", "peak memory"), rows)
 
 
@@ -93,10 +94,21 @@ def size_row(model: ModelEvaluation) -> tuple[str, ...]:
         model.name,
         f"{model.about['parameters']:,}",
         f"{model.about['file_bytes'] / 1e6:.2f} MB",
-        *(f"{each.errors.wer:.2%}" if each.errors.words else "n/a" for each in model.evaluations),
+        *(rate(each) + (" CER" if each.metric == "CER" else "") for each in model.evaluations),
         f"{model.real_time_factor:.4f}",
         "n/a" if peak is None else f"{peak / 1e6:.0f} MB",
     )
+
+
+def rate(evaluation: "Evaluation") -> str:
+    """Return an error rate as text."""
+    return f"{evaluation.errors.wer:.2%}" if evaluation.errors.words else "n/a"
+
+
+def columns(evaluation: "Evaluation") -> tuple[str, ...]:
+    """Return the heads of a table of one model."""
+    counted = (evaluation.unit, "sub", "ins", "del", evaluation.metric)
+    return ("manifest", "utterances", *counted, "audio", "real-time factor")
 
 
 def table_row(evaluation: "Evaluation") -> tuple[str, ...]:
@@ -109,7 +121,7 @@ def table_row(evaluation: "Evaluation") -> tuple[str, ...]:
         str(errors.substitutions),
         str(errors.insertions),
         str(errors.deletions),
-        f"{errors.wer:.2%}" if errors.words else "n/a",
+        rate(evaluation),
         f"{evaluation.audio_seconds:.0f} s",
         f"{evaluation.real_time_factor:.4f}",
     )

@@ -10,12 +10,13 @@ from nemo_codert.export.student_files import FORMATS, JOINTS, UNKNOWN, ExportSet
 DESCRIPTION = """
 Makes a stock NeMo model of a trained pair's student: a `.nemo` that needs nothing but NeMo, or ONNX files.
 
---model is a pair, or one RNN-T trained alone (strategy=student or teacher), also with an additive joint. The exported
-file holds no weight of the other branch and no path of this machine. Of --format onnx come two files beside each
-other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw logits). Of --format
-sherpa-onnx comes a folder with encoder.onnx, decoder.onnx, joiner.onnx and tokens.txt, which sherpa-onnx loads as
-model type nemo_transducer; --int8 adds encoder.int8.onnx and so on. Features that sherpa-onnx cannot compute are
-refused by name (docs/deployment.md has the list).
+--model is a pair, or one RNN-T trained alone (strategy=student or teacher), also with an additive joint, or a hybrid
+or TDT model. The exported file holds no weight of the other branch and no path of this machine. Of --format onnx come
+two files beside each other, encoder-NAME.onnx and decoder_joint-NAME.onnx, as NeMo's own export makes them (raw
+logits). Of --format sherpa-onnx comes a folder with encoder.onnx, decoder.onnx, joiner.onnx and tokens.txt, which
+sherpa-onnx loads as model type nemo_transducer; --int8 adds encoder.int8.onnx and so on. ONNX files of an encoder with
+positions take audio up to a length, which is printed. Features that sherpa-onnx cannot compute are refused by name
+(docs/deployment.md has the list).
 
 --joint selects the form in which an additive joint is rewritten as NeMo's: exact (outputs bit-equal on real
 utterances, on the CPU), compact (equal to rounding, smaller when the vocabulary is large), narrow (equal to rounding

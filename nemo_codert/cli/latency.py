@@ -20,9 +20,9 @@ the frame in which the teacher does; each of them by its own lattice of the refe
 earlier.
 
 --model takes a pair, whose teacher is the measure, or with --teacher an RNN-T trained alone (a `.nemo`, or a Lightning
-`.ckpt`), with a stock or an additive joint. Students that are to be compared need one and the same --teacher; of a
-pair given there, the teacher is taken. Tokenizers must be equal, and the student's frame the teacher's or a whole
-multiple of it.
+`.ckpt`), with a stock or an additive joint; a hybrid or TDT model is read by its joint's outputs for tokens. Students
+that are to be compared need one and the same --teacher; of a pair given there, the teacher is taken. Tokenizers must
+be equal, and the student's frame the teacher's or a whole multiple of it.
 
 Not in these figures: the frames that a streaming encoder waits for to fill a chunk (att_context_size), the time of
 computing, and the teacher's own distance from the sound. Tokens that a model does not recognise have a place in its

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """
 Transcribe as a stream, in NeMo's own streaming pipelines (nemo.collections.asr.inference).
 
---pipeline: buffered (any Conformer RNN-T: audio in chunks, each encoded again with its surroundings) or cache_aware
-(one trained for it: no frame is encoded twice). Their settings are conf/inference/*_rnnt.yaml; --set KEY=VALUE changes
-them, --config FILE replaces the file. Sample rate and word pieces a frame are the model's; a GPU is used if there is
-one.
+--model is a stock RNN-T, TDT or hybrid model. --pipeline: buffered (a Conformer trained with preprocessor.normalize
+per_feature: audio in chunks, each encoded again with its surroundings) or cache_aware (one trained for it: no frame is
+encoded twice). Their settings are conf/inference/*_rnnt.yaml; --set KEY=VALUE changes them, --config FILE replaces the
+file. Sample rate and word pieces a frame are the model's; a GPU is used if there is one.
 
 Prints the texts and, of a manifest with transcripts, errors and WER, beside the real-time factor: seconds of the whole
 run (reading files, features, encoder, decoding; not loading the model) per second of audio, the audio coming as fast
@@ -72,7 +72,8 @@ def print_evaluation(evaluation: "Evaluation") -> None:
     errors = evaluation.errors
     if errors.words:
         print(
-            f"WER {errors.wer:.2%} of {errors.words} words ({errors.substitutions} substitutions, "
+            f"{evaluation.metric} {errors.wer:.2%} of {errors.words} {evaluation.unit} "
+            f"({errors.substitutions} substitutions, "
             f"{errors.insertions} insertions, {errors.deletions} deletions)"
         )
     print(f"{evaluation.audio_seconds:.1f} s of audio, real-time factor {evaluation.real_time_factor:.4f}")

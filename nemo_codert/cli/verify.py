@@ -17,8 +17,8 @@ Needs pip install "nemo_codert[deploy]".
 
 The four programs: NeMo's `transcribe`; onnxruntime with a greedy loop, on NeMo's features; sherpa-onnx, which computes
 its own features, with the float and with the int8 files (its online recognizer where the encoder is cache-aware, its
-offline one else). All get the same samples, at the model's sample rate, and decode greedily. --limit N takes the
-first N utterances only.
+offline one else). All get the same samples, at the model's sample rate, and decode greedily. --limit N takes the first
+N utterances only. Utterances that are longer than the exported files take are named, and nothing is written.
 
 Exit status 2: bad options, files or data, or a model that sherpa-onnx cannot serve; the message names the remedy.
 """

@@ -230,6 +230,8 @@ def make_settings(
     config = composed(config_name, BASELINE, [*overrides_for({}, overrides), *steps])
     updates = _checked_steps(config)
     _check_checkpoints(config)
+    if config.get("model.use_cer"):
+        raise ValueError("model.use_cer is true, but a comparison counts words: leave it out")
 
     def compose(strategy: str) -> dict[str, Any]:
         own = own_overrides(strategy_overrides, strategy)

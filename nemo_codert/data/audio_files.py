@@ -1,11 +1,14 @@
-"""Checks of audio files: the header, the end and, on request, all samples.
+"""Checks of audio files: the header, the end and, on request, all samples; and reading of one channel or all, mixed.
 
 Imports numpy and soundfile only, neither torch nor NeMo. libsndfile runs without the interpreter's lock, so that
 threads help where storage is slow.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -102,6 +105,85 @@ def decodes(path: str) -> bool:
             return len(file.read()) == file.frames
     except DECODING_ERRORS:
         return False
+
+
+def channel_selector(entry: Mapping[str, Any]) -> int | str:
+    """Return what a manifest's entry is made of: the number of a channel, or `average` of all channels.
+
+    The value is one that NeMo's `AudioSegment` takes. `channel` of an entry counts where the file has several.
+
+    Args:
+        entry: of a manifest, with `audio_filepath`.
+
+    Example:
+        >>> channel_selector({"audio_filepath": "a.wav", "duration": 1.0})
+        'average'
+    """
+    channel = entry.get("channel")
+    return "average" if channel is None or soundfile.info(entry["audio_filepath"]).channels == 1 else channel
+
+
+def read_mono(entry: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """Read the audio of a manifest's entry: from `offset` on, for `duration`, the channel of `channel_selector`.
+
+    Args:
+        entry: of a manifest.
+
+    Returns:
+        Samples [S] float32 and their rate in Hz.
+
+    Raises:
+        soundfile.SoundFileError: audio that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/call.wav"
+        >>> soundfile.write(path, np.array([[0.5, 0.0], [0.25, 0.0]]), 16000)
+        >>> read_mono({"audio_filepath": path})[0].tolist()
+        [0.25, 0.125]
+        >>> read_mono({"audio_filepath": path, "channel": 0})[0].tolist()
+        [0.5, 0.25]
+    """
+    selected = channel_selector(entry)
+    with soundfile.SoundFile(entry["audio_filepath"]) as file:
+        file.seek(round((entry.get("offset") or 0.0) * file.samplerate))
+        frames = round(entry["duration"] * file.samplerate) if entry.get("duration") else -1
+        samples = file.read(frames, dtype="float32", always_2d=True)
+        mono = samples.mean(axis=1) if selected == "average" else samples[:, selected]
+        return mono, file.samplerate
+
+
+def mono_entries(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Return entries that programs for one channel can read: of files with several, the audio is written to `folder`.
+
+    Args:
+        entries: of a manifest. folder: exists, and is kept as long as the entries are used.
+
+    Returns:
+        The entries in order. Where audio was written, `audio_filepath` and `duration` are those of the new file, and
+        `offset` is gone; an entry whose audio cannot be read is left as it is.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> soundfile.write(folder / "call.wav", np.zeros((80, 2)), 8000)
+        >>> [entry] = mono_entries([{"audio_filepath": str(folder / "call.wav"), "duration": 0.01}], folder)
+        >>> soundfile.info(entry["audio_filepath"]).channels, entry["duration"]
+        (1, 0.01)
+    """
+    found = []
+    for number, entry in enumerate(entries):
+        entry = dict(entry)
+        try:
+            if soundfile.info(entry["audio_filepath"]).channels > 1:
+                samples, rate = read_mono(entry)
+                path = str(folder / f"{number}.wav")
+                soundfile.write(path, samples, rate, subtype="FLOAT")
+                entry |= {"audio_filepath": path, "duration": len(samples) / rate, "offset": None}
+        except DECODING_ERRORS:
+            pass  # reported, with its name, by the program that is going to read it
+        found.append(entry)
+    return found
 
 
 def _size(path: str) -> int:

@@ -1,7 +1,8 @@
 """NeMo JSON-lines manifests: reading, naming every line that cannot be read, and atomic writing.
 
-One JSON object a line with `audio_filepath`, `duration` (seconds) and `text`; other keys are kept as they are. A line
-without `text` is an utterance without transcript, which a caller accepts or not.
+One JSON object a line with `audio_filepath`, `duration` (seconds) and `text`; other keys are kept as they are. Other
+names that NeMo's loaders accept for audio and text are replaced by these. A line without `text` is an utterance
+without transcript, which a caller accepts or not.
 Screening before training is in screening.py. Imports neither torch nor NeMo.
 """
 
@@ -20,6 +21,7 @@ REPORTED_LINES = 10
 MAX_QUANTITY = 1e9  # seconds or Hz; also keeps integers out that no float can hold
 QUOTED = 80  # characters of a line that cannot be read
 FIELDS = (("audio_filepath", "text"), ("duration", "number"), ("text", "text"))
+OTHER_AUDIO = "audio_filename"  # older name of audio_filepath in NeMo
 OTHER_TEXTS = ("text_filepath", "normalized_text")  # keys that NeMo's classic loader reads in place of text
 OPTIONAL_NUMBERS = ("offset", "sampling_rate", "sample_rate")  # null means absent
 
@@ -62,17 +64,18 @@ class _LineError(ValueError):
         self.reason, self.detail = reason, detail
 
 
-def read_manifest(path: str | Path, *, unlabelled: bool = False) -> list[dict[str, Any]]:
+def read_manifest(path: str | Path, *, unlabelled: bool = False, text_field: str = "text") -> list[dict[str, Any]]:
     """Return the entries of a NeMo manifest, with relative `audio_filepath`s resolved as NeMo does.
 
     A byte order mark, CRLF line ends and blank lines are accepted; audio files are not opened.
 
     Args:
-        path: the manifest; relative audio paths start at its folder.
+        path: the manifest; for relative audio paths see `resolve_audio_path`.
         unlabelled: accept lines without `text`.
+        text_field: key of the transcript, as in a data section of NeMo's.
 
     Returns:
-        One dict a line, with all keys of the line; `audio_filepath` is absolute.
+        One dict a line, with all keys of the line; `audio_filepath` is absolute, and `text` is the transcript.
 
     Raises:
         ValueError: a missing or empty file, or lines with bad JSON or a missing or ill-typed field; names file and
@@ -87,7 +90,7 @@ def read_manifest(path: str | Path, *, unlabelled: bool = False) -> list[dict[st
         >>> read["audio_filepath"] == f"{folder}/a.wav", read["text"]
         (True, 'yes')
     """
-    entries, bad = parse_manifest(path, unlabelled=unlabelled)
+    entries, bad = parse_manifest(path, unlabelled=unlabelled, text_field=text_field)
     if bad:
         shown = [f"{path}:{line.number}: {line.detail}" for line in bad[:REPORTED_LINES]]
         if len(bad) > len(shown):
@@ -96,12 +99,15 @@ def read_manifest(path: str | Path, *, unlabelled: bool = False) -> list[dict[st
     return entries
 
 
-def parse_manifest(path: str | Path, *, unlabelled: bool = False) -> tuple[list[dict[str, Any]], list[BadLine]]:
+def parse_manifest(
+    path: str | Path, *, unlabelled: bool = False, text_field: str = "text"
+) -> tuple[list[dict[str, Any]], list[BadLine]]:
     """Return the entries of a manifest and the lines that cannot be used.
 
     Args:
         path: the manifest.
         unlabelled: accept lines without `text`.
+        text_field: key of the transcript.
 
     Returns:
         The entries as `read_manifest` gives them, and a BadLine for each line that is not a valid entry.
@@ -127,7 +133,7 @@ def parse_manifest(path: str | Path, *, unlabelled: bool = False) -> tuple[list[
         if not line.strip():
             continue
         try:
-            entry = _parse_line(line, unlabelled)
+            entry = _parse_line(line, path, unlabelled, text_field)
         except _LineError as error:
             content = line[: 4 * QUOTED].decode("utf-8", errors="replace").strip()[:QUOTED]
             bad.append(BadLine(number, error.reason, error.detail, content))
@@ -146,8 +152,24 @@ def manifest_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def resolve_audio_path(audio_filepath: str, manifest_path: str | Path) -> str:
-    """Return the absolute path of an audio file; relative paths start at the manifest's folder."""
-    return os.path.abspath(os.path.join(Path(manifest_path).parent, os.path.expanduser(audio_filepath)))
+    """Return the absolute path of a file that a manifest names, as NeMo's loaders find it.
+
+    A relative path starts at the manifest's folder; where there is no such file, at the working folder.
+
+    Args:
+        audio_filepath: the path in the manifest.
+        manifest_path: the manifest.
+
+    Returns:
+        The file that exists; where neither does, the path that starts at the manifest's folder.
+
+    Example:
+        >>> resolve_audio_path("a.wav", "/data/train.json")
+        '/data/a.wav'
+    """
+    path = os.path.expanduser(audio_filepath)
+    beside = os.path.abspath(os.path.join(Path(manifest_path).parent, path))
+    return os.path.abspath(path) if not os.path.isfile(beside) and os.path.isfile(path) else beside
 
 
 def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
@@ -177,18 +199,71 @@ def write_manifest(path: str | Path, entries: Iterable[dict[str, Any]]) -> Path:
 
 
 def has_text(entry: Mapping[str, Any]) -> bool:
-    """Return whether an entry has a transcript, or a key that NeMo's classic loader reads in its place."""
-    return any(key in entry for key in ("text", *OTHER_TEXTS))
+    """Return whether an entry of `parse_manifest` has a transcript."""
+    return "text" in entry
 
 
 def nemo_can_read(path: Path) -> bool:
-    """Return whether NeMo can read the file: its reader accepts CRLF, but no byte order mark and no blank line."""
+    """Return whether both of NeMo's loaders read the file alike.
+
+    They accept CRLF, but no byte order mark and no blank line; lhotse's has no other names for audio and text.
+    """
     content = path.read_bytes()
     lines = content.removesuffix(b"\n").split(b"\n")
-    return not content.startswith(BYTE_ORDER_MARK) and all(line.strip() for line in lines)
+    renamed = any(f'"{key}"'.encode() in content for key in (OTHER_AUDIO, *OTHER_TEXTS))
+    return not content.startswith(BYTE_ORDER_MARK) and not renamed and all(line.strip() for line in lines)
 
 
-def _parse_line(line: bytes, unlabelled: bool) -> dict[str, Any]:
+def _parse_line(line: bytes, path: Path, unlabelled: bool, text_field: str) -> dict[str, Any]:
+    entry = _json_object(line)
+    _rename(entry, path, text_field)
+    for key, kind in FIELDS:
+        if key == "text" and unlabelled and not has_text(entry):
+            continue
+        if key not in entry:
+            detail = f"{key} is missing. Every line needs audio_filepath, duration and text."
+            if key == "text":
+                detail = detail if text_field == "text" else f"{text_field} is missing, which text_field names."
+                detail += " Audio without text trains distillation terms that read none, in a pair alone."
+            raise _LineError(LineFault.NO_FIELD, detail)
+        _check_field(text_field if key == "text" else key, entry[key], kind)
+    for key in OPTIONAL_NUMBERS:
+        if entry.get(key) is not None:
+            _check_field(key, entry[key], "number")
+    if not entry["audio_filepath"].strip():
+        raise _LineError(LineFault.NO_FIELD, "audio_filepath is empty. Give the path of an audio file.")
+    return entry
+
+
+def _rename(entry: dict[str, Any], path: Path, text_field: str) -> None:
+    """Put audio and transcript of a line under their usual names."""
+    if OTHER_AUDIO in entry:
+        entry.setdefault("audio_filepath", entry.pop(OTHER_AUDIO))
+    if text_field != "text":
+        entry.pop("text", None)  # a loader with text_field does not read it
+        if text_field in entry:
+            entry["text"] = entry[text_field]
+        return
+    for key in OTHER_TEXTS:
+        if key in entry and "text" not in entry:
+            entry["text"] = _content(entry[key], path) if key == "text_filepath" else entry[key]
+
+
+def _content(text_filepath: object, path: Path) -> str:
+    """Return the transcript in a file that a line names."""
+    _check_field("text_filepath", text_filepath, "text")
+    file = resolve_audio_path(text_filepath, path)
+    try:
+        if os.path.isfile(file):
+            return Path(file).read_text(encoding="utf-8").replace("\n", "")
+        reason = "no such file"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = str(error)
+    detail = f"text_filepath is {text_filepath!r:.{QUOTED}}, which cannot be read ({reason}). Give a text file."
+    raise _LineError(LineFault.NO_FIELD, detail)
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -204,20 +279,6 @@ def _parse_line(line: bytes, unlabelled: bool) -> dict[str, Any]:
     if not isinstance(entry, dict):
         detail = f"got a JSON {type(entry).__name__}, want an object with audio_filepath, ... ."
         raise _LineError(LineFault.NO_OBJECT, detail)
-    for key, kind in FIELDS:
-        if key == "text" and unlabelled and not has_text(entry):
-            continue
-        if key not in entry:
-            detail = f"{key} is missing. Every line needs audio_filepath, duration and text."
-            if key == "text":
-                detail += " Audio without text trains distillation terms that read none, in a pair alone."
-            raise _LineError(LineFault.NO_FIELD, detail)
-        _check_field(key, entry[key], kind)
-    for key in OPTIONAL_NUMBERS:
-        if entry.get(key) is not None:
-            _check_field(key, entry[key], "number")
-    if not entry["audio_filepath"].strip():
-        raise _LineError(LineFault.NO_FIELD, "audio_filepath is empty. Give the path of an audio file.")
     return entry
 
 

@@ -1,6 +1,6 @@
 """Screening of manifests before training: usable utterances, faulty ones with the reason, and notices.
 
-Imports tqdm, manifest.py and audio_files.py only, neither torch nor NeMo.
+Imports tqdm, manifest.py, audio_files.py and normalisation.py only, neither torch nor NeMo.
 """
 
 import logging
@@ -9,7 +9,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from nemo_codert.data.audio_files import AudioFault, AudioHeader, Samples, inspect, listen
 from nemo_codert.data.manifest import has_text, nemo_can_read, parse_manifest, write_manifest
+from nemo_codert.data.normalisation import composed
 from nemo_codert.data.utterance_ids import ID_KEYS
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ DURATION_TOLERANCE = 0.1  # seconds; manifests round durations, and resampled co
 REPORTED_UTTERANCES = 10
 RESIZING = ("perturb_speed", "truncate_duration", "cut_into_windows_duration", "pad_min_duration")  # keys of lhotse
 RATE_KEYS = ("sampling_rate", "sample_rate")
+CHANNEL_KEYS = ("channel", "channel_id", "channel_selector")  # keys by which lines state a channel
 AUDIO_CHECKS = ("auto", "headers", "samples")
 AUTO_HOURS = 20.0  # hours of audio in a manifest, up to which audio_check: auto decodes all samples
 CLIPPED_SHARE = 0.001  # an utterance is clipped if at least this share of its samples is at full scale
@@ -47,7 +49,13 @@ class Reason(AudioFault):
     TOO_LONG_DURATION = "duration in the manifest longer than the audio file"
     WRONG_RATE = "sampling_rate in the manifest is not the file's"
     SEVERAL_CHANNELS = "several channels, but neither use_lhotse nor channel_selector is set"
+    NO_CHANNEL = "no such channel in the audio file"
+    UNREACHABLE_CHANNEL = "channel_selector selects nothing in lines with a sampling_rate: leave the rate out"
     CONTRADICTION = "other transcripts for the same audio"
+    CONTRADICTION_OF_CHANNELS = (
+        "other transcripts for the same audio: its channel is not read, set use_lhotse to true and channel_selector "
+        "to the key that has it"
+    )
     BELOW_MINIMUM = "shorter than min_duration"
     ABOVE_MAXIMUM = "longer than max_duration"
     SKIPPED = "_skipme is set"
@@ -59,6 +67,9 @@ class Notice:
     CLIPPED = "clipped: samples at full scale"
     REPEATED = "same audio and transcript as another line"
     SAME_ID = "same id as another line"
+    UNREAD_CHANNEL = (
+        "channel is not read, all are mixed: set use_lhotse to true and channel_selector to the key that has it"
+    )
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,9 @@ class Loader:
     Args:
         min_duration, max_duration: limits in seconds, both included.
         mono_only: files of several channels stop the loader.
+        channel: the channel that the loader selects: a number, or the key of a line that has it. None: all channels
+            are mixed.
+        by_tools: this package reads the audio by itself, as its tools do: `channel` need not be in every line.
         lhotse: the loader is lhotse's: an utterance without an offset is the whole file, whatever its manifest's
             duration.
         resizing: settings by which lhotse changes durations before comparing them with the limits.
@@ -83,6 +97,8 @@ class Loader:
     min_duration: float = -math.inf
     max_duration: float = math.inf
     mono_only: bool = False
+    channel: int | str | None = None
+    by_tools: bool = False
     lhotse: bool = True
     resizing: Mapping[str, Any] = field(default_factory=dict)
     resized_limits: tuple[float, float] = (-math.inf, math.inf)
@@ -98,14 +114,15 @@ class Loader:
             key: the block's place in the config, for messages.
 
         Raises:
-            ValueError: a limit that is not a number.
+            ValueError: a limit that is not a number, or a channel_selector that the loader does not take.
         """
         lhotse = bool(block.get("use_lhotse"))
         limits = {name: block.get(name) for name in ("min_duration", "max_duration") if block.get(name) is not None}
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
                 raise ValueError(f"{key}.{name} is {value!r}: give seconds, or null for no limit.")
-        settings = {"mono_only": not lhotse and block.get("channel_selector") is None, "lhotse": lhotse}
+        mono_only = not lhotse and block.get("channel_selector") is None
+        settings = {"mono_only": mono_only, "lhotse": lhotse, "channel": _selected_channel(block, key, lhotse)}
         resizing = {name: block.get(name) for name in RESIZING if block.get(name)} if lhotse else {}
         if not resizing:
             return cls(**limits, **settings)
@@ -131,12 +148,73 @@ class Loader:
             frames = min(round(entry["duration"] * rate), frames - round(offset * rate))
         return frames / header.sample_rate
 
+    def channel_of(self, entry: Mapping[str, Any]) -> Any:
+        """Return the number of the channel that this loader selects for an entry; None where it mixes all."""
+        return entry.get(self.channel) if isinstance(self.channel, str) else self.channel
+
+    def channel_fault(self, entry: Mapping[str, Any], header: AudioHeader) -> str | None:
+        """Return why the channel of an entry cannot be selected, None if it can."""
+        if self.channel is None:
+            return None
+        channel = self.channel_of(entry)
+        if self.by_tools and isinstance(self.channel, str) and (channel is None or header.channels == 1):
+            return None
+        if isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < header.channels:
+            return Reason.NO_CHANNEL
+        if self.by_tools or not self.lhotse or header.channels == 1:
+            return None
+        # NeMo then takes the file for one of a single channel, and lhotse mixes what is in it.
+        stated = any(entry.get(key) is not None for key in RATE_KEYS)
+        return Reason.UNREACHABLE_CHANNEL if stated else None
+
+    def ignores_channel(self, entry: Mapping[str, Any], header: AudioHeader) -> bool:
+        """Return whether an entry states one of several channels that this loader mixes all the same."""
+        stated = any(entry.get(key) is not None for key in CHANNEL_KEYS)
+        return self.channel is None and stated and header.channels > 1
+
     def limit_missed(self, entry: dict[str, Any], header: AudioHeader) -> str | None:
         """Return the limit of the config that leaves an utterance out, None if it is within the limits."""
         seconds = self.seconds(entry, header)
         if seconds < self.min_duration:
             return f"{Reason.BELOW_MINIMUM} of {self.min_duration} s"
         return f"{Reason.ABOVE_MAXIMUM} of {self.max_duration} s" if seconds > self.max_duration else None
+
+
+# Reading by this package's own tools: the `channel` of a line, or all channels mixed.
+TOOLS = Loader(channel="channel", by_tools=True)
+
+
+def tools_loader(block: Mapping[str, Any], key: str) -> Loader:
+    """Return the loader of a section of test data, which the tools read: `TOOLS`, or the channel that it selects.
+
+    Args:
+        block: the section, such as model.test_ds. key: its place in the config, for messages.
+
+    Raises:
+        ValueError: a channel_selector that is neither a number nor a key of the lines.
+
+    Example:
+        >>> tools_loader({"channel_selector": 1}, "model.test_ds").channel
+        1
+    """
+    if (selector := block.get("channel_selector")) is None:
+        return TOOLS
+    channel = None if selector == "average" else _selected_channel(block, key, lhotse=True)
+    return replace(TOOLS, channel=channel)
+
+
+def _selected_channel(block: Mapping[str, Any], key: str, lhotse: bool) -> int | str | None:
+    """Return the channel that a block's loader selects; None where it mixes all."""
+    value = block.get("channel_selector")
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is None or number or (lhotse and isinstance(value, str) and value != "average"):
+        return value
+    if not lhotse and value == "average":
+        return None
+    wanted = "the number of a channel, or null to mix all"
+    if lhotse:
+        wanted = "the number of a channel, the key of the lines that has it, or null to mix all"
+    raise ValueError(f"{key}.channel_selector is {value!r}, wanted {wanted}.")
 
 
 @dataclass
@@ -200,6 +278,8 @@ def screen_manifest(
     loader: Loader = Loader(),
     audio_check: str = "headers",
     unlabelled: bool = False,
+    text_field: str = "text",
+    normalise: Callable[[str], str] = composed,
     progress: bool = True,
 ) -> Screening:
     """Sort the entries of a manifest into usable and unusable ones by checking every audio file.
@@ -216,6 +296,8 @@ def screen_manifest(
             usable, `auto` does so in a manifest of at most 20 hours; files of floating-point samples, which alone can
             hold NaN, are decoded in any case.
         unlabelled: a line without `text` is an utterance without transcript; else it is a line that cannot be used.
+        text_field: key of the transcript.
+        normalise: the form in which transcripts are compared; see `nemo_codert.data.normalisation`.
         progress: show progress bars.
 
     Returns:
@@ -237,7 +319,7 @@ def screen_manifest(
         raise ValueError(f"seconds_per_frame is {seconds_per_frame}: one encoder frame lasts more than 0 seconds.")
     if audio_check not in AUDIO_CHECKS:
         raise ValueError(f"audio_check is {audio_check!r}: use one of {', '.join(AUDIO_CHECKS)}.")
-    entries, bad = parse_manifest(path, unlabelled=unlabelled)
+    entries, bad = parse_manifest(path, unlabelled=unlabelled, text_field=text_field)
     headers = _ask(inspect, [entry["audio_filepath"] for entry in entries], f"Checking {Path(path).name}", progress)
     lines = [_Line(entry, headers[entry["audio_filepath"]]) for entry in entries]
     if tokenize is not None:
@@ -247,7 +329,7 @@ def screen_manifest(
         if unk_id is not None and line.reason is None and has_text(line.entry):
             line.is_unspelled = unk_id in tokenize(line.entry["text"])
     decoded = _listen(_usable(lines), loader, audio_check, f"Decoding {Path(path).name}", progress)
-    _compare(_usable(lines))
+    _compare(_usable(lines), loader, normalise)
     screening = _sorted(lines, sample_rate)
     screening.dropped[:0], screening.decoded = [line.plain for line in bad], decoded
     if screening.low_rate:
@@ -315,7 +397,9 @@ def screen_dataset(
             "max_duration, and lhotse would search for one without end. Change the limits: none is usable."
         )
     if screening.unspelled:
-        _report_unspelled(manifest_path, screening, tokenize, unk_id, folder / f"{name}_unspelled.json")
+        normalise = how.get("normalise", composed)
+        listed_in = folder / f"{name}_unspelled.json"
+        _report_unspelled(manifest_path, screening, tokenize, unk_id, listed_in, normalise)
     if screening.noticed:
         counts = _counted(screening.noticed, "notice")
         listed = write_manifest(folder / f"{name}_noticed.json", screening.noticed)
@@ -353,6 +437,8 @@ def _reason(
         return reason, True
     if loader.mono_only and header.channels > 1:
         return Reason.SEVERAL_CHANNELS, False
+    if reason := loader.channel_fault(entry, header):
+        return reason, False
     if loader.lhotse and any(entry.get(key) not in (None, header.sample_rate) for key in RATE_KEYS):
         return Reason.WRONG_RATE, False  # lhotse uses the manifest's rate, which would change the speed
     if not has_text(entry):
@@ -418,21 +504,24 @@ def _stretch(line: _Line) -> tuple[str, int, int | None]:
     return entry["audio_filepath"], round(entry["offset"] * rate), max(1, round(entry["duration"] * rate))
 
 
-def _compare(lines: list[_Line]) -> None:
+def _compare(lines: list[_Line], loader: Loader, normalise: Callable[[str], str]) -> None:
     """Mark lines of the same audio: a fault if transcripts differ, else a notice; a notice for equal ids, too."""
     same_audio, same_id = defaultdict(list), defaultdict(list)
     for line in lines:
         entry = line.entry
-        channels = tuple(sorted((key, str(value)) for key, value in entry.items() if "channel" in key))
+        channel = loader.channel_of(entry) if line.header.channels > 1 else None
         length = None if entry.get("offset") is None else (round(entry["offset"], 2), round(entry["duration"], 2))
-        same_audio[entry["audio_filepath"], length, channels].append(line)
+        same_audio[entry["audio_filepath"], length, channel].append(line)
+        if loader.ignores_channel(entry, line.header):
+            line.notices.append(Notice.UNREAD_CHANNEL)
         for key in ID_KEYS:
             if entry.get(key) is not None:
                 same_id[key, str(entry[key])].append(line)
     for group in same_audio.values():
-        if len({" ".join(line.entry["text"].split()) for line in group if has_text(line.entry)}) > 1:
+        if len({" ".join(normalise(line.entry["text"]).split()) for line in group if has_text(line.entry)}) > 1:
             for line in group:
-                line.reason = Reason.CONTRADICTION
+                unread = loader.ignores_channel(line.entry, line.header)
+                line.reason = Reason.CONTRADICTION_OF_CHANNELS if unread else Reason.CONTRADICTION
         for line in group[1:]:
             line.notices.append(Notice.REPEATED)
     for group in same_id.values():
@@ -467,8 +556,9 @@ def _report_unspelled(
     tokenize: Callable[[str], list[int]],
     unk_id: int,
     listed_in: Path,
+    normalise: Callable[[str], str],
 ) -> None:
-    texts = [entry["text"] for entry in screening.unspelled]
+    texts = [normalise(entry["text"]) for entry in screening.unspelled]
     total = len(screening.usable) - len(screening.unlabelled)
     unknown = {character for character in set("".join(texts)) if unk_id in tokenize(character)}
     found = ["".join(dict.fromkeys(character for character in text if character in unknown)) for text in texts]

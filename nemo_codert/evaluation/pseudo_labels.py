@@ -144,10 +144,10 @@ def reason_to_drop(label: Entry, min_confidence: float, max_disagreement: float)
 
 def _audio(manifest: str | Path) -> tuple[list[Entry], list[Entry]]:
     """Return the utterances of a manifest without their text, and those whose audio cannot be used."""
-    from nemo_codert.data.screening import Reason, screen_manifest
+    from nemo_codert.data.screening import TOOLS, Reason, screen_manifest
 
     about_text = (Reason.EMPTY_TEXT, Reason.CONTRADICTION)  # faults of a text that is replaced here
-    screening = screen_manifest(manifest, unlabelled=True)
+    screening = screen_manifest(manifest, unlabelled=True, loader=TOOLS)
     entries = screening.usable + [entry for entry in screening.dropped if entry["reason"] in about_text]
     if not entries:
         raise ValueError(f"{manifest}: none of {screening.total} utterances can be transcribed")
@@ -242,7 +242,11 @@ def _stored(store: Path, header: Entry) -> list[Entry]:
 
 
 def _hash_of_audio(entries: list[Entry]) -> str:
-    named = [[entry["audio_filepath"], entry.get("offset"), entry["duration"]] for entry in entries]
+    keys = ("audio_filepath", "offset", "duration")
+    # Stores of earlier versions know no channel.
+    named = [
+        [*(entry.get(key) for key in keys), *([entry["channel"]] if "channel" in entry else [])] for entry in entries
+    ]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 

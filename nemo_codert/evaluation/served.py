@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import soundfile
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
+from nemo_codert.data.audio_files import read_mono
 from nemo_codert.data.corpora.corpus import resample
 from nemo_codert.evaluation.transcribe import max_symbols
-from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
+from nemo_codert.evaluation.word_errors import WER, WordErrors, total_word_errors
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,11 @@ class Deployed:
     errors: WordErrors
 
     @classmethod
-    def of(cls, name: str, texts: list[str], files: Sequence[Path], references: Sequence[str]) -> "Deployed":
-        """Build a result, counting its word errors."""
-        return cls(name, texts, list(files), total_word_errors(references, texts))
+    def of(
+        cls, name: str, texts: list[str], files: Sequence[Path], references: Sequence[str], metric: str = WER
+    ) -> "Deployed":
+        """Build a result, counting its word errors, or for the metric CER those of characters."""
+        return cls(name, texts, list(files), total_word_errors(references, texts, metric))
 
     @property
     def megabytes(self) -> float:
@@ -47,12 +49,8 @@ class Deployed:
 
 
 def read_signal(entry: dict[str, Any], sample_rate: int) -> np.ndarray:
-    """Read [S] float32 of a manifest's entry at `sample_rate`: the first channel, from `offset` on, for `duration`."""
-    with soundfile.SoundFile(entry["audio_filepath"]) as file:
-        file.seek(round((entry.get("offset") or 0.0) * file.samplerate))
-        frames = round(entry["duration"] * file.samplerate) if entry.get("duration") else -1
-        samples = file.read(frames, dtype="float32", always_2d=True)[:, 0]
-        return np.ascontiguousarray(resample(samples, file.samplerate, sample_rate))
+    """Read [S] float32 of a manifest's entry at `sample_rate`, as `nemo_codert.data.audio_files.read_mono` does."""
+    return np.ascontiguousarray(resample(*read_mono(entry), sample_rate))
 
 
 def nemo_texts(model: EncDecRNNTBPEModel, signals: Sequence[np.ndarray]) -> list[str]:
@@ -164,10 +162,10 @@ class SherpaOnnx:
         return self.recognizer.get_result(stream).strip()
 
 
-def report(deployed: Sequence[Deployed], references: Sequence[str], show: int) -> str:
+def report(deployed: Sequence[Deployed], references: Sequence[str], show: int, metric: str = WER) -> str:
     """Return Markdown: a line for each program, compared with the first, and the texts of the first utterances."""
     first = deployed[0]
-    lines = ["| program | WER | change (points) | same text as NeMo | files |", "|---|---:|---:|---:|---:|"]
+    lines = [f"| program | {metric} | change (points) | same text as NeMo | files |", "|---|---:|---:|---:|---:|"]
     for program in deployed:
         rate = f"{program.errors.wer:.2%}" if program.errors.words else "n/a"
         change = f"{100 * (program.errors.wer - first.errors.wer):+.2f}" if program.errors.words else "n/a"

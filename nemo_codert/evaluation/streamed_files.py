@@ -23,7 +23,7 @@ class StreamSettings:
     """A model, a pipeline, and what to transcribe.
 
     Args:
-        model: the `.nemo` file of a stock RNN-T.
+        model: the `.nemo` file of a stock RNN-T, hybrid or TDT model.
         manifest: the utterances; without it `audio` is transcribed.
         audio: files, in place of a manifest.
         pipeline: `buffered` or `cache_aware`.
@@ -91,7 +91,7 @@ def transcribe_streaming(settings: StreamSettings) -> Streamed:
     from nemo_codert.models.open_model import restored_config
 
     model = Path(settings.model)
-    model_cfg = restored_config(model, kinds=())
+    model_cfg = restored_config(model)
     cfg = pipeline_config(
         conf_folder() / "inference" / f"{settings.pipeline}_rnnt.yaml",
         model,

@@ -4,6 +4,7 @@ NeMo's pipelines have no defaults, and where model and settings do not fit they 
 such a combination is refused here first. May import models; nothing but scripts imports this.
 """
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.data.audio_files import mono_entries
 from nemo_codert.evaluation.transcribe import Evaluation, max_symbols
-from nemo_codert.evaluation.word_errors import total_word_errors
 
 DECODING = "greedy_batch"  # NeMo's other strategies keep no state between chunks
 # Encoder settings of a cache-aware model.
@@ -77,6 +79,8 @@ def refuse_unfit(cfg: DictConfig, model_cfg: DictConfig) -> None:
     problems = [*_model_problems(model_cfg), *_setting_problems(cfg, model_cfg)]
     if cfg.pipeline_type == "cache_aware":
         problems += [*_cache_problems(model_cfg), *_slot_problems(cfg)]
+    else:
+        problems += _buffer_problems(model_cfg)
     if problems:
         raise ValueError("this model cannot be streamed so:\n  - " + "\n  - ".join(problems))
 
@@ -108,6 +112,10 @@ def _cache_problems(model_cfg: DictConfig) -> list[str]:
     differing = [(key, value) for key, value in CACHE_AWARE.items() if encoder.get(key) != value]
     wrong = [f"{key} {encoder.get(key)!r}, not {value!r}" for key, value in differing]
     problems = []
+    if is_tdt(model_cfg):
+        problems.append(
+            "the model is a TDT model, which NeMo has in its buffered pipeline only: take --pipeline buffered"
+        )
     if wrong:
         problems.append(
             f"encoder is not cache-aware ({'; '.join(wrong)}): train one that is, or take --pipeline buffered"
@@ -118,6 +126,19 @@ def _cache_problems(model_cfg: DictConfig) -> list[str]:
             "train with NA, or take --pipeline buffered"
         )
     return problems
+
+
+def _buffer_problems(model_cfg: DictConfig) -> list[str]:
+    normalize = model_cfg.preprocessor.get("normalize", "per_feature")
+    if normalize == "per_feature":
+        return []
+    other = "train with per_feature"
+    if normalize in UNNORMALISED:
+        other += ", or take --pipeline cache_aware where the encoder is cache-aware"
+    return [
+        f"preprocessor.normalize is {normalize!r}, but this pipeline normalises features per_feature whatever a model "
+        f"was trained with, silently: {other}"
+    ]
 
 
 def _slot_problems(cfg: DictConfig) -> list[str]:
@@ -147,19 +168,14 @@ def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str)
     """
     if parts := [entry["audio_filepath"] for entry in entries if entry.get("offset")]:
         raise ValueError(f"{parts[0]}: offset is set, but a pipeline plays whole files. Cut the audio first")
-    files = [entry["audio_filepath"] for entry in entries]
-    _played(pipeline, files[:1])
-    start = time.perf_counter()
-    results = _played(pipeline, files)
-    wall_seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory(prefix="nemo_codert_stream_") as folder:
+        files = [entry["audio_filepath"] for entry in mono_entries(entries, Path(folder))]
+        _played(pipeline, files[:1])
+        start = time.perf_counter()
+        results = _played(pipeline, files)
+        wall_seconds = time.perf_counter() - start
     texts = [" ".join(results[i]["text"].split()) for i in range(len(files))]
-    return Evaluation(
-        manifest=manifest,
-        predictions=[{**entry, "pred_text": text} for entry, text in zip(entries, texts, strict=True)],
-        errors=total_word_errors((entry["text"] for entry in entries), texts),
-        audio_seconds=sum(entry["duration"] for entry in entries),
-        wall_seconds=wall_seconds,
-    )
+    return Evaluation.of(pipeline.asr_model.asr_model, manifest, entries, texts, wall_seconds)
 
 
 def _played(pipeline: BasePipeline, files: list[str]) -> dict[int, dict[str, Any]]:

@@ -19,7 +19,8 @@ from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from nemo_codert.data.screening import Loader, Reason, name_of, screen_manifest
+from nemo_codert.data.audio_files import channel_selector
+from nemo_codert.data.screening import TOOLS, Reason, name_of, screen_manifest
 from nemo_codert.data.target_cache import Utterance, listed
 from nemo_codert.data.target_header import COMBINATIONS, DTYPES, PLACES, PRIORS, TargetHeader, TeacherRecord
 from nemo_codert.data.target_writer import TargetWriter
@@ -30,6 +31,7 @@ from nemo_codert.evaluation.target_teachers import (
     mixture_weights,
     open_teacher,
 )
+from nemo_codert.evaluation.transcribe import references_for
 from nemo_codert.evaluation.word_errors import word_errors
 from nemo_codert.modules.checksums import pieces_sha256, weights_sha256
 
@@ -195,7 +197,7 @@ def usable_utterances(settings: CacheSettings) -> list[dict[str, Any]]:
     Raises:
         ValueError: no usable entry, or two different utterances with one id.
     """
-    loader = Loader(mono_only=True, lhotse=False)
+    loader = replace(TOOLS, lhotse=False)  # a line is used whatever its _skipme
     screening = screen_manifest(settings.manifest, loader=loader, unlabelled=True, progress=settings.progress)
     kept = [entry for entry in screening.dropped if entry["reason"] in HEARD_ALL_THE_SAME]
     faulty = [entry for entry in screening.dropped if entry["reason"] not in HEARD_ALL_THE_SAME]
@@ -204,7 +206,7 @@ def usable_utterances(settings: CacheSettings) -> list[dict[str, Any]]:
         logger.warning("%s: %d utterances have no targets: %s", settings.manifest, len(faulty), names)
     entries, by_id = [], {}
     for entry in [*screening.usable, *kept]:
-        audio = tuple(entry.get(key) for key in ("audio_filepath", "offset", "duration"))
+        audio = tuple(entry.get(key) for key in ("audio_filepath", "offset", "duration", "channel"))
         if (known := by_id.setdefault(entry_id(entry), audio)) != audio:
             raise ValueError(
                 f"{settings.manifest}: two utterances have the id {entry_id(entry)!r} ({known[0]}, {audio[0]}): give "
@@ -354,7 +356,7 @@ class Runner:
         if self.measures:
             for k, (teacher, each) in enumerate(zip(self.teachers, encoded, strict=True)):
                 texts = teacher.texts(*each, self.settings.at)
-                pairs = zip(references, texts, strict=True)
+                pairs = zip(references_for(teacher.model, references), texts, strict=True)
                 errors[:, k] = [word_errors(*pair).errors if pair[0] else 0 for pair in pairs]
         rates = errors / np.maximum(words, 1)[:, None]
         weights = np.stack([mixture_weights(rates[b], self.settings.combine) for b in range(len(batch))])
@@ -431,6 +433,7 @@ def _read(batch: Sequence[dict[str, Any]], rates: Sequence[int]) -> dict[int, li
 
 def _signal(entry: dict[str, Any], rate: int) -> torch.Tensor:
     place = {"offset": entry.get("offset") or 0, "duration": entry["duration"]}
+    place["channel_selector"] = channel_selector(entry)
     segment = AudioSegment.from_file(entry["audio_filepath"], target_sr=rate, **place)
     return torch.from_numpy(segment.samples)
 

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+from nemo.collections.asr.models import ASRModel
 from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_codert.data.audio_files import decodes
+from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.data.audio_files import decodes, mono_entries
 from nemo_codert.data.manifest import read_manifest, write_manifest
-from nemo_codert.data.screening import Reason, screen_manifest
-from nemo_codert.evaluation.word_errors import WordErrors, total_word_errors
+from nemo_codert.data.normalisation import normalised, normaliser
+from nemo_codert.data.screening import TOOLS, Loader, Reason, screen_manifest
+from nemo_codert.evaluation.word_errors import UNITS, WER, WordErrors, metric_of, total_word_errors
 
 DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batch", "malsd_batch")
+TDT_DECODINGS = ("greedy", "greedy_batch", "beam", "maes", "malsd_batch")  # those that NeMo has for durations
 MAX_SYMBOLS = 10  # NeMo's default
 MAES_STEPS = 4  # expansions a frame; NeMo's default of 2 cuts words off
 REPORTED_UTTERANCES = 10
@@ -36,10 +39,12 @@ class Evaluation:
 
     Args:
         manifest: its path.
-        predictions: its entries with `pred_text` added.
-        errors: word errors, summed.
+        predictions: its entries with `pred_text` added. `text` is the reference as it is counted; where the manifest
+            has another form of it, that is kept as `text_given`.
+        errors: word errors, summed; of a `metric` CER those of characters.
         audio_seconds: seconds of audio.
         wall_seconds: seconds of transcribing.
+        metric: `WER` or `CER`.
     """
 
     manifest: str
@@ -47,6 +52,31 @@ class Evaluation:
     errors: WordErrors
     audio_seconds: float
     wall_seconds: float
+    metric: str = WER
+
+    @classmethod
+    def of(
+        cls, model: ASRModel, manifest: str, entries: list[dict[str, Any]], texts: list[str], wall_seconds: float
+    ) -> "Evaluation":
+        """Return the outcome for entries and their transcripts, counted as the model's validation counts.
+
+        Args:
+            model: gives tokenizer and metric. manifest, wall_seconds: see above.
+            entries, texts: of the same utterances, in the same order.
+        """
+        metric, given = metric_of(model.cfg), [entry["text"] for entry in entries]
+        references = references_for(model, given)
+        lines = []
+        for entry, reference, text in zip(entries, references, texts, strict=True):
+            other = {} if entry["text"] == reference else {"text_given": entry["text"]}
+            lines.append({**entry, "text": reference, **other, "pred_text": text})
+        errors = total_word_errors(references, texts, metric)
+        return cls(manifest, lines, errors, sum(entry["duration"] for entry in entries), wall_seconds, metric)
+
+    @property
+    def unit(self) -> str:
+        """Name of what is counted: words or characters."""
+        return UNITS[self.metric]
 
     @property
     def real_time_factor(self) -> float:
@@ -54,34 +84,53 @@ class Evaluation:
         return self.wall_seconds / self.audio_seconds
 
 
-def usable_entries(manifest: str | Path, sample_rate: int | None = None) -> list[dict[str, Any]]:
+def references_for(model: ASRModel, texts: list[str]) -> list[str]:
+    """Return reference texts in the form in which a model writes: normalised by its tokenizer.
+
+    Args:
+        model: any model of NeMo's speech recognition. texts: the references.
+    """
+    return normalised(texts, normaliser(getattr(model, "tokenizer", None)))
+
+
+def usable_entries(
+    manifest: str | Path, sample_rate: int | None = None, *, loader: Loader = TOOLS, text_field: str = "text"
+) -> list[dict[str, Any]]:
     """Return all entries of a test manifest, in order. An empty transcript is kept: each recognised word is an error.
 
     Args:
         sample_rate: the model's, in Hz; audio below it is counted in a warning.
+        loader: of `tools_loader`; a channel that it selects is put into the entries as `channel`.
+        text_field: key of the transcript.
 
     Raises:
         ValueError: a missing, empty or malformed manifest, or audio that is missing or unusable.
     """
-    entries = read_manifest(manifest)
-    screening = screen_manifest(manifest, sample_rate=sample_rate, progress=False)
+    entries = read_manifest(manifest, text_field=text_field)
+    how = {"sample_rate": sample_rate, "loader": loader, "text_field": text_field, "progress": False}
+    screening = screen_manifest(manifest, **how)
     faults = [entry for entry in screening.dropped if entry["reason"] not in RECOGNISED_ALL_THE_SAME]
     if faults:
         raise ValueError(_refusal(f"{manifest}: {len(faults)} utterances cannot be evaluated", faults))
-    return entries
+    if loader.channel == "channel":
+        return entries
+    return [{**entry, "channel": loader.channel_of(entry)} for entry in entries]
 
 
-def set_decoding(model: EncDecRNNTBPEModel, strategy: str) -> None:
+def set_decoding(model: ASRModel, strategy: str) -> None:
     """Change a model's decoding strategy and keep its other decoding settings (beam size, symbols a frame, ...).
 
     Confidence, which NeMo has for greedy decoding only, is switched off for the others, `maes` gets MAES_STEPS steps,
     and one best text is returned.
 
     Raises:
-        ValueError: unknown strategy.
+        ValueError: unknown strategy, or one that the model's kind does not have.
     """
-    if strategy not in DECODINGS:
-        raise ValueError(f"decoding is {strategy!r}, wanted one of {', '.join(DECODINGS)}")
+    kind, known = ("RNN-T", DECODINGS) if hasattr(model, "joint") else ("CTC", DECODINGS[:2])
+    if is_tdt(model.cfg):
+        kind, known = "TDT", TDT_DECODINGS
+    if strategy not in known:
+        raise ValueError(f"decoding is {strategy!r}, wanted one of {', '.join(known)} for a {kind} model")
     settings = OmegaConf.to_container(model.cfg.decoding, resolve=True)
     settings["strategy"] = strategy
     if not strategy.startswith("greedy"):
@@ -98,7 +147,7 @@ def max_symbols(decoding: DictConfig) -> int:
     return (decoding.get("greedy") or {}).get("max_symbols") or MAX_SYMBOLS
 
 
-def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int = 16) -> Evaluation:
+def evaluate(model: ASRModel, manifest: str | Path, *, batch_size: int = 16, **reading: Any) -> Evaluation:
     """Transcribe a manifest with a stock model's own `transcribe`; the first utterance once more, as a warm-up.
 
     `transcribe` reseeds every random generator: never call this inside a run that is to be reproduced.
@@ -107,6 +156,7 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
         model: a stock model; `nemo_codert.models.open_model` opens one from a file.
         manifest: NeMo manifest with transcripts.
         batch_size: utterances transcribed at a time.
+        reading: `loader` and `text_field`, see `usable_entries`.
 
     Returns:
         Transcripts, word errors and times.
@@ -114,21 +164,14 @@ def evaluate(model: EncDecRNNTBPEModel, manifest: str | Path, *, batch_size: int
     Raises:
         ValueError: see `usable_entries`; also audio that breaks off.
     """
-    entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate)
+    entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate, **reading)
     transcribed_texts(model, entries[:1], batch_size)
     start = time.perf_counter()
     texts = transcribed_texts(model, entries, batch_size)
-    wall_seconds = time.perf_counter() - start
-    return Evaluation(
-        manifest=str(manifest),
-        predictions=[{**entry, "pred_text": text} for entry, text in zip(entries, texts, strict=True)],
-        errors=total_word_errors((entry["text"] for entry in entries), texts),
-        audio_seconds=sum(entry["duration"] for entry in entries),
-        wall_seconds=wall_seconds,
-    )
+    return Evaluation.of(model, str(manifest), entries, texts, time.perf_counter() - start)
 
 
-def transcribed_texts(model: EncDecRNNTBPEModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
+def transcribed_texts(model: ASRModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
     """Return the texts of `transcribed`."""
     return [hypothesis.text for hypothesis in transcribed(model, entries, batch_size)]
 
@@ -145,9 +188,10 @@ def transcribed(
         ValueError: audio that breaks off.
     """
     keys = ("audio_filepath", "duration", "offset")
-    # References and foreign keys are left out: NeMo's loader would tokenize references and may fail on such keys.
-    lines = [{**{key: entry[key] for key in keys if entry.get(key) is not None}, "text": ""} for entry in entries]
     with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:
+        mono = mono_entries(entries, Path(folder))
+        # References and foreign keys are left out: NeMo's loader would tokenize references and may fail on such keys.
+        lines = [{**{key: entry[key] for key in keys if entry.get(key) is not None}, "text": ""} for entry in mono]
         manifest = write_manifest(Path(folder) / "manifest.json", lines)
         try:
             with _without_warnings():
@@ -210,11 +254,12 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "manifest": evaluation.manifest,
         "utterances": len(evaluation.predictions),
-        "words": errors.words,
+        "metric": evaluation.metric,
+        evaluation.unit: errors.words,
         "substitutions": errors.substitutions,
         "insertions": errors.insertions,
         "deletions": errors.deletions,
-        "wer": errors.wer if errors.words else None,  # JSON has no infinity
+        evaluation.metric.lower(): errors.wer if errors.words else None,  # JSON has no infinity
         "audio_seconds": round(evaluation.audio_seconds, 3),
         "wall_seconds": round(evaluation.wall_seconds, 3),
         "real_time_factor": round(evaluation.real_time_factor, 6),

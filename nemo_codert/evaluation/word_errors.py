@@ -1,15 +1,48 @@
 """Word errors: substitutions, insertions and deletions of a hypothesis against its reference, and their sums.
 
-A word error rate is always summed errors over summed reference words, never a mean of rates. Imports kaldialign only.
+A word error rate is always summed errors over summed reference words, never a mean of rates. A model with `use_cer` is
+measured in characters, as in NeMo's validation. Imports kaldialign and data/normalisation.py only.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import kaldialign
 
+from nemo_codert.data.normalisation import composed
+
 GAP = "\0"  # stands for no word in an alignment; no text has it
+WER, CER = "WER", "CER"
+UNITS = {WER: "words", CER: "characters"}
+
+
+def metric_of(cfg: Mapping[str, Any]) -> str:
+    """Return the metric of a model: CER where its config has `use_cer`, as validation counts, else WER.
+
+    Args:
+        cfg: a model's config.
+
+    Example:
+        >>> metric_of({"use_cer": True}), metric_of({})
+        ('CER', 'WER')
+    """
+    return CER if cfg.get("use_cer") else WER
+
+
+def units(text: str, metric: str = WER) -> list[str]:
+    """Return what is counted in a text: its words, or its characters with one blank between words.
+
+    Args:
+        text: any text. metric: `WER` or `CER`.
+
+    Example:
+        >>> units("on  it"), units("on  it", CER)
+        (['on', 'it'], ['o', 'n', ' ', 'i', 't'])
+    """
+    words = composed(text).split()
+    return list(" ".join(words)) if metric == CER else words
 
 
 @dataclass(frozen=True)
@@ -18,7 +51,7 @@ class WordErrors:
 
     Args:
         substitutions, insertions, deletions: errors by kind.
-        words: reference words.
+        words: reference words; characters where these are counted.
 
     Example:
         >>> total = WordErrors(substitutions=1, words=4) + WordErrors(words=6)
@@ -52,11 +85,12 @@ class WordErrors:
         )
 
 
-def word_errors(reference: str, hypothesis: str) -> WordErrors:
-    """Count the errors of the best alignment; words are split at white space and compared unchanged.
+def word_errors(reference: str, hypothesis: str, metric: str = WER) -> WordErrors:
+    """Count the errors of the best alignment; words are split at white space and compared with composed characters.
 
     Args:
-        reference, hypothesis: texts.
+        reference, hypothesis: texts; see `nemo_codert.data.normalisation` for the form of the reference.
+        metric: `WER`, or `CER` to count characters.
 
     Returns:
         The counts.
@@ -64,12 +98,14 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
     Example:
         >>> word_errors("one two three", "one too three four")
         WordErrors(substitutions=1, insertions=1, deletions=0, words=3)
+        >>> word_errors("one two", "one too", CER)
+        WordErrors(substitutions=1, insertions=0, deletions=0, words=7)
     """
-    words = reference.split()
-    if words == (guess := hypothesis.split()):  # the most frequent case
-        return WordErrors(words=len(words))
-    counts = kaldialign.edit_distance(words, guess)
-    return WordErrors(counts["sub"], counts["ins"], counts["del"], len(words))
+    wanted = units(reference, metric)
+    if wanted == (guess := units(hypothesis, metric)):  # the most frequent case
+        return WordErrors(words=len(wanted))
+    counts = kaldialign.edit_distance(wanted, guess)
+    return WordErrors(counts["sub"], counts["ins"], counts["del"], len(wanted))
 
 
 @dataclass(frozen=True)
@@ -101,12 +137,12 @@ def aligned(reference: str, hypotheses: Mapping[str, str]) -> list[Column]:
         one {'a': 'one', 'b': 'one'}
         two {'a': None, 'b': 'two'}
     """
-    words = reference.split()
+    words = units(reference)
     inserted: dict[str, list[list[str]]] = {}
     matched: dict[str, list[str | None]] = {}
     for name, text in hypotheses.items():
         inserted[name], matched[name] = [[] for _ in range(len(words) + 1)], []
-        for ours, theirs in kaldialign.align(words, text.split(), GAP):
+        for ours, theirs in kaldialign.align(words, units(text), GAP):
             if ours == GAP:
                 inserted[name][len(matched[name])].append(theirs)
             else:
@@ -122,11 +158,12 @@ def aligned(reference: str, hypotheses: Mapping[str, str]) -> list[Column]:
     return columns
 
 
-def total_word_errors(references: Iterable[str], hypotheses: Iterable[str]) -> WordErrors:
+def total_word_errors(references: Iterable[str], hypotheses: Iterable[str], metric: str = WER) -> WordErrors:
     """Sum the counts of several utterances.
 
     Args:
         references, hypotheses: texts, one a utterance, in the same order.
+        metric: see `word_errors`.
 
     Returns:
         The sum.
@@ -139,4 +176,4 @@ def total_word_errors(references: Iterable[str], hypotheses: Iterable[str]) -> W
         0.3333333333333333
     """
     pairs = zip(references, hypotheses, strict=True)
-    return sum((word_errors(reference, hypothesis) for reference, hypothesis in pairs), WordErrors())
+    return sum((word_errors(reference, hypothesis, metric) for reference, hypothesis in pairs), WordErrors())

@@ -75,25 +75,30 @@ def check_deployment(settings: DeploymentSettings, output_dir: str | Path) -> De
         Texts and word errors of the four programs, and the report.
 
     Raises:
-        ValueError: settings, files or data that cannot be used, or a model that sherpa-onnx cannot serve.
+        ValueError: settings, files or data that cannot be used, audio longer than the exported files take, or a model
+            that sherpa-onnx cannot serve.
     """
     settings.check()
     from nemo_codert.evaluation.served import read_signal, report
-    from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
+    from nemo_codert.evaluation.transcribe import references_for, set_decoding, usable_entries
+    from nemo_codert.evaluation.word_errors import metric_of
+    from nemo_codert.export.audio_limit import check_lengths, seconds_per_frame
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
     from nemo_codert.export.stock_file import stock_of
-    from nemo_codert.models.open_model import open_model
+    from nemo_codert.models.open_model import networks_of, open_model
 
     entries = usable_entries(settings.manifest)[: settings.limit]
-    references = [entry["text"] for entry in entries]
+    model = open_model(settings.model)
+    networks = networks_of(model, settings.branch)
+    check_lengths(entries, networks.encoder, seconds_per_frame(model, networks.encoder))
+    references, metric = references_for(model, [entry["text"] for entry in entries]), metric_of(model.cfg)
     with folder_to_fill(output_dir, "output_dir") as folder:
-        model = open_model(settings.model)
         sherpa = export_sherpa_onnx(model, folder / "sherpa-onnx", branch=settings.branch, int8=True)
         stock = stock_of(model, branch=settings.branch)
         set_decoding(stock, "greedy_batch")
         signals = [read_signal(entry, stock.preprocessor.featurizer.sample_rate) for entry in entries]
         deployed = _transcribed(stock, folder, sherpa, signals, references)
-        text = report(deployed, references, settings.show)
+        text = report(deployed, references, settings.show, metric)
         with whole_file(folder / "deployment.md") as path:
             path.write_text(text, encoding="utf-8")
     return Deployment(deployed, text, folder / "deployment.md")
@@ -108,19 +113,20 @@ def _transcribed(
 ) -> list["Deployed"]:
     """Transcribe the same signals in every program; the stock model's own files are written first."""
     from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, nemo_texts
+    from nemo_codert.evaluation.word_errors import metric_of
     from nemo_codert.export.stock_file import export_onnx, save_model
 
-    rate = stock.preprocessor.featurizer.sample_rate
+    rate, metric = stock.preprocessor.featurizer.sample_rate, metric_of(stock.cfg)
     nemo = save_model(stock, folder / "student.nemo")
     onnx = export_onnx(stock, folder / "onnx" / "student.onnx")
     greedy = OnnxGreedy(stock, *onnx)
     deployed = [
-        Deployed.of("NeMo", nemo_texts(stock, signals), [nemo], references),
-        Deployed.of("onnxruntime", [greedy.text(signal) for signal in signals], onnx, references),
+        Deployed.of("NeMo", nemo_texts(stock, signals), [nemo], references, metric),
+        Deployed.of("onnxruntime", [greedy.text(signal) for signal in signals], onnx, references, metric),
     ]
     for int8 in (False, True):
         program = SherpaOnnx(sherpa[0].parent, rate, int8=int8)
         texts = [program.text(signal) for signal in signals]
         files = [path for path in sherpa if path.name.endswith(".int8.onnx") == int8 and path.suffix == ".onnx"]
-        deployed.append(Deployed.of("sherpa-onnx int8" if int8 else "sherpa-onnx", texts, files, references))
+        deployed.append(Deployed.of("sherpa-onnx int8" if int8 else "sherpa-onnx", texts, files, references, metric))
     return deployed

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.bootstrap import CONFIDENCE, RESAMPLES, error_rate_interval
-from nemo_codert.evaluation.word_errors import total_word_errors, word_errors
+from nemo_codert.evaluation.word_errors import CER, UNITS, WER, metric_of, total_word_errors, word_errors
 from nemo_codert.export.training_record import DataRecord, TrainingRecord, package_versions
 
 UNKNOWN = "unknown"
@@ -32,12 +32,16 @@ STRATEGIES = {
     "ema": "from an average of its own weights",
     "two_views": "from itself, on audio without the masks of its own copy",
 }
+HEADINGS = {WER: "Word error rate", CER: "Character error rate"}
 OWN_TERMS = ("ema", "two_views")  # strategies whose words hold whatever their terms are
 
 
 @dataclass(frozen=True)
 class Result:
-    """Word error rate on one set, 0.0 and up; low, high: the interval, None without the utterances."""
+    """Error rate on one set, 0.0 and up; low, high: the interval, None without the utterances.
+
+    metric: `WER`, or `CER`, whose `words` are characters.
+    """
 
     name: str
     utterances: int
@@ -46,6 +50,7 @@ class Result:
     low: float | None = None
     high: float | None = None
     decoding: str | None = None
+    metric: str = WER
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,12 @@ class CardOptions:
 NOTHING_STATED = CardOptions()
 
 
-def read_error_rates(path: str | Path, *, branch: str, parameters: int) -> list[Result]:
-    """Read word error rates per set from predictions or a summary; with an interval if the predictions are there.
+def read_error_rates(path: str | Path, *, branch: str, parameters: int, metric: str = WER) -> list[Result]:
+    """Read error rates per set from predictions or a summary; with an interval if the predictions are there.
 
     Args:
         branch, parameters: those of the card's model.
+        metric: `WER` or `CER`, what predictions without a summary are counted in.
 
     Raises:
         ValueError: no such file, other contents, or results of another branch or model.
@@ -82,26 +88,32 @@ def read_error_rates(path: str | Path, *, branch: str, parameters: int) -> list[
                 f"{path} is of another model: its {key} is {summary[key]!r}, this model's {ours!r}. Evaluate this one"
             )
     if is_summary and not predictions.is_file():
-        return [
-            Result(Path(each["manifest"]).stem, each["utterances"], each["words"], each["wer"], None, None, decoding)
-            for decoding in [summary.get("decoding")]
-            for each in summary["sets"]
-            if each["words"]
-        ]
-    return _predicted_results(predictions, summary)
+        results = [_summarised(each, summary.get("decoding")) for each in summary["sets"]]
+        return [result for result in results if result.words]
+    return _predicted_results(predictions, summary, _metric(summary["sets"][0]) if summary else metric)
+
+
+def _metric(figures: dict[str, Any]) -> str:
+    return figures.get("metric", WER)  # earlier versions counted words alone
+
+
+def _summarised(figures: dict[str, Any], decoding: str | None) -> Result:
+    metric = _metric(figures)
+    name, words, rate = Path(figures["manifest"]).stem, figures[UNITS[metric]], figures[metric.lower()]
+    return Result(name, figures["utterances"], words, rate, decoding=decoding, metric=metric)
 
 
 def _summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         for figures in summary["sets"]:
-            figures["manifest"], figures["utterances"], figures["words"], figures["wer"]
+            _summarised(figures, None)
         return summary
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a summary that codert evaluate wrote. Evaluate the model") from error
 
 
-def _predicted_results(path: Path, summary: dict[str, Any]) -> list[Result]:
+def _predicted_results(path: Path, summary: dict[str, Any], metric: str) -> list[Result]:
     lines = read_manifest(path)
     if any("pred_text" not in line for line in lines):
         raise ValueError(f"{path} has no pred_text: give predictions that codert evaluate wrote")
@@ -109,17 +121,18 @@ def _predicted_results(path: Path, summary: dict[str, Any]) -> list[Result]:
     sets: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         sets.setdefault(Path(line.get("manifest", only)).stem, []).append(line)
-    return [result for name, own in sets.items() if (result := _result(name, own, summary.get("decoding")))]
+    decoding = summary.get("decoding")
+    return [result for name, own in sets.items() if (result := _result(name, own, decoding, metric))]
 
 
-def _result(name: str, lines: list[dict[str, Any]], decoding: str | None) -> Result | None:
-    errors = [word_errors(line["text"], line["pred_text"]) for line in lines]
+def _result(name: str, lines: list[dict[str, Any]], decoding: str | None, metric: str) -> Result | None:
+    errors = [word_errors(line["text"], line["pred_text"], metric) for line in lines]
     words = sum(each.words for each in errors)
     if not words:
         return None
     low, high = error_rate_interval([each.errors for each in errors], [each.words for each in errors])
-    wer = total_word_errors((line["text"] for line in lines), (line["pred_text"] for line in lines)).wer
-    return Result(name, len(lines), words, wer, low, high, decoding)
+    rate = total_word_errors((line["text"] for line in lines), (line["pred_text"] for line in lines), metric).wer
+    return Result(name, len(lines), words, rate, low, high, decoding, metric)
 
 
 def model_card(
@@ -148,8 +161,8 @@ def model_card(
             f"{len(cfg.joint.vocabulary)} word pieces, audio at {cfg.preprocessor.sample_rate} Hz. "
             f"It is {_origin(branch, record)}.\n",
             *_usage(name),
-            *_training(record, options),
-            *_error_rates(results),
+            *_training(record, options, metric_of(cfg)),
+            *_error_rates(results, metric_of(cfg)),
             "## Licence\n",
             f"{_licence(options)}\n",
             "## Versions\n",
@@ -179,13 +192,13 @@ def _front_matter(
     if options.datasets:
         front["datasets"] = list(options.datasets)
     if results:
-        front["metrics"] = ["wer"]
+        front["metrics"] = list(dict.fromkeys(result.metric.lower() for result in results))
         front["model-index"] = [{"name": name, "results": [_indexed(result) for result in results]}]
     return front
 
 
 def _indexed(result: Result) -> dict[str, Any]:
-    metric = {"type": "wer", "value": round(100 * result.wer, 2), "name": "WER (%)"}
+    metric = {"type": result.metric.lower(), "value": round(100 * result.wer, 2), "name": f"{result.metric} (%)"}
     return {"task": dict(TASK), "dataset": {"name": result.name, "type": result.name}, "metrics": [metric]}
 
 
@@ -205,7 +218,7 @@ def _usage(name: str) -> list[str]:
     ]
 
 
-def _training(record: TrainingRecord | None, options: CardOptions) -> list[str]:
+def _training(record: TrainingRecord | None, options: CardOptions, metric: str) -> list[str]:
     language = ", ".join(options.language) or UNKNOWN
     if record is None:
         lines = [f"- Strategy, teacher, data and updates: {UNKNOWN} (the file has no record of its training)"]
@@ -217,7 +230,7 @@ def _training(record: TrainingRecord | None, options: CardOptions) -> list[str]:
             f"- Strategy: `{record.strategy}`" + (f" ({meaning})" if meaning else ""),
             f"- Teacher: {record.teacher or 'none'}",
             f"- Training data: {_data(record.train)}",
-            f"- Validation data: {_data(record.validation)}; WER of the chosen checkpoint: {wer}",
+            f"- Validation data: {_data(record.validation)}; {metric} of the chosen checkpoint: {wer}",
             f"- Updates: {_known(record.updates)}; seed: {_known(record.seed)}",
             *(f"- The {branch} started from: {source}" for branch, source in record.started_from.items()),
             f"- Trained with {_listed(record.versions)}",
@@ -240,10 +253,21 @@ def _data(records: Sequence[DataRecord]) -> str:
     )
 
 
-def _error_rates(results: Sequence[Result]) -> list[str]:
+def _error_rates(results: Sequence[Result], metric: str) -> list[str]:
+    """Return one section for each metric of the results; without results, for the model's metric."""
     if not results:
-        return ["## Word error rate\n", f"{UNKNOWN.capitalize()}: this card was written without test results.\n"]
-    lines = ["| set | utterances | words | WER | interval | decoding |", "|---|---:|---:|---:|---:|---|"]
+        return [
+            f"## {HEADINGS[metric]}\n",
+            f"{UNKNOWN.capitalize()}: this card was written without test results.\n",
+        ]
+    metrics = list(dict.fromkeys(each.metric for each in results))
+    parts = [_rates_by(each, [result for result in results if result.metric == each]) for each in metrics]
+    return [line for part in parts for line in part]
+
+
+def _rates_by(metric: str, results: Sequence[Result]) -> list[str]:
+    head = f"| set | utterances | {UNITS[metric]} | {metric} | interval | decoding |"
+    lines = [head, "|---|---:|---:|---:|---:|---|"]
     for each in results:
         interval = UNKNOWN if each.low is None else f"{each.low:.1%} to {each.high:.1%}"
         lines.append(
@@ -254,7 +278,7 @@ def _error_rates(results: Sequence[Result]) -> list[str]:
         f"Intervals: {CONFIDENCE:.0%}, {RESAMPLES:,} resamples of the utterances. They cover other utterances like "
         "these, not other speakers or trainings.\n"
     )
-    return ["## Word error rate\n", *lines, "", note]
+    return [f"## {HEADINGS[metric]}\n", *lines, "", note]
 
 
 def _licence(options: CardOptions) -> str:

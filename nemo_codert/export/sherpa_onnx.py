@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nemo_codert import __version__
+from nemo_codert.export.audio_limit import check_positions
 from nemo_codert.export.stock_file import stock_of
 from nemo_codert.files.atomic import whole_folder
 from nemo_codert.models.open_model import networks_of
@@ -82,6 +83,8 @@ def export_sherpa_onnx(
     networks = networks_of(model, branch)
     if problems := [*front_end_problems(model, is_cache_aware(networks.encoder)), *network_problems(networks)]:
         raise ValueError("sherpa-onnx cannot serve this model:\n  - " + "\n  - ".join(problems))
+    if not is_cache_aware(networks.encoder):
+        check_positions(networks.encoder)
     if int8:
         _quantization()
     if joint != "auto":
@@ -140,6 +143,11 @@ def front_end_problems(model: EncDecRNNTBPEModel, online: bool = False) -> list[
 def network_problems(networks: Transducer) -> list[str]:
     """List parts of the networks that sherpa-onnx cannot run, in the form of `front_end_problems`."""
     decoder, problems = networks.decoder, []
+    if networks.joint.num_extra_outputs:
+        problems.append(
+            "the model is a TDT model, whose joint has outputs for durations: only standard RNN-Ts are exported for "
+            "sherpa-onnx. Export a student of it, or use --format nemo"
+        )
     if not isinstance(decoder, RNNTDecoder):
         problems.append(f"model.decoder is {type(decoder).__name__}, sherpa-onnx runs NeMo's RNNTDecoder only")
     else:

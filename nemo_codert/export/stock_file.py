@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
 from omegaconf import open_dict
 
 from nemo_codert.config.model_kinds import is_pair
+from nemo_codert.export.audio_limit import check_positions
 from nemo_codert.files.atomic import whole_folder
 from nemo_codert.models.open_model import networks_of
 from nemo_codert.models.stock_models import stock_model
@@ -32,6 +33,27 @@ def stock_of(model: EncDecRNNTBPEModel, *, branch: str = "student", joint: str =
     if is_pair(model.cfg):
         return model.student_model(joint) if branch == "student" else model.teacher_model(joint)
     return stock_model(model, networks, model.cfg, joint, getattr(model, "ctc_decoder", None))
+
+
+def transcribing(model: ASRModel, *, branch: str = "student") -> ASRModel:
+    """Return the stock model that transcribes in place of an opened one.
+
+    Args:
+        model: a pair, an RNN-T, TDT or hybrid model, or a model with a CTC head or characters, which is returned as it
+            is.
+        branch: see `stock_of`.
+
+    Raises:
+        ValueError: see `stock_of`.
+    """
+    if is_pair(model.cfg) or isinstance(model, EncDecRNNTBPEModel | EncDecHybridRNNTCTCBPEModel):
+        return stock_of(model, branch=branch)
+    if branch != "student":
+        raise ValueError(f"branch is {branch!r}, but this model is a {type(model).__name__}: leave the branch out")
+    if not model.cfg.get("validation_ds"):
+        with open_dict(model.cfg):  # NeMo's transcription of files reads the block
+            model.cfg.validation_ds = {"manifest_filepath": None, "shuffle": False}
+    return model
 
 
 def save_model(model: EncDecRNNTBPEModel, path: str | Path) -> Path:
@@ -90,13 +112,14 @@ def export_onnx(model: EncDecRNNTBPEModel, path: str | Path) -> tuple[Path, Path
         The paths of encoder and decoder.
 
     Raises:
-        ValueError: `path` does not end in `.onnx`.
+        ValueError: `path` does not end in `.onnx`, or an encoder with too few positions.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path} does not end in .onnx")
     with torch.random.fork_rng(devices=[]), whole_folder(path.parent, named=path) as folder:
         copy = stock_of(model).cpu()
+        check_positions(copy.encoder)
         replace_projected_lstms(copy.encoder)
         copy.export(str(folder / path.name))
     return path.with_name(f"encoder-{path.name}"), path.with_name(f"decoder_joint-{path.name}")

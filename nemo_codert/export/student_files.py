@@ -119,22 +119,26 @@ def export_student(settings: ExportSettings) -> Exported:
 
 def _stock_files(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Exported:
     """Write a stock `.nemo` with its card, or NeMo's ONNX."""
+    from nemo_codert.export.audio_limit import limit_in_words, seconds_per_frame
     from nemo_codert.export.stock_file import export_onnx, save_with_card, stock_of
     from nemo_codert.export.training_record import recorded_training
 
     stock = stock_of(model, branch=settings.branch, joint=settings.joint)
-    parameters = sum(parameter.numel() for parameter in stock.parameters())
+    parameters, limit = sum(parameter.numel() for parameter in stock.parameters()), ""
     if settings.format == "onnx":
         written = export_onnx(stock, settings.output)
+        limit = limit_in_words(stock.encoder, seconds_per_frame(stock))
     else:
         card = _card(stock.cfg, recorded_training(model.cfg), parameters, settings)
         written = save_with_card(stock, settings.output, card)
     pieces = stock.joint.num_classes_with_blank - 1
     hidden = f"joint_hidden {stock.joint.joint_hidden}"
-    return Exported(f"{type(stock).__name__}, {parameters:,} parameters, {hidden}, {pieces} word pieces", written)
+    what = f"{type(stock).__name__}, {parameters:,} parameters, {hidden}, {pieces} word pieces"
+    return Exported(f"{what}{limit}", written)
 
 
 def _card(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int, settings: ExportSettings) -> str:
+    from nemo_codert.evaluation.word_errors import metric_of
     from nemo_codert.export.model_card import CardOptions, model_card, read_error_rates
 
     about = {"branch": settings.branch, "parameters": parameters}
@@ -142,7 +146,7 @@ def _card(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int, s
         cfg,
         name=Path(settings.output).stem,
         record=record,
-        results=[result for path in settings.wer for result in read_error_rates(path, **about)],
+        results=[result for path in settings.wer for result in read_error_rates(path, **about, metric=metric_of(cfg))],
         options=CardOptions(settings.license, tuple(settings.language), tuple(settings.dataset)),
         **about,
     )
@@ -150,12 +154,15 @@ def _card(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int, s
 
 def _sherpa_folder(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Exported:
     """Write the folder for sherpa-onnx; the description names the recognizer that takes it."""
+    from nemo_codert.export.audio_limit import limit_in_words, seconds_per_frame
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx, is_cache_aware
     from nemo_codert.models.open_model import networks_of
 
     choice = {"branch": settings.branch, "joint": settings.joint, "int8": settings.int8}
     written = export_sherpa_onnx(model, Path(settings.output), **choice)
     networks = networks_of(model, settings.branch)
-    program = "OnlineRecognizer" if is_cache_aware(networks.encoder) else "OfflineRecognizer"
+    online = is_cache_aware(networks.encoder)  # served in windows: audio of any length
+    limit = "" if online else limit_in_words(networks.encoder, seconds_per_frame(model, networks.encoder))
     pieces = networks.joint.num_classes_with_blank - 1
-    return Exported(f"sherpa-onnx {program}, {pieces} word pieces", tuple(written))
+    program = "OnlineRecognizer" if online else "OfflineRecognizer"
+    return Exported(f"sherpa-onnx {program}, {pieces} word pieces{limit}", tuple(written))

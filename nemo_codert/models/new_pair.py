@@ -16,7 +16,6 @@ from hydra.utils import get_class
 from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import OmegaConf
 
-from nemo_codert.config.model_kinds import KINDS
 from nemo_codert.config.shipped import shipped_configs
 from nemo_codert.config.stock_checks import is_tdt
 from nemo_codert.files.atomic import whole_new_folder
@@ -102,7 +101,7 @@ def new_pair(
     output = Path(output).absolute()
     _check_request(teacher, output, share, name)
     what = f"the teacher {str(teacher)!r}"
-    model = open_model(teacher, what, kinds=KINDS)
+    model = open_model(teacher, what)
     source = str(Path(teacher).absolute()) if Path(teacher).is_file() else str(teacher)
     try:
         section = _model_section(model, source, output / TOKENIZER, share)

@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from nemo.collections.asr.models import ASRModel, EncDecRNNTModel
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_codert.config.model_kinds import HYBRID, OtherModelKind, is_pair, refuse_other_models
+from nemo_codert.config.model_kinds import KINDS, OtherModelKind, is_pair, refuse_other_models
 from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.files.nemo_archive import CheckedArchive, check_config
 from nemo_codert.models.safe_restoring import model_from_checkpoint
@@ -25,9 +25,7 @@ CACHED = "this pair's teacher is stored targets (model.codert.teacher is cached)
 KEPT = {"global_step": int, "hyper_parameters": Mapping, "state_dict": Mapping}  # what is read of a .ckpt
 
 
-def open_model(
-    source: str | Path, what: str | None = None, *, kinds: Sequence[str] | None = (HYBRID,)
-) -> EncDecRNNTModel:
+def open_model(source: str | Path, what: str | None = None, *, kinds: Sequence[str] | None = KINDS) -> EncDecRNNTModel:
     """Restore a pair, or an RNN-T with any joint, as its own class, in eval mode on the CPU.
 
     The kind of the model is checked before anything is built.
@@ -36,8 +34,8 @@ def open_model(
         source: path of a `.nemo` file or of a `.ckpt` of training. A string that is neither such a path nor anything
             that exists is a pretrained name; a `Path` never is one.
         what: the source in messages (default: `source`).
-        kinds: kinds that will do besides a standard RNN-T, of `nemo_codert.config.model_kinds.KINDS`; None: any
-            model of NeMo's speech recognition.
+        kinds: kinds that will do besides a standard RNN-T: those of `nemo_codert.config.model_kinds.KINDS`, which
+            training takes as teachers, unless given; None: any model of NeMo's speech recognition.
 
     Raises:
         ValueError: no such file or name, a broken file, one that is not safe to open (`nemo_codert.files`), a
@@ -65,9 +63,7 @@ def open_model(
     return model.eval()
 
 
-def restored_config(
-    path: str | Path, what: str | None = None, *, kinds: Sequence[str] | None = (HYBRID,)
-) -> DictConfig:
+def restored_config(path: str | Path, what: str | None = None, *, kinds: Sequence[str] | None = KINDS) -> DictConfig:
     """Return the config of the model in a `.nemo` or `.ckpt` file, which is not built.
 
     Args:

@@ -24,7 +24,7 @@ class EncoderGeometry:
 
 @torch.no_grad()
 def encoder_geometry(encoder: nn.Module, features: int) -> EncoderGeometry:
-    """Run a silent input through `encoder` and read its width and stride; mode and random state are kept.
+    """Run a silent input through `encoder` and read its width and stride; mode, positions and random state are kept.
 
     Args:
         encoder: module called as `encoder(audio_signal=[B, F, T_in], length=[B])`.
@@ -38,10 +38,13 @@ def encoder_geometry(encoder: nn.Module, features: int) -> EncoderGeometry:
     parameter = next(encoder.parameters())
     signal = torch.zeros(1, features, PROBE_FRAMES, device=parameter.device, dtype=parameter.dtype)
     length = torch.full((1,), PROBE_FRAMES, device=parameter.device, dtype=torch.int64)
-    was_training = encoder.training
+    was_training, positions = encoder.training, getattr(getattr(encoder, "pos_enc", None), "pe", None)
+    longest = getattr(encoder, "max_audio_length", None)
     encoder.eval()
     try:
         encoded, encoded_len = encoder(audio_signal=signal, length=length)[:2]
     finally:
         encoder.train(was_training)
+        if positions is not None:  # NeMo's table grows to the longest input, and an export would hold all of it
+            encoder.pos_enc.pe, encoder.max_audio_length = positions, longest
     return EncoderGeometry(width=encoded.shape[1], stride=round(PROBE_FRAMES / int(encoded_len[0])))

@@ -5,6 +5,8 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
+from nemo_codert.evaluation.word_errors import metric_of
+
 
 class StepProgress(pl.Callback):
     """One bar over `trainer.max_steps` with the last training loss and the WER of both branches."""
@@ -20,11 +22,11 @@ class StepProgress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
-            self._bar.set_postfix(_shown(trainer.callback_metrics), refresh=False)
+            self._bar.set_postfix(_shown(trainer), refresh=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None and "val_wer" in trainer.callback_metrics:
-            shown = {key: value for key, value in _shown(trainer.callback_metrics).items() if key != "loss"}
+            shown = {key: value for key, value in _shown(trainer).items() if key != "loss"}
             self._bar.write(f"step {trainer.global_step:5d}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,9 +41,11 @@ class StepProgress(pl.Callback):
             self._bar = None
 
 
-def _shown(metrics: dict[str, Any]) -> dict[str, str]:
+def _shown(trainer: pl.Trainer) -> dict[str, str]:
+    """Return the loss and the error rates by name; a rate of characters is not called a WER."""
+    metrics, rate = trainer.callback_metrics, metric_of(getattr(trainer.lightning_module, "cfg", {})).lower()
     shown = {"loss": f"{float(metrics['train_loss']):.2f}"} if "train_loss" in metrics else {}
     for key in ("val_wer", "val_wer_teacher"):
         if key in metrics:
-            shown[key] = f"{float(metrics[key]):.1%}"
+            shown[key.replace("wer", rate)] = f"{float(metrics[key]):.1%}"
     return shown

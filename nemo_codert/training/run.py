@@ -25,6 +25,7 @@ from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_r
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.data_sections import keep_order_of_buckets
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
+from nemo_codert.evaluation.word_errors import CER, WER, metric_of
 from nemo_codert.export.model_card import model_card, read_error_rates
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
 from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
@@ -37,7 +38,7 @@ from nemo_codert.models.stock_models import stock_class
 from nemo_codert.models.teacher_weights import load_lone_checkpoint
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
 from nemo_codert.training.last_checkpoint import prepare_resume
-from nemo_codert.training.run_checks import check_epochs, check_run, test_manifests
+from nemo_codert.training.run_checks import check_epochs, check_run, test_manifests, test_reading
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
 from nemo_codert.training.usable_data import own_folder, screen_data
@@ -300,7 +301,9 @@ def finish(run: Run) -> None:
     if cfg.train != "teacher":
         save_student(model, folder)
     OmegaConf.save(cfg, folder / "config.yaml")
-    logger.info("Best val_wer %s; wrote %s", "unknown" if score is None else f"{float(score):.4f}", folder)
+    metric = "" if metric_of(model.cfg) == WER else f" ({CER}: model.use_cer is set)"
+    found = "unknown" if score is None else f"{float(score):.4f}"
+    logger.info("Best val_wer %s%s; wrote %s", found, metric, folder)
     if test_manifests(cfg):
         of_pair = ("student", "teacher") if getattr(model, "teacher_transcribes", True) else ("student",)
         for branch in of_pair if cfg.train == "pair" else (cfg.train,):
@@ -337,8 +340,9 @@ def transcribe_tests(run: Run, branch: str) -> None:
         "threads": torch.get_num_threads(),
     }
     for manifest in test_manifests(cfg):
-        evaluation = evaluate(model, manifest, batch_size=about["batch_size"])
+        evaluation = evaluate(model, manifest, batch_size=about["batch_size"], **test_reading(cfg))
         path = run.folder / "predictions" / branch / f"{Path(manifest).stem}.json"
         write_predictions(path, [evaluation], about)
-        errors = evaluation.errors
-        logger.info("%s: %s WER %.2f%% of %d words", Path(manifest).name, branch, 100 * errors.wer, errors.words)
+        errors, kind = evaluation.errors, f"{branch} {evaluation.metric}"
+        of = f"{errors.words} {evaluation.unit}"
+        logger.info("%s: %s %.2f%% of %s", Path(manifest).name, kind, 100 * errors.wer, of)

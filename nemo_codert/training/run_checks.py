@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
@@ -27,6 +28,7 @@ from nemo_codert.config.validation_times import epoch_batches, is_past_epoch, ne
 from nemo_codert.config.values import is_count, is_number
 from nemo_codert.config.values import value_at as _value
 from nemo_codert.data.manifest import parse_manifest, read_manifest
+from nemo_codert.data.screening import Loader, tools_loader
 from nemo_codert.evaluation.transcribe import usable_entries
 from nemo_codert.export.training_record import DataRecord
 from nemo_codert.models.stored_targets import target_problems, unread_header, with_stand_in
@@ -197,9 +199,15 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _perturbation_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield settings that change the length of audio whose targets are stored."""
+    """Yield settings that change the audio whose targets are stored."""
     if _value(cfg, "model.codert.teacher") != "cached" or lone_branch(cfg):
         return
+    if (channel := _value(cfg, "model.train_ds.channel_selector")) not in (None, "average", "channel"):
+        yield (
+            f"model.train_ds.channel_selector is {channel!r} but model.codert.teacher is cached: stored targets are "
+            "of the channel that a line states as channel, else of all channels mixed. Set it to channel, or leave it "
+            "out"
+        )
     for key in LENGTH_KEYS:
         if value := _value(cfg, f"model.train_ds.{key}"):
             yield (
@@ -391,6 +399,7 @@ def _manifest_problems(cfg: DictConfig, key: str, unlabelled: bool) -> Iterator[
     if not OmegaConf.is_dict(block):
         yield f"{section} is missing: give it a manifest_filepath"
         return
+    yield from _reading_problems(block, section)
     absent = name not in block or block[name] is None  # a value of ??? counts as absent
     if absent and any(_value(block, source) for source in OTHER_SOURCES):
         return
@@ -401,14 +410,28 @@ def _manifest_problems(cfg: DictConfig, key: str, unlabelled: bool) -> Iterator[
     elif not isinstance(block[name], str) and not OmegaConf.is_list(block[name]):
         yield f"{key} is {block[name]!r}, wanted a path or a list of paths"
     else:
+        how = {"unlabelled": unlabelled, "text_field": _value(block, "text_field") or "text"}
         for path in manifest_paths(block[name]):
             try:
                 # Lines that cannot be read are dropped or refused by the screening, unless there are no others.
-                entries, _ = parse_manifest(path, unlabelled=unlabelled)
+                entries, _ = parse_manifest(path, **how)
                 if _value(cfg, "model.codert.bad_utterances", "drop") != "drop" or not entries:
-                    read_manifest(path, unlabelled=unlabelled)
+                    read_manifest(path, **how)
             except ValueError as error:
                 yield f"{key}: {error}"
+
+
+def _reading_problems(block: DictConfig, section: str) -> Iterator[str]:
+    """Find settings of a loader that it would not read, or fail at in the middle of a training."""
+    try:
+        Loader.of(block, section)
+    except OmegaConfBaseException:
+        return  # reported by the model's own checks
+    except ValueError as error:
+        yield str(error).removesuffix(".")
+    field = _value(block, "text_field")
+    if field not in (None, "text") and not _value(block, "use_lhotse"):
+        yield f"{section}.text_field is {field!r} but use_lhotse is false, whose loader reads text: set it to true"
 
 
 def _test_problems(cfg: DictConfig) -> Iterator[str]:
@@ -421,11 +444,26 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
     stems = [Path(path).stem for path in paths]
     for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
         yield f"{key} names {stems.count(stem)} files {stem!r}: predictions are kept by that name. Rename one"
+    try:
+        reading = test_reading(cfg)
+    except ValueError as error:
+        yield str(error).removesuffix(".")
+        return
     for path in paths:
         try:
-            usable_entries(path)  # a fault found after the training would come too late
+            usable_entries(path, **reading)  # a fault found after the training would come too late
         except ValueError as error:
             yield f"{key}: {error}"
+
+
+def test_reading(cfg: DictConfig) -> dict[str, Any]:
+    """Return how the manifests of model.test_ds are read: the keywords of `usable_entries`.
+
+    Raises:
+        ValueError: a channel_selector that is neither a number nor a key of the lines.
+    """
+    block = cfg.model.test_ds if OmegaConf.is_dict(_value(cfg, "model.test_ds")) else {}
+    return {"loader": tools_loader(block, "model.test_ds"), "text_field": block.get("text_field") or "text"}
 
 
 def test_manifests(cfg: DictConfig) -> list[str]:
@@ -465,14 +503,28 @@ def _tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
 
 def plain_sources(block: DictConfig) -> list[DictConfig]:
     """Return the parts of a data section that name plain manifests: itself, or sources of lhotse's `input_cfg`."""
+    return [source for source, _ in _plain(block, "text")]
+
+
+def text_fields(block: DictConfig) -> list[str]:
+    """Return the key of the transcript for each of `plain_sources`: that of lhotse's `text_field`."""
+    return [text_field for _, text_field in _plain(block, "text")]
+
+
+def _plain(block: DictConfig, text_field: str) -> Iterator[tuple[DictConfig, str]]:
+    """Yield the plain sources of a section with their text fields; a source inherits that of the part around it."""
+    text_field = _value(block, "text_field") or text_field
     inner = _value(block, "input_cfg")
-    if OmegaConf.is_list(inner):
-        kinds = [(source, source.get("type")) for source in inner if OmegaConf.is_dict(source)]
-        plain = [
-            [source] if kind == "nemo" else plain_sources(source) if kind == "group" else [] for source, kind in kinds
-        ]
-        return [source for found in plain for source in found if source.get("manifest_filepath")]
-    return [] if _value(block, "manifest_filepath") is None or is_tarred(block) else [block]
+    if not OmegaConf.is_list(inner):
+        if _value(block, "manifest_filepath") is not None and not is_tarred(block):
+            yield block, text_field
+        return
+    for source in inner:
+        kind = source.get("type") if OmegaConf.is_dict(source) else None
+        if kind == "group" and OmegaConf.is_list(_value(source, "input_cfg")):
+            yield from _plain(source, text_field)
+        elif kind == "nemo" and source.get("manifest_filepath"):
+            yield source, source.get("text_field") or text_field
 
 
 def manifest_paths(value: object) -> list[str]:

@@ -16,9 +16,10 @@ from nemo_codert.config.criteria import trains_without_text
 from nemo_codert.config.derived import encoder_stride
 from nemo_codert.config.student_hears import PATH
 from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
+from nemo_codert.data.normalisation import normaliser
 from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
 from nemo_codert.export.training_record import DataRecord, data_records
-from nemo_codert.training.run_checks import manifest_paths, plain_sources, validation_names
+from nemo_codert.training.run_checks import manifest_paths, plain_sources, text_fields, validation_names
 
 logger = logging.getLogger("nemo_codert.train")
 
@@ -44,7 +45,7 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
     for name in ("train_ds", "validation_ds"):
         block = cfg.model[name]
         sources, names, usable = plain_sources(block), [], []
-        for source in sources:
+        for source, text_field in zip(sources, text_fields(block), strict=True):
             paths = manifest_paths(source.manifest_filepath)
             for path in paths:
                 found = screen_dataset(
@@ -53,6 +54,7 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
                     name=f"{name}_{len(usable)}" if usable else name,
                     loader=Loader.of(block, f"model.{name}"),
                     unlabelled=name == "train_ds" and trains_without_text(checked.criteria),
+                    text_field=text_field,
                     report=partial(report.add, name, path),
                     **how,
                 )
@@ -109,6 +111,7 @@ def _text_checks(cfg: DictConfig) -> dict[str, Any]:
         "sample_rate": cfg.model.sample_rate,
         "tokenize": processor.encode,
         "unk_id": processor.unk_id(),
+        "normalise": normaliser(processor),
         "seconds_per_frame": stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
     }
 

@@ -33,6 +33,7 @@ def zero(*layers):
 def test_the_report_has_all_figures_and_reads_as_text(shared_pair, batch):
     report = teacher_report(shared_pair("tandem_kd"), iter([batch]))
     assert report.keys() == {
+        "metric",
         "wer",
         "words",
         "encoder_logits",

@@ -138,10 +138,9 @@ def test_different_transcripts_of_one_audio_are_all_dropped(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("change", [{"duration": 0.5, "offset": 0.0}, {"channel_selector": 1}])
-def test_another_stretch_or_channel_of_a_file_may_say_something_else(tmp_path, change):
+def test_another_stretch_of_a_file_may_say_something_else(tmp_path):
     path = write_tone(tmp_path / "a.wav")
-    found = screened(tmp_path, entry(path, "one two"), {**entry(path, "one"), **change})
+    found = screened(tmp_path, entry(path, "one two"), {**entry(path, "one"), "duration": 0.5, "offset": 0.0})
     assert len(found.usable) == 2 and not found.noticed
 
 

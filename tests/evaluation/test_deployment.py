@@ -60,9 +60,11 @@ def test_a_signal_is_read_from_its_offset_at_the_models_rate(tmp_path):
     soundfile.write(tmp_path / "two.wav", samples, SAMPLE_RATE, subtype="FLOAT")
     entry = {"audio_filepath": str(tmp_path / "two.wav"), "offset": 0.25, "duration": 0.5}
     found = read_signal(entry, SAMPLE_RATE)
-    assert found.dtype == np.float32 and np.array_equal(found, samples[4000:12000, 0])
+    assert found.dtype == np.float32 and np.array_equal(found, samples[4000:12000].mean(axis=1))
+    assert np.array_equal(read_signal({**entry, "channel": 1}, SAMPLE_RATE), samples[4000:12000, 1])
     assert len(read_signal(entry, SAMPLE_RATE // 2)) == 4000
-    assert np.array_equal(read_signal({"audio_filepath": entry["audio_filepath"]}, SAMPLE_RATE), samples[:, 0])
+    whole = {"audio_filepath": entry["audio_filepath"], "channel": 0}
+    assert np.array_equal(read_signal(whole, SAMPLE_RATE), samples[:, 0])
 
 
 def test_the_report_compares_every_program_with_the_first(tmp_path):

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_codert.evaluation.word_errors import WordErrors, aligned, total_word_errors, word_errors
+from nemo_codert.evaluation.word_errors import (
+    CER,
+    WordErrors,
+    aligned,
+    metric_of,
+    total_word_errors,
+    units,
+    word_errors,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +38,19 @@ pytestmark = pytest.mark.unit
 )
 def test_counts_are_known(reference, hypothesis, expected):
     assert word_errors(reference, hypothesis) == WordErrors(*expected)
+
+
+def test_composed_and_decomposed_characters_are_the_same():
+    assert word_errors("e\u0301te\u0301", "\u00e9t\u00e9") == WordErrors(words=1)
+    assert word_errors("e\u0301", "e", CER) == WordErrors(substitutions=1, words=1)
+
+
+def test_characters_are_counted_as_nemo_counts_them():
+    assert units(" ab  c\n", CER) == ["a", "b", " ", "c"]
+    assert word_errors("零一二", "零二", CER) == WordErrors(deletions=1, words=3)
+    assert word_errors("零一二", "零二") == WordErrors(substitutions=1, words=1)
+    assert total_word_errors(["ab", "c"], ["ab", "d"], CER).wer == pytest.approx(1 / 3)
+    assert (metric_of({"use_cer": True}), metric_of({"use_cer": None})) == ("CER", "WER")
 
 
 def test_rates_are_errors_over_words():

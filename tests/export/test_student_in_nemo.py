@@ -187,6 +187,7 @@ def test_a_cache_aware_student_computes_the_same_frames_chunk_by_chunk(cache_awa
     [
         ("offline", ["--pipeline", "cache_aware"], "encoder is not cache-aware (att_context_style None, not"),
         ("offline", ["--pipeline", "cache_aware"], "preprocessor.normalize is 'per_feature', but this pipeline"),
+        ("cache_aware", [], "preprocessor.normalize is 'NA', but this pipeline normalises features per_feature"),
         ("cache_aware", ["--pipeline", "cache_aware", "--set", "streaming.num_slots=2"], "streaming.num_slots is 2"),
         ("offline", ["--set", "streaming.sample_rate=8000"], "streaming.sample_rate is 8000, the model's is 16000 Hz"),
         ("offline", ["--set", "asr.decoding.strategy=malsd_batch"], "asr.decoding.strategy is 'malsd_batch', wanted"),

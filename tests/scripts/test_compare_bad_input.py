@@ -53,6 +53,7 @@ def test_a_folder_with_other_data_is_refused(compare, tmp_path):
         (["--override", "model.optim.lr=1"], "--override is 'model.optim.lr=1', wanted STRATEGY:KEY=VALUE"),
         (["--override", "shared:model.optim.lr=1"], "--override is for shared"),
         (["--", "model.optm.lr=1"], "cannot be composed"),
+        (["--", "+model.use_cer=true"], "model.use_cer is true, but a comparison counts words: leave it out"),
         (["--", "seed=1"], "sets seed, which the comparison gives to every cell itself"),
         (["--data-dir", "absent"], "--data-dir is absent: neither it nor a folder in it holds a train.json"),
     ],

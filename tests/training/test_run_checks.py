@@ -1,5 +1,7 @@
 """nemo_codert/training/run_checks.py: faults of a run's config are named before anything is built or written."""
 
+import json
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -427,3 +429,45 @@ def test_two_test_sets_of_one_name_are_refused(run_config, test_sets, tmp_path):
 
 def test_something_else_than_paths_is_refused(run_config):
     assert f"{TEST_SETS} is 3, wanted a path or a list of paths" in refusal(run_config(f"{TEST_SETS}=3"))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["+model.train_ds.channel_selector=average"],
+            "model.train_ds.channel_selector is 'average', wanted the number",
+        ),
+        (
+            ["+model.validation_ds.channel_selector=-1"],
+            "model.validation_ds.channel_selector is -1, wanted the number",
+        ),
+        (["+model.test_ds.channel_selector=-1"], "model.test_ds.channel_selector is -1, wanted the number"),
+        (
+            ["model.train_ds.use_lhotse=false", "+model.train_ds.text_field=said"],
+            "model.train_ds.text_field is 'said' but use_lhotse is false, whose loader reads text: set it to true",
+        ),
+    ],
+)
+def test_how_audio_and_text_are_read_is_checked_before_the_start(run_config, manifest, overrides, message):
+    (problem,) = listed(run_config(f"model.test_ds.manifest_filepath={manifest}", *overrides))
+    assert problem.startswith(message)
+
+
+def test_stored_targets_are_of_the_channel_that_a_line_states(run_config, tmp_path):
+    cached = ["model.codert.teacher=cached", f"model.codert.teacher_cache={tmp_path}", "strategy=cached"]
+    for value, refused in (("0", True), ("side", True), ("channel", False)):
+        problems = listed(run_config(*cached, f"+model.train_ds.channel_selector={value}"))
+        assert any("model.train_ds.channel_selector is" in problem for problem in problems) == refused
+
+
+def test_the_text_of_a_test_set_is_its_text_field(run_config, manifest, tmp_path):
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    path = tmp_path / "said.json"
+    path.write_text("".join(json.dumps({"said": line.pop("text"), **line}) + "\n" for line in lines))
+    given = f"model.test_ds.manifest_filepath={path}"
+    (problem,) = listed(run_config(given))
+    assert "text is missing" in problem
+    cfg = run_config(given, "+model.test_ds.text_field=said")
+    check_run(cfg)
+    assert run_checks.test_reading(cfg)["text_field"] == "said"

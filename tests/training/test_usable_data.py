@@ -4,11 +4,14 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+import torch
+from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.training.run_checks import check_run, manifest_paths
+from nemo_codert.training.run_checks import check_run, manifest_paths, text_fields
 from tests.training.run_configs import screened
 
 
@@ -190,3 +193,62 @@ def test_data_that_is_no_plain_manifest_is_left_alone_with_a_warning(run_config,
     screened(cfg, tmp_path / "run")
     assert "model.train_ds is not a plain manifest: its utterances are not checked" in caplog.text
     assert OmegaConf.to_container(cfg.model) == before
+
+
+def test_the_text_field_of_a_section_or_of_a_source_is_read(run_config, manifest, tmp_path):
+    lines = [{**line, "said": line["text"], "text": " "} for line in read(manifest)]
+    path = write(tmp_path / "said.json", lines)
+    cfg = run_config(f"model.train_ds.manifest_filepath={path}", "+model.train_ds.text_field=said")
+    screened(cfg, tmp_path / "run")
+    assert cfg.model.train_ds.manifest_filepath == str(path)
+    with open_dict(cfg):
+        cfg.model.train_ds.manifest_filepath = None
+        plain = {"type": "nemo", "manifest_filepath": str(manifest), "text_field": "text"}
+        inner = {"type": "nemo", "manifest_filepath": str(path)}
+        cfg.model.train_ds.input_cfg = [plain, {"type": "group", "input_cfg": [inner]}]
+    assert text_fields(cfg.model.train_ds) == ["text", "said"]
+    screened(cfg, tmp_path / "other")
+    assert cfg.model.train_ds.input_cfg[1].input_cfg[0].manifest_filepath == str(path)
+
+
+def test_a_channel_of_a_line_is_read_by_nemos_loader_with_the_selector_alone(run_config, manifest, tmp_path):
+    sounds = [soundfile.read(line["audio_filepath"], dtype="float32")[0] for line in read(manifest)[:2]]
+    both = np.stack([sound[: len(sounds[0])] for sound in sounds], axis=1)
+    soundfile.write(tmp_path / "call.wav", both, 16000, subtype="FLOAT")
+    shared = {"audio_filepath": "call.wav", "duration": len(both) / 16000}
+    lines = [{**shared, "channel": channel, "text": line["text"]} for channel, line in enumerate(read(manifest)[:2])]
+    path = write(tmp_path / "call.json", lines)
+    given = f"model.train_ds.manifest_filepath={path}"
+    with pytest.raises(ValueError, match="2 of 2 utterances cannot be used .other transcripts .* channel_selector"):
+        screened(run_config(given), tmp_path / "mixed")
+    cfg = run_config(given, "+model.train_ds.channel_selector=channel", "model.train_ds.batch_size=2")
+    screened(cfg, tmp_path / "run")
+    assert cfg.model.train_ds.manifest_filepath == str(path)
+    block = {**OmegaConf.to_container(cfg.model.train_ds, resolve=True), "force_finite": True, "num_workers": 0}
+    loader = get_lhotse_dataloader_from_config(OmegaConf.create(block), 0, 1, dataset=Cuts())
+    found = {cut.custom["channel"]: cut.load_audio()[0] for cut in next(iter(loader))}
+    assert all(np.array_equal(found[channel], both[:, channel]) for channel in (0, 1))
+
+
+class Cuts(torch.utils.data.Dataset):
+    """The cuts of a batch, as they are."""
+
+    def __getitem__(self, cuts):
+        return cuts
+
+
+def test_texts_are_compared_in_the_form_of_the_tokenizer(run_config, manifest, tmp_path):
+    lines = read(manifest)
+    wide = {**lines[0], "text": lines[0]["text"].replace("t", "ｔ")}
+    cfg = run_config(f"model.train_ds.manifest_filepath={write(tmp_path / 'wide.json', [wide, *lines])}")
+    screened(cfg, tmp_path / "run")
+    assert cfg.model.train_ds.manifest_filepath == str(tmp_path / "wide.json")
+
+
+def test_a_relative_path_of_the_working_folder_is_trained_on(run_config, manifest, tmp_path, monkeypatch):
+    lines = [{**line, "audio_filepath": Path(line["audio_filepath"]).name} for line in read(manifest)]
+    path = write(tmp_path / "elsewhere.json", lines)
+    monkeypatch.chdir(manifest.parent)
+    cfg = run_config(f"model.train_ds.manifest_filepath={path}")
+    screened(cfg, tmp_path / "run")
+    assert cfg.model.train_ds.manifest_filepath == str(path)
