@@ -152,11 +152,12 @@ def test_a_metric_that_is_never_logged_is_refused_wherever_it_is_named(overrides
     assert key in fault and "which nothing is logged by, wanted one of" in fault
 
 
-@pytest.mark.parametrize("monitor", ["", ", monitor: val_wer"])
+@pytest.mark.parametrize("monitor", [[], ["+model.optim.sched.monitor=val_wer"]], ids=["default", "val_wer"])
 def test_a_schedule_that_waits_for_a_plateau_reads_a_metric_of_each_step(monitor, small_run):
-    (fault,) = listed(small_run(f"model.optim.sched={{name: ReduceLROnPlateau{monitor}}}"))
+    plateau = "model.optim.sched.name=ReduceLROnPlateau"
+    (fault,) = listed(small_run(plateau, *monitor))
     assert fault.startswith("model.optim.sched.monitor is ") and "train_loss" in fault
-    check_run(small_run("model.optim.sched={name: ReduceLROnPlateau, monitor: train_loss}"))
+    check_run(small_run(plateau, "+model.optim.sched.monitor=train_loss"))
 
 
 def two_sets(manifest, tmp_path) -> str:
