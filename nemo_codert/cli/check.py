@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nemo_codert.cli.console import exit_status, fault, quieten_libraries, setting_errors
-from nemo_codert.config.search import ConfigSearch, check_names, config_search
+from nemo_codert.config.search import ConfigSearch, check_names, config_search, with_additions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(0)
 
     def work() -> None:
-        search = config_search(arguments)
+        search = with_additions(config_search(arguments))
         if search.options:
             raise ValueError(f"{search.options[0]!r} is neither an option of codert check nor KEY=VALUE")
         check_names(search)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_codert.cli.console import fault, quieten_libraries, setting_errors
-from nemo_codert.config.search import check_names, config_search
+from nemo_codert.config.search import check_names, config_search, with_additions
 from nemo_codert.config.shipped import conf_folder
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
             old = conf_folder().parent / "scripts" / given  # relative to scripts/, as in earlier versions
             if not Path(given).is_dir() and old.is_dir():
                 arguments[at] = f"{option}={old.resolve()}" if separator else str(old.resolve())
-    search = config_search(arguments, DEFAULT_CONFIG)
+    search = with_additions(config_search(arguments, DEFAULT_CONFIG))
     check_names(search)
     return search.hydra_arguments()
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.criteria import named
 from nemo_codert.config.nearest import nearest
-from nemo_codert.config.search import check_names, config_search, override_key
+from nemo_codert.config.search import check_names, config_search, override_key, with_additions
 from nemo_codert.config.shipped import conf_folder
 
 TWIN = "-twin"  # suffix of a strategy's twin: the same without distillation
@@ -181,7 +181,7 @@ def _composed(config_name: str, strategy: str, overrides: tuple[str, ...]) -> di
         raise ValueError(f"there is no strategy {strategy!r}, {wanted}")
     GlobalHydra.instance().clear()
     try:
-        search = config_search(["--config-name", config_name, f"strategy={strategy}", *overrides])
+        search = with_additions(config_search(["--config-name", config_name, f"strategy={strategy}", *overrides]))
         check_names(search)
         with initialize_config_dir(str(conf_folder()), version_base=None):
             cfg = compose(config_name, list(search.overrides))

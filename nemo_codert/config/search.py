@@ -6,8 +6,8 @@ configs and may also replace one of them. May import omegaconf only.
 
 import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from nemo_codert.config.criteria import OLDER_KEYS, ONE_TERM, term_keys
 from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.shipped import conf_folder
+from nemo_codert.config.trainer_keys import MANAGER_KEYS, TRAINER_KEYS
 
 DEFAULT_NAME = "fsdd"
+BASE = "base"  # what the shipped configs share; it lacks the encoders
 FILE_PLACE = "file://"
 TERMS = "model.codert.distillation."
 
@@ -111,6 +113,53 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
     return ConfigSearch(name, tuple(places), overrides, options)
 
 
+def with_additions(search: ConfigSearch) -> ConfigSearch:
+    """Return the search with overrides that add what the files lack, where the key is one that a run takes.
+
+    A stock NeMo YAML has no `model.codert`, few keys of `trainer` and `exp_manager`, and no `strategy` among its
+    defaults. Hydra wants a `+` before such a key; here known ones do without.
+
+    Args:
+        search: of a command line.
+
+    Returns:
+        The search with `++` before known keys that no file has, and `+` before a `strategy` that no file chooses.
+
+    Raises:
+        ValueError: a file that cannot be read.
+
+    Example:
+        >>> with_additions(config_search(["trainer.limit_train_batches=10", "trainer.max_step=3"])).overrides
+        ('++trainer.limit_train_batches=10', 'trainer.max_step=3')
+    """
+    file = search.file(search.name)
+    if file is None or search.name == BASE:
+        return search
+    walk, shipped = _Walk(search), _Walk(ConfigSearch(BASE, (conf_folder(),), ()))
+    walk.visit(search.name, file)
+    shipped.visit(BASE, conf_folder() / f"{BASE}.yaml")
+
+    def added(override: str) -> str:
+        key = override_key(override)
+        if "=" not in override or override.startswith(("+", "~")):
+            return override
+        if key in walk.choices:
+            return override if key in walk.groups else f"+{override}"
+        return f"++{override}" if key not in walk.keys and _is_known(key, shipped.keys) else override
+
+    return replace(search, overrides=tuple(map(added, search.overrides)))
+
+
+def _is_known(key: str, shipped: Mapping[str, Any]) -> bool:
+    """Return whether a run takes a dotted key, whatever the files of a config hold."""
+    block, _, own = key.partition(".")
+    known = {"trainer": TRAINER_KEYS, "exp_manager": MANAGER_KEYS}.get(block)
+    if known is not None:
+        return own.partition(".")[0] in known
+    is_ours = key.startswith(("model.codert.", "model.student.")) or block in ("train", "seed", "resume")
+    return is_ours and key in shipped
+
+
 def check_names(search: ConfigSearch) -> None:
     """Check that the config, all that it inherits from, and every key that is overridden are there.
 
@@ -118,7 +167,7 @@ def check_names(search: ConfigSearch) -> None:
         ValueError: a name or key that is not there, with the nearest that is and the folders that were searched.
     """
     if search.file(search.name) is None:
-        names = [name for name in search.names() if name != "base"]
+        names = [name for name in search.names() if name != BASE]
         raise ValueError(
             f"there is no config {search.name!r}, the nearest is {nearest(search.name, names)!r} "
             f"(looked in {search.where()})"
@@ -279,7 +328,9 @@ def term_override(override: str) -> str:
 def _replacing(override: str) -> list[str]:
     """Return an override of a term, or its layers, after one that empties them: Hydra would merge the two."""
     key, separator, value = override.partition("=")
-    is_mapping = key.startswith(f"++{TERMS}") and value.startswith("{")
+    is_mapping = f"{key}.".startswith((f"++{TERMS}", TERMS)) and value.startswith("{")
+    if f"{key}." == TERMS and is_mapping:
+        return [f"++{key}=null", f"++{override}"]
     return [f"{key}{separator}null", override] if is_mapping else [override]
 
 

@@ -116,6 +116,20 @@ TRAINER_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
+MANAGER_KEYS = (  # fields of NeMo's ExpManagerConfig
+    "explicit_log_dir", "exp_dir", "name", "version", "use_datetime_version", "resume_if_exists", "resume_past_end",
+    "resume_ignore_no_checkpoint", "resume_from_checkpoint", "create_tensorboard_logger", "summary_writer_kwargs",
+    "create_wandb_logger", "wandb_logger_kwargs", "create_mlflow_logger", "mlflow_logger_kwargs",
+    "create_dllogger_logger", "dllogger_logger_kwargs", "create_clearml_logger", "clearml_logger_kwargs",
+    "create_neptune_logger", "neptune_logger_kwargs", "create_checkpoint_callback", "checkpoint_callback_params",
+    "create_early_stopping_callback", "create_ipl_epoch_stopper_callback", "early_stopping_callback_params",
+    "ipl_epoch_stopper_callback_params", "create_preemption_callback", "files_to_copy", "log_step_timing",
+    "log_delta_step_timing", "step_timing_kwargs", "disable_validation_on_resume", "ema", "max_time_per_run",
+    "seconds_to_sleep", "create_straggler_detection_callback", "straggler_detection_params",
+    "create_fault_tolerance_callback", "fault_tolerance", "log_tflops_per_sec_per_gpu",
+)  # fmt: skip
+
+
 def trainer_problems(cfg: DictConfig) -> Iterator[str]:
     """Yield the faults of a root config's `trainer`.
 

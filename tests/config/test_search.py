@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_codert.cli.check import composed
-from nemo_codert.config.search import check_names, config_search
+from nemo_codert.config.search import check_names, config_search, with_additions
 from nemo_codert.config.shipped import conf_folder, shipped_configs
 
 pytestmark = pytest.mark.unit
@@ -134,3 +134,68 @@ def test_a_key_below_a_block_that_base_leaves_open_has_a_nearest_name():
         ValueError, match="no key 'model.student.encoder.n_layer'.*nearest is 'model.student.encoder.n_l"
     ):
         check_names(search)
+
+
+# ---- keys that a config of the user's lacks ------------------------------------------------------------------------
+
+STOCK = """
+name: stock
+model: {sample_rate: 16000, encoder: {d_model: 8}, train_ds: {manifest_filepath: train.json}}
+trainer: {max_steps: 100}
+exp_manager: {exp_dir: null, name: stock}
+"""
+
+
+@pytest.fixture
+def stock(tmp_path) -> list[str]:
+    (tmp_path / "stock.yaml").write_text(STOCK)
+    return ["--config-dir", str(tmp_path), "--config-name", "stock"]
+
+
+@pytest.mark.nemo
+def test_a_stock_yaml_takes_strategies_and_known_keys_without_a_plus(stock):
+    overrides = ["strategy=static", "model.codert.teacher_checkpoint=t.nemo", "model.student.init_from_teacher=true"]
+    overrides += ["trainer.limit_train_batches=7", "exp_manager.create_wandb_logger=false", "seed=3"]
+    overrides += ["exp_manager.checkpoint_callback_params.save_top_k=2", "model.encoder.d_model=16"]
+    search = with_additions(config_search([*stock, *overrides]))
+    check_names(search)
+    cfg = composed(search)
+    assert (cfg.train, cfg.model.codert.teacher, cfg.model.codert.teacher_checkpoint) == ("pair", "frozen", "t.nemo")
+    assert cfg.model.codert.distillation.encoder.weight == 0.1 and cfg.model.student.init_from_teacher is True
+    assert (cfg.trainer.limit_train_batches, cfg.trainer.max_steps, cfg.seed) == (7, 100, 3)
+    assert cfg.exp_manager.checkpoint_callback_params.save_top_k == 2 and cfg.model.encoder.d_model == 16
+
+
+def test_additions_stay_what_they_are_when_they_come_again(stock):
+    first = with_additions(
+        config_search([*stock, "strategy=static", "trainer.limit_train_batches=7", "+a=1", "~name"])
+    )
+    assert first.overrides == ("+strategy=static", "++trainer.limit_train_batches=7", "+a=1", "~name")
+    assert with_additions(config_search(first.hydra_arguments())).hydra_arguments() == first.hydra_arguments()
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.max_step=3", "model.codert.teacher_checkpont=t", "exp_manager.exp_dri=a", "model.d_model=3"]
+)
+def test_an_unknown_key_still_gets_the_nearest(override, stock):
+    with pytest.raises(ValueError, match="there is no key .* the nearest is"):
+        check_names(with_additions(config_search([*stock, override])))
+
+
+@pytest.mark.nemo
+def test_the_keys_of_exp_manager_are_those_of_nemo():
+    from dataclasses import fields
+
+    from nemo.utils.exp_manager import ExpManagerConfig
+
+    from nemo_codert.config.trainer_keys import MANAGER_KEYS
+
+    assert set(MANAGER_KEYS) == {field.name for field in fields(ExpManagerConfig)}
+
+
+@pytest.mark.nemo
+@pytest.mark.parametrize("strategy", ["tandem_kd", "static_joint"])
+def test_all_terms_can_be_replaced_at_once(strategy):
+    terms = "{joint: {at: joint, nodes: all, weight: 0.3}}"
+    cfg = composed(config_search([f"strategy={strategy}", f"model.codert.distillation={terms}"]))
+    assert cfg.model.codert.distillation == {"joint": {"at": "joint", "nodes": "all", "weight": 0.3}}
