@@ -502,7 +502,34 @@ def named(distillation: DictConfig | Mapping[str, Any] | None) -> dict[str, Any]
         return {}
     if not is_named(distillation):
         return {ONE_TERM: dict(distillation)}
+    distillation = with_flat_keys_in_their_term(distillation)
     return {name: term for name, term in distillation.items() if term is not None}
+
+
+def with_flat_keys_in_their_term(distillation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return named terms with the flat keys that stand beside a term `encoder` moved into it, where it lacks them.
+
+    A YAML with a flat block, chosen together with a strategy that names its terms, is merged to such a block. Without
+    a term `encoder` the block is returned as it is.
+
+    Example:
+        >>> with_flat_keys_in_their_term({"weight": 0.3, "temperature": 2.0, "encoder": {"weight": 0.1}})
+        {'encoder': {'weight': 0.1, 'temperature': 2.0}}
+        >>> with_flat_keys_in_their_term({"weight": 0.3, "encoder": None, "joint": {"at": "joint"}})
+        {'encoder': None, 'joint': {'at': 'joint'}}
+    """
+    if ONE_TERM not in distillation or not (set(distillation) & set(FLAT_KEYS)):
+        return distillation
+    is_config = OmegaConf.is_config(distillation)
+    plain = OmegaConf.to_container(distillation, resolve=False) if is_config else dict(distillation)
+    flat = {key: plain.pop(key) for key in list(plain) if key in FLAT_KEYS}
+    if isinstance(plain[ONE_TERM], Mapping):
+        plain[ONE_TERM] = {**flat, **plain[ONE_TERM]}
+    if not is_config:
+        return plain
+    made = OmegaConf.create(plain)
+    made._set_parent(distillation._get_parent())  # interpolations are resolved from the root
+    return made
 
 
 def is_named(distillation: object) -> bool:
@@ -560,7 +587,7 @@ def typed_terms(
             problems.append(f"{path} has at.by {kind!r} but no name: write NAME: {{at: ..., by: ...}}")
             return {}
         return {ONE_TERM: _typed_term(block, path, f"{ONE_TERM}.kl", merge, problems)} if block else {}
-    typed = {}
+    block, typed = with_flat_keys_in_their_term(block), {}
     for name in block:
         if name not in FLAT_KEYS and not OmegaConf.is_missing(block, name) and block[name] is None:
             continue  # a term that this file takes away from what it inherits

@@ -117,7 +117,7 @@ def with_additions(search: ConfigSearch) -> ConfigSearch:
     """Return the search with overrides that add what the files lack, where the key is one that a run takes.
 
     A stock NeMo YAML has no `model.codert`, few keys of `trainer` and `exp_manager`, and no `strategy` among its
-    defaults. Hydra wants a `+` before such a key; here known ones do without.
+    defaults. Hydra refuses such a key without a `+`; here known keys need none.
 
     Args:
         search: of a command line.

@@ -93,8 +93,18 @@ def test_its_values_are_checked_by_name(toy_config, changes, fault):
 
 def test_keys_of_a_single_term_and_named_terms_are_not_mixed(toy_config):
     cfg = OmegaConf.merge(toy_config(), {"codert": {"distillation": {"temperature": 3.0}}})
+    del cfg.codert.distillation["encoder"]
     with pytest.raises(ValueError, match="distillation.temperature stands beside named terms.*Move temperature into"):
         checked_config(cfg)
+
+
+def test_flat_keys_beside_a_term_encoder_are_its_own_where_it_lacks_them(toy_config):
+    flat = {"ramp_steps": 7, "weight": 0.7}
+    cfg = OmegaConf.merge(toy_config(), {"codert": {"distillation": {**flat, "encoder": {"weight": 0.2}}}})
+    terms = checked_config(cfg).codert.distillation
+    assert (terms.encoder.weight, terms.encoder.ramp_steps) == (0.2, 7) and "likeness" in terms
+    cfg = OmegaConf.merge(toy_config(), {"codert": {"distillation": {**flat, "encoder": None}}})
+    assert list(checked_config(cfg).codert.distillation) == ["likeness"]
 
 
 @pytest.mark.parametrize("name", ["rnnt_student", "ctc_student", "rnnt_teacher", "Encoder", "a.b"])
