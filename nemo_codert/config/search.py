@@ -126,7 +126,7 @@ def with_additions(search: ConfigSearch) -> ConfigSearch:
         The search with `++` before known keys that no file has, and `+` before a `strategy` that no file chooses.
 
     Raises:
-        ValueError: a file that cannot be read.
+        ValueError: a file that cannot be read, or a strategy that is not there.
 
     Example:
         >>> with_additions(config_search(["trainer.limit_train_batches=10", "trainer.max_step=3"])).overrides
@@ -136,6 +136,7 @@ def with_additions(search: ConfigSearch) -> ConfigSearch:
     if file is None or search.name == BASE:
         return search
     walk, shipped = _Walk(search), _Walk(ConfigSearch(BASE, (conf_folder(),), ()))
+    walk.check_options()  # a strategy that is not there is named before the files that inherit from it
     walk.visit(search.name, file)
     shipped.visit(BASE, conf_folder() / f"{BASE}.yaml")
 

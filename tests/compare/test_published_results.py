@@ -116,6 +116,22 @@ def test_the_dev_wers_of_the_words_are_those_that_are_kept():
     assert cells_of("words_dev") == shown
 
 
+def test_the_pilot_of_the_protocol_is_recomputed_from_its_trials():
+    """trials.csv: a row a trial, with the dev WER of every validation; the protocol shows those on varied data."""
+    rows = [row for row in kept_rows(KEPT / "trials.csv") if row["data"] == "varied"]
+    shown = []
+    for row in rows:
+        wers = {
+            int(step) + 1: float(wer) for step, wer in zip(row["steps"].split(), row["dev_wer"].split(), strict=True)
+        }
+        early = f"{wers[750]:.1%}" if 750 in wers else ""
+        last = max(wers)
+        cells = [f"`{row['run']}`", f"{last:,}", early, f"{wers[last]:.1%}", f"{min(wers.values()):.1%}"]
+        shown.append(f"| {' | '.join([*cells, row['cpu_minutes']])} |".replace("|  |", "| |"))
+    text = (KEPT / "protocol.md").read_text(encoding="utf-8").replace("|  |", "| |")
+    assert shown and [line for line in text.splitlines() if line.startswith("| `")][-len(shown) :] == shown
+
+
 def test_the_entropies_shown_are_those_that_were_measured():
     rows = kept_rows(KEPT / "entropy" / "measures.csv")
     measured = {(row["branch"], row["logits"], row["view"]): row for row in rows}
