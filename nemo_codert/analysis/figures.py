@@ -1,6 +1,6 @@
 """Pictures of the logit analysis: entropies, agreement over training, one utterance frame by frame.
 
-Colours are Okabe and Ito's, which colour-blind readers can distinguish; every curve also has its own line style.
+Colours are those of all figures; every curve also has its own line style.
 Imports matplotlib. B batch, T encoder frames, U target tokens, V vocabulary without blank.
 """
 
@@ -17,9 +17,10 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from nemo_codert.analysis.measures import Agreement, Shift
 from nemo_codert.analysis.readings import FRAME_SOURCES, VIEWS, BranchReadings, FrameReadings
+from nemo_codert.evaluation.figures import PALETTE, STUDENT, TEACHER
 
 DPI = 120
-STYLES = {"encoder": ("#0072B2", "-"), "joint": ("#D55E00", "--"), "prediction": ("#009E73", ":")}
+STYLES = {"encoder": (PALETTE[0], "-"), "joint": (PALETTE[1], "--"), "prediction": (PALETTE[2], ":")}
 BLANK = "∅"
 FRAMES_PER_STRIP = 50  # frames of the faster branch: a column is then wide enough for an upright word piece
 SHOWN_PROBABILITY = 0.01
@@ -79,12 +80,12 @@ def agreement_figure(
     """
     places = range(len(agreements)) if steps is None else steps
     panels = [
-        ({"": [100 * one.top1 for one in agreements]}, "same likeliest class (% of frames)", ["#0072B2"]),
-        ({"": [one.divergence for one in agreements]}, "KL(teacher || student) (nats a frame)", ["#D55E00"]),
+        ({"": [100 * one.top1 for one in agreements]}, "same likeliest class (% of frames)", [PALETTE[0]]),
+        ({"": [one.divergence for one in agreements]}, "KL(teacher || student) (nats a frame)", [PALETTE[1]]),
     ]
     if shifts:
         curves = {name: [getattr(one, name) for one in shifts] for name in ("teacher", "student", "apart")}
-        panels.append((curves, "shift c (nats, rms over classes)", ["#D55E00", "#0072B2", "black"]))
+        panels.append((curves, "shift c (nats, rms over classes)", [TEACHER, STUDENT, "black"]))
     figure = Figure(figsize=(6 * len(panels), 3.8), layout="constrained")
     for axis, (curves, label, colours) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for (name, values), colour, marker in zip(curves.items(), colours, "os^", strict=False):
