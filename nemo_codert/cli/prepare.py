@@ -84,9 +84,12 @@ def parser() -> argparse.ArgumentParser:
     _add_kaldi_options(kaldi)
     for corpus in (words, kaldi):
         _add_shares(corpus)
-    for corpus in (fsdd, words):
+    for corpus in (synthetic, fsdd, words):
         corpus.add_argument(
-            "--varied", action="store_true", help="train with long silent edges, noise, other speeds and levels"
+            "--varied",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="train with long silent edges, noise, other speeds and levels (default)",
         )
     mixtures.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="lines with speaker and text")
     mixtures.add_argument("--enrollment", type=float, default=2.0, metavar="SECONDS", help="0: none, and no beep")

@@ -41,7 +41,7 @@ def fsdd(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(fsdd, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    make_digit_corpus(fsdd, folder, train_utterances=50)
+    make_digit_corpus(fsdd, folder, train_utterances=50, varied=False)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_an_unknown_speaker_is_refused(fsdd):
 @pytest.fixture(scope="module")
 def noisy_corpus(fsdd, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("noisy_digits")
-    make_digit_corpus(fsdd, folder, train_utterances=50, snr=(5.0, 10.0))
+    make_digit_corpus(fsdd, folder, train_utterances=50, snr=(5.0, 10.0), varied=False)
     return folder
 
 
@@ -157,8 +157,17 @@ def test_pauses_are_quiet_but_not_silent(fsdd):
 
 @pytest.mark.nemo
 def test_equal_arguments_give_equal_files(fsdd, corpus, tmp_path):
-    make_digit_corpus(fsdd, tmp_path, train_utterances=50)
+    make_digit_corpus(fsdd, tmp_path, train_utterances=50, varied=False)
     assert files(tmp_path) == files(corpus)
+
+
+@pytest.mark.nemo
+def test_variety_is_of_the_training_set_alone(fsdd, corpus, tmp_path):
+    make_digit_corpus(fsdd, tmp_path, train_utterances=50)
+    made, plain = files(tmp_path), files(corpus)
+    changed = {name for name in made if made[name] != plain[name]}
+    assert made.keys() == plain.keys() and {Path(name).parts[0] for name in changed} == {"audio", "train.json"}
+    assert all("train" in name for name in changed) and len(changed) > 40
 
 
 def test_the_recordings_folder_itself_is_accepted(fsdd):

@@ -111,10 +111,21 @@ def test_the_audio_is_what_the_manifests_say(corpus):
             assert rate == SAMPLE_RATE and samples.ndim == 1
             assert soundfile.info(entry["audio_filepath"]).subtype == "PCM_16"
             assert abs(len(samples) / rate - entry["duration"]) < 1e-3
-            assert 1.19 < entry["duration"] < 3.5
-            assert 0.15 < np.abs(samples).max() < 0.85
+            # Training utterances have longer edges and other speeds and levels.
+            assert 1.05 < entry["duration"] < (7.2 if name == "train" else 3.5)
+            assert (0.015 if name == "train" else 0.15) < np.abs(samples).max() <= (1.0 if name == "train" else 0.85)
             assert entry["speaker"] in VOICES[name]
         assert '"audio_filepath": "audio/' in (corpus / f"{name}.json").read_text()
+
+
+@pytest.mark.nemo
+def test_variety_is_of_the_training_set_alone(corpus, tmp_path):
+    make_synthetic_corpus(tmp_path, **COUNTS, vocab_size=96, varied=False)
+    plain, varied = (read_manifest(folder / "train.json") for folder in (tmp_path, corpus))
+    assert [entry["text"] for entry in plain] == [entry["text"] for entry in varied]
+    longer = [after["duration"] - before["duration"] for before, after in zip(plain, varied, strict=True)]
+    assert 0.3 < np.mean([extra > 0.3 for extra in longer]) < 0.7
+    assert (tmp_path / "test.json").read_bytes() == (corpus / "test.json").read_bytes()
 
 
 @pytest.mark.nemo

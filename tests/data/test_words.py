@@ -48,7 +48,7 @@ def words_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(words_dir, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("connected")
-    make_word_corpus(words_dir, folder, train_utterances=60, labelled_share=0.1, vocab_size=16)
+    make_word_corpus(words_dir, folder, train_utterances=60, labelled_share=0.1, varied=False, vocab_size=16)
     return folder
 
 
@@ -125,7 +125,7 @@ def test_a_share_of_the_speakers_shares_no_recording_with_the_rest(words_dir, tm
 
 @pytest.mark.nemo
 def test_variety_is_of_the_training_set_alone(words_dir, corpus, tmp_path):
-    options = {"train_utterances": 60, "labelled_share": 0.1, "vocab_size": 16, "varied": True}
+    options = {"train_utterances": 60, "labelled_share": 0.1, "vocab_size": 16}
     made = make_word_corpus(words_dir, tmp_path, **options)
     for name in ("dev", "test"):
         assert made[name].read_bytes() == (corpus / f"{name}.json").read_bytes()
@@ -137,7 +137,7 @@ def test_variety_is_of_the_training_set_alone(words_dir, corpus, tmp_path):
 
 @pytest.mark.nemo
 def test_equal_arguments_give_equal_files(words_dir, corpus, tmp_path):
-    make_word_corpus(words_dir, tmp_path, train_utterances=60, labelled_share=0.1, vocab_size=16)
+    make_word_corpus(words_dir, tmp_path, train_utterances=60, labelled_share=0.1, varied=False, vocab_size=16)
     for path in corpus.rglob("*.*"):
         assert (tmp_path / path.relative_to(corpus)).read_bytes() == path.read_bytes()
 

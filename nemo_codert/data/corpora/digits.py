@@ -40,7 +40,7 @@ def make_digit_corpus(
     train_utterances: int = 3000,
     unseen_speaker: str = UNSEEN_SPEAKER,
     snr: tuple[float, float] | None = None,
-    varied: bool = False,
+    varied: bool = True,
     vocab_size: int = 40,
     seed: int = 0,
 ) -> dict[str, Path]:
@@ -54,8 +54,8 @@ def make_digit_corpus(
     train and dev gets pink noise, and `test_seen_noisy` and `test_unseen_noisy` are the test sets with noise on every
     utterance. Utterances without noise are the same with and without `snr`.
 
-    With `varied`, train has long silent edges, noise, and other speeds and levels
-    (`nemo_codert.data.corpora.variety`); the other sets never do.
+    Train has long silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`), unless
+    `varied` is false; the other sets never do.
 
     Raises:
         ValueError: a wrong folder, a missing or unknown speaker, or a number out of range.

@@ -13,6 +13,7 @@ from nemo_codert.data.corpora.corpus import SAMPLE_RATE, Utterance, resample, wr
 from nemo_codert.data.corpora.espeak import Espeak
 from nemo_codert.data.corpora.noise import noise_level, pink_noise
 from nemo_codert.data.corpora.sentences import training_sentences, unseen_sentences
+from nemo_codert.data.corpora.variety import varied as with_variety
 from nemo_codert.data.tokenizer import train_tokenizer
 
 # accent+variant of espeak-ng. No variant (the voice's timbre) is in two sets; accents are.
@@ -41,12 +42,16 @@ def make_synthetic_corpus(
     train_utterances: int = 600,
     dev_utterances: int = 60,
     test_utterances: int = 100,
+    varied: bool = True,
     vocab_size: int = 96,
     seed: int = 0,
 ) -> dict[str, Path]:
     """Write sets `train`, `dev`, `test` (16 kHz, 16 bit) and `tokenizer/`; return the manifests by set name.
 
-    Dev and test sentences are new but have only words of the training set. Equal arguments give equal files.
+    Dev and test sentences are new but have only words of the training set. Train has long silent edges, more noise, and
+    other speeds and levels (`nemo_codert.data.corpora.variety`), unless `varied` is false. Equal arguments give equal
+    files.
+
     Raises ValueError for counts below 1 and for a vocab_size that the training sentences cannot support.
     """
     counts = {"train": train_utterances, "dev": dev_utterances, "test": test_utterances}
@@ -56,10 +61,13 @@ def make_synthetic_corpus(
     sentences = choose_sentences(counts, seed)
     # The tokenizer comes first: its training is quick and the one step that can fail.
     train_tokenizer(sentences["train"], Path(output_dir) / "tokenizer", vocab_size)
-    return {
-        name: write_set(Path(output_dir), name, speak(name, texts, seed), total=len(texts))
-        for name, texts in sentences.items()
-    }
+    manifests = {}
+    for name, texts in sentences.items():
+        spoken = speak(name, texts, seed)
+        if varied and name == "train":
+            spoken = with_variety(spoken, np.random.default_rng([seed, len(VOICES)]))
+        manifests[name] = write_set(Path(output_dir), name, spoken, total=len(texts))
+    return manifests
 
 
 def choose_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:

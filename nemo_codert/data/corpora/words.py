@@ -46,7 +46,7 @@ def make_word_corpus(
     fold: int | None = None,
     labelled_share: float | None = None,
     by_speaker: bool = False,
-    varied: bool = False,
+    varied: bool = True,
     vocab_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Path]:
@@ -55,8 +55,9 @@ def make_word_corpus(
     Six of ten speakers are in train, one in dev, three in test; with `fold`, 0 to 4, six, two and two, such that over
     the five folds of a seed every speaker is in test once and in dev once. train: recordings recombined until there
     are `train_utterances`, every recording once before any is used again; in dev and test no recording is used twice.
-    A speaker of fewer than three recordings is left out. Equal arguments give equal files. With `varied`, train has
-    long silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`); dev and test never do.
+    A speaker of fewer than three recordings is left out. Equal arguments give equal files. Train has long
+    silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`), unless `varied` is false; dev
+    and test never do.
 
     With `labelled_share`, `train_labelled` has that share of the training utterances, chosen at random, and
     `train_unlabelled` the others without their text; the audio files are those of train. A recording may be in
