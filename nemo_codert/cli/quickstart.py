@@ -2,28 +2,37 @@
 
     codert quickstart --output-dir quickstart_run
 
-Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a teacher and a student
-that share their prediction network with in-place distillation, evaluates both on unseen voices, exports the student
-and lets stock NeMo transcribe with it in a process where nemo_codert cannot be imported.
+Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a student alone, then
+the same student together with a teacher (one prediction network for both, distilled in place), with equal updates,
+and compares the two on unseen voices. Stock NeMo transcribes with the distilled student in a process where
+nemo_codert cannot be imported, and the same test set is transcribed once more with silence around it, at other levels
+and as a stream.
 
-Everything goes into the output folder: corpus/, training/, student.nemo, report.md, learning_curves.png,
-predictions.json. A second run reuses the corpus and replaces the rest.
+Everything goes into the output folder: corpus/, alone/ and pair/ (the trainings), student.nemo and student.md (its
+model card), report.md, learning_curves.png. A second run reuses the corpus and replaces the rest.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nemo_codert.cli.console import fault
+from nemo_codert.cli.console import fault, quieten_libraries
+from nemo_codert.cli.quickstart_report import Findings, StockTexts, write_quickstart_report
 from nemo_codert.config.hydra_text import hydra_value
 
-CORPUS_SIZES = {"train": 900, "dev": 60, "test": 100}
+if TYPE_CHECKING:
+    from nemo_codert.evaluation.robustness import Recording
+
+CORPUS_SIZES = {"train": 1800, "dev": 60, "test": 100}
 VOCABULARY = 96  # BPE pieces
 STOCK_FILES = 5
+STEPS = 6
 
 STOCK_TRANSCRIPTION = """
 import json, sys
@@ -45,17 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
     claim(folder)
     say(1, f"Synthesising speech in {folder / 'corpus'}")
     corpus = prepare_corpus(folder / "corpus", options.seed)
-    say(2, "Training teacher and student together (strategy shared_kd)")
-    run = train(corpus, folder / "training", options)
-    say(3, "Evaluating both on unseen voices")
-    results = evaluate_branches(run, corpus / "test.json", folder)
-    say(4, "Exporting the student and transcribing with it in stock NeMo, in a process of its own")
-    shutil.copyfile(run / "student.nemo", folder / "student.nemo")
+    say(2, "Training the student alone, to compare with (strategy student)")
+    alone = train(corpus, folder / "alone", "student", options)
+    say(3, "Training teacher and student together (strategy shared_kd)")
+    pair = train(corpus, folder / "pair", "shared_kd", options)
+    for name in ("student.nemo", "student.md"):
+        shutil.copyfile(pair / name, folder / name)
+    say(4, "Transcribing with the student in stock NeMo, in a process of its own")
     stock = transcribe_in_stock_nemo(folder / "student.nemo", corpus / "test.json")
-    say(5, "Writing the report")
-    write_quickstart_report(folder, run, results, stock, minutes=(time.time() - start) / 60)
-    print(table(results))
-    print(f"\nStudent:  {folder / 'student.nemo'}\nReport:   {folder / 'report.md'}")
+    say(5, "Transcribing the test set with silence around it, at other levels and as a stream")
+    recordings = transcribe_recordings(folder / "student.nemo", corpus / "test.json")
+    say(6, "Writing the report")
+    findings = Findings(alone, pair, stock, recordings, minutes=(time.time() - start) / 60)
+    print(write_quickstart_report(folder, findings, codert_command()))
     return 0
 
 
@@ -82,7 +93,7 @@ def claim(folder: Path) -> None:
 
 def say(step: int, what: str) -> None:
     """Print the heading of a step."""
-    print(f"\n== {step}/5 {what}", flush=True)
+    print(f"\n== {step}/{STEPS} {what}", flush=True)
 
 
 def prepare_corpus(folder: Path, seed: int) -> Path:
@@ -106,12 +117,14 @@ def prepare_corpus(folder: Path, seed: int) -> Path:
     return folder
 
 
-def train(corpus: Path, folder: Path, options: argparse.Namespace) -> Path:
-    """Train the pair in a process of its own and return the folder of the run."""
+def train(corpus: Path, folder: Path, strategy: str, options: argparse.Namespace) -> Path:
+    """Train in a process of its own, transcribe the test set, and return the folder of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [
+        f"strategy={strategy}",
         f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
         f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
+        f"model.test_ds.manifest_filepath={hydra_value(corpus / 'test.json')}",
         f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
         f"exp_manager.exp_dir={hydra_value(folder)}",
         f"seed={options.seed}",
@@ -119,42 +132,34 @@ def train(corpus: Path, folder: Path, options: argparse.Namespace) -> Path:
     if options.max_steps:
         overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
     # Training sets seeds, log levels and the allocator of its whole process.
-    command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart", "strategy=shared_kd"]
+    command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart"]
     finished = subprocess.run([*command, *overrides], check=False)
     if finished.returncode:
         sys.exit(f"The training failed with exit status {finished.returncode}: see its message above.")
     return next(folder.glob("quickstart/*/student.nemo")).parent
 
 
-def evaluate_branches(run: Path, manifest: Path, folder: Path) -> list[dict[str, object]]:
-    """Measure WER, size and speed of the student and the teacher, both as stock models; keep the student's texts."""
-    from nemo_codert.cli.console import quieten_libraries
-
+def transcribe_recordings(model: Path, manifest: Path) -> "list[Recording]":
+    """Transcribe the test set as it is and recorded otherwise."""
     quieten_libraries()
-    from nemo_codert.evaluation.transcribe import evaluate, write_predictions
-    from nemo_codert.export.stock_file import stock_of
+    from nemo_codert.evaluation.robustness import check_recordings
+    from nemo_codert.evaluation.transcribe import usable_entries
     from nemo_codert.models.open_model import open_model
 
-    pair = open_model(run / "pair.nemo")
-    results = []
-    for branch in ("student", "teacher"):
-        model = stock_of(pair, branch=branch)
-        evaluation = evaluate(model, manifest)
-        results.append(
-            {
-                "branch": branch,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "wer": evaluation.errors.wer,
-                "words": evaluation.errors.words,
-                "real_time_factor": evaluation.real_time_factor,
-            }
-        )
-        if branch == "student":
-            write_predictions(folder / "predictions.json", [evaluation], {"model": "student.nemo"})
-    return results
+    return check_recordings(open_model(model), model, usable_entries(manifest))
 
 
-def transcribe_in_stock_nemo(model: Path, manifest: Path) -> dict[str, object]:
+def codert_command() -> str:
+    """Return the way to call the command: its name, or its path where the folder of this Python is not searched."""
+    if shutil.which("codert"):
+        return "codert"
+    beside = Path(sys.executable).with_name("codert")
+    return (
+        os.path.relpath(beside) if beside.is_file() else f"{os.path.relpath(sys.executable)} -m nemo_codert.cli.main"
+    )
+
+
+def transcribe_in_stock_nemo(model: Path, manifest: Path) -> StockTexts:
     """Transcribe the first test files with stock NeMo; nemo_codert is blocked in that process."""
     entries = [json.loads(line) for line in manifest.read_text().splitlines()[:STOCK_FILES]]
     files = [str(manifest.parent / entry["audio_filepath"]) for entry in entries]
@@ -167,51 +172,7 @@ def transcribe_in_stock_nemo(model: Path, manifest: Path) -> dict[str, object]:
     print(f"{name} with {joint}:")
     for entry, text in zip(entries, texts, strict=True):
         print(f"  reference:  {entry['text']}\n  transcript: {text}")
-    return {"model": name, "joint": joint, "pairs": [[e["text"], t] for e, t in zip(entries, texts, strict=True)]}
-
-
-def table(results: list[dict[str, object]]) -> str:
-    """Return the results as a Markdown table, which also reads well in a terminal."""
-    lines = [
-        "| branch  | parameters | test WER | real-time factor |",
-        "|---------|-----------:|---------:|-----------------:|",
-    ]
-    for row in results:
-        lines.append(
-            f"| {row['branch']:7} | {row['parameters']:>10,} | {row['wer']:>8.1%} | {row['real_time_factor']:>16.3f} |"
-        )
-    return "\n".join(lines)
-
-
-def write_quickstart_report(
-    folder: Path, run: Path, results: list[dict[str, object]], stock: dict[str, object], minutes: float
-) -> None:
-    """Write report.md with the table, the curves as a picture and the texts of stock NeMo."""
-    from nemo_codert.evaluation.learning_curves import plot_curves, read_curves
-
-    plot_curves(read_curves(run), folder / "learning_curves.png")
-    texts = "\n".join(f"| {reference} | {text} |" for reference, text in stock["pairs"])
-    report = f"""# Quickstart: a student distilled in place
-
-Teacher and student were trained together in {minutes:.1f} minutes (corpus, training and evaluation), sharing their
-prediction network, on {CORPUS_SIZES["train"]} synthetic utterances. The test set has {CORPUS_SIZES["test"]} utterances
-({results[0]["words"]} words) by voices that are not in the training set. The real-time factor is that of a whole
-`transcribe` call, one second of audio taking that many seconds.
-
-{table(results)}
-
-![Learning curves](learning_curves.png)
-
-## In stock NeMo
-
-`student.nemo` restored as `{stock["model"]}` with `{stock["joint"]}`, in a process where `nemo_codert` cannot be
-imported:
-
-| reference | transcript |
-|-----------|------------|
-{texts}
-"""
-    (folder / "report.md").write_text(report)
+    return StockTexts(name, joint, [(entry["text"], text) for entry, text in zip(entries, texts, strict=True)])
 
 
 if __name__ == "__main__":

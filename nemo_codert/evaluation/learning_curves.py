@@ -18,7 +18,7 @@ BRANCH_LOSSES = {
     "train_ctc_loss_student": "student's CTC, training",
     "val_loss": "student, dev",
 }
-WERS = {"val_wer": "student", "val_wer_teacher": "teacher"}
+WERS = {"val_wer": "student", "val_wer_teacher": "teacher", "val_wer_alone": "student, trained alone"}
 
 
 def read_curves(folder: str | Path) -> Curves:

@@ -16,8 +16,6 @@ import onnx
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-from nemo_codert.data.audio_files import read_mono
-from nemo_codert.data.corpora.corpus import resample
 from nemo_codert.evaluation.transcribe import max_symbols
 from nemo_codert.evaluation.word_errors import WER, WordErrors, total_word_errors
 
@@ -46,16 +44,6 @@ class Deployed:
     def agreement(self, other: "Deployed") -> int:
         """Return the number of utterances with the same text."""
         return sum(text == theirs for text, theirs in zip(self.texts, other.texts, strict=True))
-
-
-def read_signal(entry: dict[str, Any], sample_rate: int) -> np.ndarray:
-    """Read [S] float32 of a manifest's entry at `sample_rate`, as `nemo_codert.data.audio_files.read_mono` does."""
-    return np.ascontiguousarray(resample(*read_mono(entry), sample_rate))
-
-
-def nemo_texts(model: EncDecRNNTBPEModel, signals: Sequence[np.ndarray]) -> list[str]:
-    """Transcribe by NeMo's `transcribe`, with the decoding that the model is set to."""
-    return [hypothesis.text for hypothesis in model.transcribe(list(signals), batch_size=16, verbose=False)]
 
 
 class OnnxGreedy:

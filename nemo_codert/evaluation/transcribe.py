@@ -7,18 +7,20 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nemo.collections.asr.models import ASRModel
 from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.stock_checks import is_tdt
-from nemo_codert.data.audio_files import decodes, mono_entries
+from nemo_codert.data.audio_files import decodes, mono_entries, read_mono
+from nemo_codert.data.corpora.corpus import resample
 from nemo_codert.data.manifest import read_manifest, write_manifest
 from nemo_codert.data.normalisation import normalised, normaliser
 from nemo_codert.data.screening import TOOLS, Loader, Reason, screen_manifest
@@ -115,6 +117,16 @@ def usable_entries(
     if loader.channel == "channel":
         return entries
     return [{**entry, "channel": loader.channel_of(entry)} for entry in entries]
+
+
+def read_signal(entry: dict[str, Any], sample_rate: int) -> np.ndarray:
+    """Read [S] float32 of a manifest's entry at `sample_rate`, as `nemo_codert.data.audio_files.read_mono` does."""
+    return np.ascontiguousarray(resample(*read_mono(entry), sample_rate))
+
+
+def nemo_texts(model: ASRModel, signals: Sequence[np.ndarray]) -> list[str]:
+    """Transcribe by NeMo's `transcribe`, with the decoding that the model is set to."""
+    return [hypothesis.text for hypothesis in model.transcribe(list(signals), batch_size=16, verbose=False)]
 
 
 def set_decoding(model: ASRModel, strategy: str) -> None:

@@ -6,18 +6,19 @@ Imports torch and NeMo when called, so that bad settings are refused first.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_codert.config.arguments import require_at_least, require_choice, require_file
 from nemo_codert.files.atomic import folder_to_fill, whole_file
 
 if TYPE_CHECKING:
-    import numpy as np
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
+    from nemo_codert.evaluation.robustness import Recording
     from nemo_codert.evaluation.served import Deployed
 
 PROGRAMS = ("onnxruntime", "sherpa_onnx")
+CHECKS = ("programs", "recordings")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class DeploymentSettings:
         branch: `student` or `teacher` of a pair.
         limit: how many utterances, from the first on; None for all.
         show: how many of them are in the table of texts.
+        checks: `programs`, the texts of NeMo, onnxruntime and sherpa-onnx; `recordings`, the word errors of NeMo with
+            silent edges, at other levels and as a stream, which needs nothing but NeMo.
     """
 
     model: str | Path
@@ -37,6 +40,7 @@ class DeploymentSettings:
     branch: str = "student"
     limit: int | None = None
     show: int = 10
+    checks: Sequence[str] = CHECKS
 
     def check(self) -> None:
         """Check all that can be known without opening the model.
@@ -46,7 +50,11 @@ class DeploymentSettings:
         """
         from importlib.util import find_spec
 
-        for package in PROGRAMS:
+        for check in self.checks:
+            require_choice("checks", check, CHECKS)
+        if not self.checks:
+            raise ValueError(f"`checks` is empty: give one of {', '.join(CHECKS)}, or both")
+        for package in PROGRAMS if "programs" in self.checks else ():
             if find_spec(package) is None:
                 raise ValueError(f'{package} is not installed: pip install "nemo_codert[deploy]"')
         require_file("model", self.model, "Give the path of a .nemo file")
@@ -57,68 +65,92 @@ class DeploymentSettings:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Transcripts of one export in each program, NeMo first; the report in Markdown, and the file that holds it."""
+    """Transcripts of one export in each program, NeMo first; word errors in each way of recording; the report.
+
+    Args:
+        programs, recordings: empty where that check was not wanted.
+        report: Markdown. path: the file that holds it.
+    """
 
     programs: list["Deployed"]
+    recordings: list["Recording"]
     report: str
     path: Path
 
 
 def check_deployment(settings: DeploymentSettings, output_dir: str | Path) -> Deployment:
-    """Export a branch in every format and transcribe the utterances in NeMo, onnxruntime and sherpa-onnx.
+    """Export a branch and transcribe the utterances in the programs that serve it, and recorded otherwise.
 
     Args:
-        settings: model and utterances.
-        output_dir: gets `student.nemo`, `onnx/`, `sherpa-onnx/` (float and int8) and `deployment.md`.
+        settings: model, utterances and checks.
+        output_dir: gets `student.nemo`, `deployment.md`, and of the check `programs` `onnx/` and `sherpa-onnx/` (float
+            and int8).
 
     Returns:
-        Texts and word errors of the four programs, and the report.
+        Texts and word errors of the four programs and of the ways of recording, and the report.
 
     Raises:
         ValueError: settings, files or data that cannot be used, audio longer than the exported files take, or a model
             that sherpa-onnx cannot serve.
     """
     settings.check()
-    from nemo_codert.evaluation.served import read_signal, report
-    from nemo_codert.evaluation.transcribe import references_for, set_decoding, usable_entries
+    from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
     from nemo_codert.evaluation.word_errors import metric_of
-    from nemo_codert.export.audio_limit import check_lengths, seconds_per_frame
-    from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
-    from nemo_codert.export.stock_file import stock_of
-    from nemo_codert.models.open_model import networks_of, open_model
+    from nemo_codert.export.stock_file import save_model, stock_of
+    from nemo_codert.models.open_model import open_model
 
     entries = usable_entries(settings.manifest)[: settings.limit]
     model = open_model(settings.model)
-    networks = networks_of(model, settings.branch)
-    check_lengths(entries, networks.encoder, seconds_per_frame(model, networks.encoder))
-    references, metric = references_for(model, [entry["text"] for entry in entries]), metric_of(model.cfg)
+    if "programs" in settings.checks:
+        _refuse_long(model, settings.branch, entries)
     with folder_to_fill(output_dir, "output_dir") as folder:
-        sherpa = export_sherpa_onnx(model, folder / "sherpa-onnx", branch=settings.branch, int8=True)
         stock = stock_of(model, branch=settings.branch)
         set_decoding(stock, "greedy_batch")
-        signals = [read_signal(entry, stock.preprocessor.featurizer.sample_rate) for entry in entries]
-        deployed = _transcribed(stock, folder, sherpa, signals, references)
-        text = report(deployed, references, settings.show, metric)
+        file = save_model(stock, folder / "student.nemo")
+        programs, recordings, parts = [], [], []
+        if "programs" in settings.checks:
+            from nemo_codert.evaluation.served import report
+
+            programs = _transcribed(model, stock, settings.branch, file, entries)
+            parts.append(report(programs, _references(stock, entries), settings.show, metric_of(stock.cfg)))
+        if "recordings" in settings.checks:
+            from nemo_codert.evaluation.robustness import check_recordings, recordings_report
+
+            recordings = check_recordings(stock, file, entries)
+            parts.append(recordings_report(recordings, metric_of(stock.cfg)))
         with whole_file(folder / "deployment.md") as path:
-            path.write_text(text, encoding="utf-8")
-    return Deployment(deployed, text, folder / "deployment.md")
+            path.write_text("\n".join(parts), encoding="utf-8")
+    return Deployment(programs, recordings, "\n".join(parts), folder / "deployment.md")
+
+
+def _refuse_long(model: Any, branch: str, entries: list[dict[str, Any]]) -> None:
+    from nemo_codert.export.audio_limit import check_lengths, seconds_per_frame
+    from nemo_codert.models.open_model import networks_of
+
+    encoder = networks_of(model, branch).encoder
+    check_lengths(entries, encoder, seconds_per_frame(model, encoder))
+
+
+def _references(stock: "EncDecRNNTBPEModel", entries: list[dict[str, Any]]) -> list[str]:
+    from nemo_codert.evaluation.transcribe import references_for
+
+    return references_for(stock, [entry["text"] for entry in entries])
 
 
 def _transcribed(
-    stock: "EncDecRNNTBPEModel",
-    folder: Path,
-    sherpa: list[Path],
-    signals: "Sequence[np.ndarray]",
-    references: Sequence[str],
+    model: Any, stock: "EncDecRNNTBPEModel", branch: str, nemo: Path, entries: list[dict[str, Any]]
 ) -> list["Deployed"]:
-    """Transcribe the same signals in every program; the stock model's own files are written first."""
-    from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, nemo_texts
+    """Export in the other formats, beside `nemo`, and transcribe the same signals in every program."""
+    from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx
+    from nemo_codert.evaluation.transcribe import nemo_texts, read_signal
     from nemo_codert.evaluation.word_errors import metric_of
-    from nemo_codert.export.stock_file import export_onnx, save_model
+    from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
+    from nemo_codert.export.stock_file import export_onnx
 
-    rate, metric = stock.preprocessor.featurizer.sample_rate, metric_of(stock.cfg)
-    nemo = save_model(stock, folder / "student.nemo")
-    onnx = export_onnx(stock, folder / "onnx" / "student.onnx")
+    rate, metric, references = stock.cfg.preprocessor.sample_rate, metric_of(stock.cfg), _references(stock, entries)
+    sherpa = export_sherpa_onnx(model, nemo.parent / "sherpa-onnx", branch=branch, int8=True)
+    onnx = export_onnx(stock, nemo.parent / "onnx" / "student.onnx")
+    signals = [read_signal(entry, rate) for entry in entries]
     greedy = OnnxGreedy(stock, *onnx)
     deployed = [
         Deployed.of("NeMo", nemo_texts(stock, signals), [nemo], references, metric),

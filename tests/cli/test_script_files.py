@@ -33,7 +33,7 @@ OPTIONS = {
     "--vocabulary --teacher --student --pred-hidden --joint-hidden --decoding-batch-size --decoding-frames",
     "cache_teacher": "--teachers --manifest --output --keep --at --combine --prior --temperature --group --dtype "
     "--wer --batch-size --jobs",
-    "check_deployment": "--model --manifest --output-dir --branch --limit --show",
+    "check_deployment": "--model --manifest --output-dir --branch --limit --show --checks",
     "evaluate": "--model --manifest --branch --decoding --batch-size --sizes --output",
     "export_student": "--model --output --format --joint --branch --int8 --wer --license --language --dataset",
     "measure_latency": "--model --teacher --manifest --batch-size",

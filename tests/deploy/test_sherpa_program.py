@@ -8,7 +8,8 @@ import soundfile
 import torch
 
 from nemo_codert.cli import verify
-from nemo_codert.evaluation.served import OnnxGreedy, SherpaOnnx, nemo_texts
+from nemo_codert.evaluation.served import OnnxGreedy, SherpaOnnx
+from nemo_codert.evaluation.transcribe import nemo_texts
 from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
 from nemo_codert.export.stock_file import export_onnx, save_model
 from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, padded_batch, tone

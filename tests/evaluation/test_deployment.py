@@ -6,7 +6,8 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, read_signal, report
+from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, report
+from nemo_codert.evaluation.transcribe import read_signal
 from nemo_codert.export.stock_file import export_onnx, stock_of
 from tests.conftest import ADDITIVE, SAMPLE_RATE, STOCK, lstm, tone
 

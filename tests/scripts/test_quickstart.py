@@ -1,10 +1,24 @@
 """The quickstart around its training: paths on the command line, and the output folder."""
 
+import importlib
+import json
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch.utils.tensorboard import SummaryWriter
 
 from nemo_codert.cli import quickstart
+from nemo_codert.cli.quickstart_report import (
+    Findings,
+    StockTexts,
+    about_curves,
+    did_it_help,
+    write_quickstart_report,
+)
 from nemo_codert.config.hydra_text import hydra_value
+from nemo_codert.evaluation.bootstrap import Reduction
+from nemo_codert.evaluation.robustness import Recording
+from nemo_codert.evaluation.word_errors import WordErrors, word_errors
 
 
 @pytest.mark.parametrize(
@@ -41,3 +55,71 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
     with pytest.raises(SystemExit, match="holds something else than a quickstart: give a new folder"):
         quickstart.claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["training"]
+
+
+def predictions(folder, hypotheses, parameters):
+    """Write the transcripts of three sentences by three voices, as a training leaves them."""
+    folder.mkdir(parents=True)
+    said = [("turn the light on", "ann"), ("turn the radio off", "bob"), ("stop", "eve")]
+    lines = [
+        {"text": text, "speaker": speaker, "pred_text": hypothesis}
+        for (text, speaker), hypothesis in zip(said, hypotheses, strict=True)
+    ]
+    errors = sum(word_errors(line["text"], line["pred_text"]).errors for line in lines)
+    figures = {"utterances": 3, "words": 9, "wer": errors / 9, "real_time_factor": 0.02}
+    (folder / "test.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "test_summary.json").write_text(json.dumps({"parameters": parameters, "sets": [figures]}))
+
+
+@pytest.fixture
+def findings(tmp_path) -> Findings:
+    run = {"alone": tmp_path / "alone" / "DATE", "pair": tmp_path / "pair" / "DATE"}
+    predictions(run["alone"] / "predictions" / "student", ["turn a light on", "turn a radio off", "stop it"], 1000)
+    predictions(run["pair"] / "predictions" / "student", ["turn a light on", "turn the radio off", "stop"], 1000)
+    predictions(run["pair"] / "predictions" / "teacher", ["turn the light on", "turn the radio off", "stop"], 4000)
+    recordings = [Recording("as it is", WordErrors(words=9)), Recording("20 dB quieter", WordErrors(1, 0, 0, 9))]
+    stock = StockTexts("EncDecRNNTBPEModel", "RNNTJoint", [("stop", "stop")])
+    return Findings(run["alone"], run["pair"], stock, recordings, minutes=9.5)
+
+
+def log(folder, curves):
+    writer = SummaryWriter(folder)
+    for name, points in curves.items():
+        for step, value in points:
+            writer.add_scalar(name, value, step)
+    writer.close()
+
+
+def test_the_report_begins_with_what_the_teacher_changed(findings, tmp_path):
+    losses = {"train_distillation_loss": [(0, 9.0), (10, 0.5), (20, 0.9)], "train_rnnt_loss_student": [(10, 3.0)]}
+    log(findings.pair, {**losses, "val_wer": [(20, 0.125)], "val_wer_teacher": [(20, 0.0625)]})
+    log(findings.alone, {"val_wer": [(20, 0.25)]})
+    printed = write_quickstart_report(tmp_path, findings, "bin/codert")
+    report = (tmp_path / "report.md").read_text()
+    sentence = report.split("\n\n")[1]
+    assert "66.7% fewer word errors than alone: 11.1% against 33.3% WER of 9 words by 3 unseen voices" in sentence
+    assert "too few words" in sentence and sentence in printed
+    assert "| student alone            |      1,000 |    33.3% |            0.020 |" in report
+    assert (
+        "end at 12.5% (student) and 6.2% (teacher)" in report and "rises after its start (least 0.5, at the" in report
+    )
+    assert "**Warning**: 20 dB quieter: WER moves by +11.1 points" in report and "| stop | stop |" in report
+    assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
+    commands = printed.split("Next:\n\n")[1].replace("\\\n", " ").splitlines()
+    assert len(commands) == 3 and all(command.startswith("bin/codert ") for command in commands)
+    for command in commands:
+        module = importlib.import_module(f"nemo_codert.cli.{command.split()[1]}")
+        parse = module.parse_arguments if hasattr(module, "parse_arguments") else module.parser().parse_args
+        parse(command.split()[2:])
+    assert f"Student      {tmp_path / 'student.nemo'}" in printed
+
+
+def test_a_divergence_that_falls_is_not_called_a_rise(findings):
+    curves = {"train_distillation_loss": [(0, 9.0), (10, 0.5), (20, 0.5)], "val_wer": [(1, 0.1)]}
+    assert "falls or stays after its start" in about_curves({**curves, "val_wer_teacher": [(1, 0.1)]})
+
+
+def test_more_errors_are_called_more(findings):
+    worse = Reduction(-0.5, -0.9, -0.1, words=900, recordings=100, seeds=1, speakers=6)
+    assert "makes 50.0% more word errors than alone" in did_it_help(worse, findings)
+    assert "the 95% interval -90% to -10%: worse." in did_it_help(worse, findings)

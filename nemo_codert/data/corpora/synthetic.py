@@ -48,7 +48,7 @@ def make_synthetic_corpus(
 ) -> dict[str, Path]:
     """Write sets `train`, `dev`, `test` (16 kHz, 16 bit) and `tokenizer/`; return the manifests by set name.
 
-    Dev and test sentences are new but have only words of the training set. Train has long silent edges, more noise, and
+    Dev and test sentences are new but have only words of the training set. Train has long silent edges, more noise,
     other speeds and levels (`nemo_codert.data.corpora.variety`), unless `varied` is false. Equal arguments give equal
     files.
 

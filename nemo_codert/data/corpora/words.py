@@ -56,8 +56,8 @@ def make_word_corpus(
     the five folds of a seed every speaker is in test once and in dev once. train: recordings recombined until there
     are `train_utterances`, every recording once before any is used again; in dev and test no recording is used twice.
     A speaker of fewer than three recordings is left out. Equal arguments give equal files. Train has long
-    silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`), unless `varied` is false; dev
-    and test never do.
+    silent edges, noise, and other speeds and levels (`nemo_codert.data.corpora.variety`), unless `varied` is false;
+    dev and test never do.
 
     With `labelled_share`, `train_labelled` has that share of the training utterances, chosen at random, and
     `train_unlabelled` the others without their text; the audio files are those of train. A recording may be in

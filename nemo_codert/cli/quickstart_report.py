@@ -1,0 +1,179 @@
+"""Report of `codert quickstart`: whether the teacher helped, what the curves show, how the student stands.
+
+Imports neither torch nor NeMo before it is called.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemo_codert.evaluation.bootstrap import Reduction
+    from nemo_codert.evaluation.robustness import Recording
+
+BRANCHES = {"alone": "student alone", "student": "student with its teacher", "teacher": "its teacher"}
+
+
+@dataclass(frozen=True)
+class StockTexts:
+    """Classes of the model and its joint in stock NeMo, and references with NeMo's transcripts."""
+
+    model: str
+    joint: str
+    pairs: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the quickstart made.
+
+    Args:
+        alone, pair: folders of the two trainings.
+        stock: transcripts of stock NeMo.
+        recordings: the test set recorded otherwise.
+        minutes: of everything.
+    """
+
+    alone: Path
+    pair: Path
+    stock: StockTexts
+    recordings: "list[Recording]"
+    minutes: float
+
+    def predictions(self, branch: str) -> Path:
+        """Return the file of a branch's transcripts of the test set; `alone` is the student trained alone."""
+        run, name = (self.alone, "student") if branch == "alone" else (self.pair, branch)
+        return run / "predictions" / name / "test.json"
+
+
+def write_quickstart_report(folder: Path, findings: Findings, codert: str) -> str:
+    """Write report.md and learning_curves.png; return what is to be printed.
+
+    Args:
+        folder: of the quickstart. codert: the way to call the command.
+    """
+    from nemo_codert.evaluation.learning_curves import plot_curves, read_curves
+    from nemo_codert.evaluation.robustness import recordings_report
+
+    curves = read_curves(findings.pair)
+    alone = read_curves(findings.alone)
+    plot_curves({**curves, "val_wer_alone": alone["val_wer"]}, folder / "learning_curves.png")
+    sentence, results = did_it_help(reduction_of(findings), findings), table(findings)
+    recordings = recordings_report(findings.recordings, "WER")
+    commands = next_commands(folder, findings, codert)
+    (folder / "report.md").write_text(
+        "\n\n".join(
+            [
+                "# Quickstart: a student alone, and with its teacher",
+                sentence,
+                results,
+                about(findings),
+                "![Learning curves](learning_curves.png)",
+                about_curves(curves),
+                f"## Recorded otherwise\n\n{recordings.strip()}",
+                f"## In stock NeMo\n\n{stock_section(findings.stock)}",
+                f"## Next\n\n```bash\n{commands}\n```",
+            ]
+        )
+        + "\n"
+    )
+    files = "\n".join(f"{what:12} {folder / name}" for what, name in FILES.items())
+    return f"{results}\n\n{recordings}\n{sentence}\n\n{files}\n\nNext:\n\n{commands}"
+
+
+FILES = {"Student": "student.nemo", "Model card": "student.md", "Report": "report.md"}
+
+
+def reduction_of(findings: Findings) -> "Reduction":
+    """Return the relative reduction of word errors by the teacher, with its interval over voices and utterances."""
+    import numpy as np
+
+    from nemo_codert.evaluation.bootstrap import PairedErrors, relative_reduction
+    from nemo_codert.evaluation.word_errors import word_errors
+
+    lines = {name: _lines(findings.predictions(name)) for name in ("student", "alone")}
+    errors = {name: [word_errors(line["text"], line["pred_text"]) for line in found] for name, found in lines.items()}
+    counts = {name: np.array([[found.errors for found in rows]]) for name, rows in errors.items()}
+    words = np.array([found.words for found in errors["alone"]])
+    speakers = [line["speaker"] for line in lines["alone"]]
+    return relative_reduction([PairedErrors(counts["student"], counts["alone"], words, speakers)])
+
+
+def did_it_help(found: "Reduction", findings: Findings) -> str:
+    """Return one sentence: how many errors fewer or more with the teacher, the interval, and what that shows."""
+    alone, student = (_figures(findings.predictions(name))["wer"] for name in ("alone", "student"))
+    change = f"{abs(found.value):.1%} {'fewer' if found.value >= 0 else 'more'} word errors"
+    return (
+        f"**Did it help? With its teacher the student makes {change} than alone: {student:.1%} against {alone:.1%} "
+        f"WER of {found.words} words by {found.speakers} unseen voices, a reduction with the 95% interval "
+        f"{found.low:+.0%} to {found.high:+.0%}: {found.verdict}.** One training of each, with equal updates: another "
+        "seed gives other figures."
+    )
+
+
+def table(findings: Findings) -> str:
+    """Return the results as a Markdown table, which also reads well in a terminal."""
+    lines = [
+        "| model                    | parameters | test WER | real-time factor |",
+        "|--------------------------|-----------:|---------:|-----------------:|",
+    ]
+    for branch, name in BRANCHES.items():
+        path = findings.predictions(branch)
+        parameters, figures = _summary(path)["parameters"], _figures(path)
+        wer, speed = figures["wer"], figures["real_time_factor"]
+        lines.append(f"| {name:24} | {parameters:>10,} | {wer:>8.1%} | {speed:>16.3f} |")
+    return "\n".join(lines)
+
+
+def about(findings: Findings) -> str:
+    """Return how the figures came about."""
+    figures = _figures(findings.predictions("student"))
+    return f"""Corpus, two trainings and checks took {findings.minutes:.1f} minutes. The speech is synthetic; the test
+set has {figures["utterances"]} utterances by voices that are not in the training set. The real-time factor is that of
+a whole `transcribe` call, one second of audio taking that many seconds."""
+
+
+def about_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Return what the picture shows, with the figures of the run."""
+    divergence = curves["train_distillation_loss"]
+    least, last = min(value for _, value in divergence[1:] or divergence), divergence[-1][1]
+    teacher, student = (curves[name][-1][1] for name in ("val_wer_teacher", "val_wer"))
+    direction = "rises" if last > 1.2 * least else "falls or stays"
+    return f"""The word error rates on dev end at {student:.1%} (student) and {teacher:.1%} (teacher). The distillation
+loss, KL(teacher || student) of the encoder logits, {direction} after its start (least {least:.3g}, at the end
+{last:.3g}). A rise is no fault: at first both encoders give nearly the same flat distribution; the more the teacher
+learns, the sharper its distributions become, and the more a student that is as close as before differs from them in
+nats. What counts is the student's word error rate."""
+
+
+def stock_section(stock: StockTexts) -> str:
+    """Return the transcripts of stock NeMo as Markdown."""
+    texts = "\n".join(f"| {reference} | {text} |" for reference, text in stock.pairs)
+    return f"""`student.nemo` restored as `{stock.model}` with `{stock.joint}`, in a process where `nemo_codert` cannot
+be imported:
+
+| reference | transcript |
+|-----------|------------|
+{texts}"""
+
+
+def next_commands(folder: Path, findings: Findings, codert: str) -> str:
+    """Return the three commands to try next: export, compare, analyze."""
+    corpus, pair = folder / "corpus", findings.pair / "pair.nemo"
+    return f"""{codert} export --model {pair} --output {folder / "sherpa"} --format sherpa-onnx
+{codert} analyze --model {pair} --manifest {corpus / "test.json"} --output-dir {folder / "logits"}
+{codert} compare --config-name quickstart --data-dir {corpus} --output-dir {folder / "comparison"} \\
+    --strategies student shared_kd static --seeds 0-2 --jobs 2"""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_name(f"{path.stem}_summary.json").read_text())
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    return _summary(path)["sets"][0]
