@@ -1,33 +1,44 @@
 #!/usr/bin/env bash
 # The study of docs/study/protocol.md on connected words, fold by fold: data, a teacher of the fold, its labels and
 # targets, and the trainings that are compared. A step whose result is there is left out: after an interruption, run
-# the same command again. Results are copied beside this file after every call of `codert compare`.
+# the same command again. Results are copied into docs/study after every training, and a folder that has none yet starts
+# from these: on another machine nothing that was trained is trained again.
 #
-#   bash docs/study/many_speakers/run.sh WORDS FSDD [FOLD ...]
+#   bash docs/study/many_speakers/run.sh WORDS FSDD QUESTION [FOLD ...]
 #
-# WORDS: folder of isolated words. FSDD: free-spoken-digit-dataset, for the teachers alone. FOLD: 0 to 4 (all).
-# It runs in the current folder: data/ and runs/ are made there. JOBS: trainings at a time (1), of one thread each.
+# WORDS: folder of isolated words. FSDD: free-spoken-digit-dataset, for the teachers alone. QUESTION: tenth (d).
+# FOLD: 0 to 4 (all). It runs in the current folder: data/ and runs/ are made there. JOBS: trainings at a time (1), of
+# one thread each.
 set -euo pipefail
 
-words=$1 digits=$2
-folds=("${@:3}")
+words=$1 digits=$2 question=$3
+folds=("${@:4}")
 [ ${#folds[@]} -gt 0 ] || folds=(0 1 2 3 4)
-here=$(cd "$(dirname "$0")" && pwd)
+study=$(cd "$(dirname "$0")/.." && pwd)
 jobs=${JOBS:-1}
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 LHOTSE_AUDIO_BACKEND=LibsndfileBackend
 
-STRATEGIES=(student shared_kd tandem_kd static_prior student@tenth student@labels cached@unlabelled cached@both)
 labelled='{corpus}/train_labelled.json' unlabelled='{corpus}/train_unlabelled.json' labels='{corpus}/train_labels.json'
 data=model.train_ds.manifest_filepath
-teacher='model.codert.teacher_checkpoint={corpus}/teacher.nemo'
 targets='model.codert.teacher_cache={corpus}/targets'
-OVERRIDES=(
-    --override "static_prior:$teacher"
-    --override "student@tenth:$data=$labelled"
-    --override "student@labels:$data=[$labelled,$labels]"
-    --override "cached@unlabelled:$targets" --override "cached@unlabelled:$data=[$labelled,$unlabelled]"
-    --override "cached@both:$targets" --override "cached@both:$data=[$labelled,$labels]"
-)
+half="{type: nemo, weight: 0.5, manifest_filepath"
+case $question in
+tenth) # d: a tenth of the speakers with text. Half of each batch of cached@unlabelled has text.
+    kept=tenth baseline=student@tenth
+    STRATEGIES=(student@tenth student@labels cached@unlabelled cached@both)
+    OVERRIDES=(
+        --override "student@tenth:$data=$labelled"
+        --override "student@labels:$data=[$labelled,$labels]"
+        --override "cached@unlabelled:$targets" --override "cached@unlabelled:$data=null"
+        --override "cached@unlabelled:+model.train_ds.input_cfg=[$half: '$labelled'}, $half: '$unlabelled'}]"
+        --override "cached@both:$targets" --override "cached@both:$data=[$labelled,$labels]"
+    )
+    ;;
+*)
+    echo "QUESTION is $question: give tenth" >&2
+    exit 2
+    ;;
+esac
 
 prepare() { # FOLD
     [ -f "data/words_folds/$1/test.json" ] || codert prepare words --words-dir "$words" --fold "$1" --varied \
@@ -54,13 +65,17 @@ label() { # FOLD: texts for the nine tenths, and targets of all of train
         --manifest "$corpus/train.json" --output "$corpus/targets"
 }
 
-compare() { # FOLD STRATEGY ...: train these of the comparison in a fold
-    local fold=$1
-    shift
-    codert compare --config-name words --data-dir data/words_folds --output-dir runs/many_speakers --own-seeds \
-        --seeds 0 --folds "$fold" --strategies "${STRATEGIES[@]}" --only "$@" --jobs "$jobs" --drop-models "${OVERRIDES[@]}"
+compare() { # FOLD STRATEGY: train one strategy of the comparison in a fold
+    mkdir -p "runs/$kept"
+    for file in comparison.json results.csv predictions.jsonl.gz dev_wer.csv; do
+        [ -f "runs/$kept/$file" ] || [ ! -f "$study/$kept/$file" ] || cp "$study/$kept/$file" "runs/$kept/"
+    done
+    codert compare --config-name words --data-dir data/words_folds --output-dir "runs/$kept" --own-seeds --seeds 0 \
+        --folds "$1" --strategies "${STRATEGIES[@]}" --only "$2" --jobs "$jobs" --drop-models --against "$baseline" \
+        "${OVERRIDES[@]}"
+    mkdir -p "$study/$kept"
     for file in comparison.json results.csv predictions.jsonl.gz dev_wer.csv table.md; do
-        cp "runs/many_speakers/$file" "$here/"
+        cp "runs/$kept/$file" "$study/$kept/"
     done
 }
 
@@ -68,5 +83,7 @@ for fold in "${folds[@]}"; do
     prepare "$fold"
     train_teacher "$fold"
     label "$fold"
-    compare "$fold" "${STRATEGIES[@]}"
+    for strategy in "${STRATEGIES[@]}"; do
+        compare "$fold" "$strategy"
+    done
 done
