@@ -21,12 +21,15 @@ SPEED = (0.9, 1.1)  # factor of speed and pitch
 LEVEL = (-20.0, 6.0)  # dB added
 
 
-def varied(utterances: Iterator[Utterance], generator: np.random.Generator) -> Iterator[Utterance]:
+def varied(
+    utterances: Iterator[Utterance], generator: np.random.Generator, *, room: tuple[float, float] = ROOM
+) -> Iterator[Utterance]:
     """Yield the utterances, about seven of eight of them changed; texts, speakers and ids stay.
 
     Args:
         utterances: of a training set.
         generator: of the draws; as many for every utterance, so that a change of one leaves the others alone.
+        room: least and largest RMS of the noise of a room, full scale 1.
 
     Example:
         >>> utterance = Utterance(np.full(16_000, 0.1, np.float32), "yes", "ann")
@@ -38,16 +41,18 @@ def varied(utterances: Iterator[Utterance], generator: np.random.Generator) -> I
         speed, level = generator.uniform(*SPEED), generator.uniform(*LEVEL)
         edges, seed = str(generator.choice(EDGES)), int(generator.integers(2**32))
         samples = resample(utterance.samples, round(SAMPLE_RATE * speed)) if faster else utterance.samples
-        samples = _with_edges(samples, edges, np.random.default_rng(seed)) if edged else samples
+        samples = _with_edges(samples, edges, room, np.random.default_rng(seed)) if edged else samples
         samples = samples * 10 ** (level / 20) if louder else samples
         yield replace(utterance, samples=np.clip(samples, -1.0, 1.0).astype(np.float32))
 
 
-def _with_edges(speech: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
+def _with_edges(
+    speech: np.ndarray, kind: str, room: tuple[float, float], generator: np.random.Generator
+) -> np.ndarray:
     before, after = (int(seconds * SAMPLE_RATE) for seconds in generator.uniform(*EDGE_SECONDS, size=2))
     samples = np.pad(speech, (before, after))
     if kind == "room":
-        noise = np.exp(generator.uniform(*np.log(ROOM))) * generator.standard_normal(len(samples))
+        noise = np.exp(generator.uniform(*np.log(room))) * generator.standard_normal(len(samples))
         noise[before : before + len(speech)] = 0.0  # the speech has its own
         samples = samples + noise
     if kind == "noise":
