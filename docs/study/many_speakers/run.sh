@@ -6,9 +6,9 @@
 #
 #   bash docs/study/many_speakers/run.sh WORDS FSDD QUESTION [FOLD ...]
 #
-# WORDS: folder of isolated words. FSDD: free-spoken-digit-dataset, for the teachers alone. QUESTION: tenth (d).
-# FOLD: 0 to 4 (all). It runs in the current folder: data/ and runs/ are made there. JOBS: trainings at a time (1), of
-# one thread each.
+# WORDS: folder of isolated words. FSDD: free-spoken-digit-dataset, for the teachers alone. QUESTION: together (a, b) or
+# tenth (d). FOLD: 0 to 4 (all). It runs in the current folder: data/ and runs/ are made there. JOBS: trainings at a time
+# (1), of one thread each.
 set -euo pipefail
 
 words=$1 digits=$2 question=$3
@@ -23,6 +23,16 @@ data=model.train_ds.manifest_filepath
 targets='model.codert.teacher_cache={corpus}/targets'
 half="{type: nemo, weight: 0.5, manifest_filepath"
 case $question in
+together) # a, b: the form and weight of docs/study/protocol.md
+    kept=together baseline=student
+    STRATEGIES=(student static_joint tandem_kd)
+    slower='{lr: 2.0e-3}'
+    OVERRIDES=(
+        --override "tandem_kd:model.codert.distillation={joint: {at: joint, nodes: all, weight: 0.1, from_step: 750}}"
+        --override "tandem_kd:+model.optim_param_groups={encoder: $slower, decoder: $slower, joint: $slower}"
+        --override "static_joint:model.codert.teacher_checkpoint={corpus}/teacher.nemo"
+    )
+    ;;
 tenth) # d: a tenth of the speakers with text. Half of each batch of cached@unlabelled has text.
     kept=tenth baseline=student@tenth
     STRATEGIES=(student@tenth student@labels cached@unlabelled cached@both)
@@ -35,7 +45,7 @@ tenth) # d: a tenth of the speakers with text. Half of each batch of cached@unla
     )
     ;;
 *)
-    echo "QUESTION is $question: give tenth" >&2
+    echo "QUESTION is $question: give together or tenth" >&2
     exit 2
     ;;
 esac
@@ -82,7 +92,7 @@ compare() { # FOLD STRATEGY: train one strategy of the comparison in a fold
 for fold in "${folds[@]}"; do
     prepare "$fold"
     train_teacher "$fold"
-    label "$fold"
+    [ "$question" != tenth ] || label "$fold"
     for strategy in "${STRATEGIES[@]}"; do
         compare "$fold" "$strategy"
     done
