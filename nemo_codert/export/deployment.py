@@ -112,11 +112,12 @@ def _transcribed(
     references: Sequence[str],
 ) -> list["Deployed"]:
     """Transcribe the same signals in every program; the stock model's own files are written first."""
-    from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, nemo_texts
+    from nemo_codert.evaluation.served import Deployed, OnnxGreedy, nemo_texts
+    from nemo_codert.evaluation.sherpa_program import SherpaOnnx
     from nemo_codert.evaluation.word_errors import metric_of
     from nemo_codert.export.stock_file import export_onnx, save_model
 
-    rate, metric = stock.preprocessor.featurizer.sample_rate, metric_of(stock.cfg)
+    metric = metric_of(stock.cfg)
     nemo = save_model(stock, folder / "student.nemo")
     onnx = export_onnx(stock, folder / "onnx" / "student.onnx")
     greedy = OnnxGreedy(stock, *onnx)
@@ -125,7 +126,7 @@ def _transcribed(
         Deployed.of("onnxruntime", [greedy.text(signal) for signal in signals], onnx, references, metric),
     ]
     for int8 in (False, True):
-        program = SherpaOnnx(sherpa[0].parent, rate, int8=int8)
+        program = SherpaOnnx(sherpa[0].parent, int8=int8)
         texts = [program.text(signal) for signal in signals]
         files = [path for path in sherpa if path.name.endswith(".int8.onnx") == int8 and path.suffix == ".onnx"]
         deployed.append(Deployed.of("sherpa-onnx int8" if int8 else "sherpa-onnx", texts, files, references, metric))
