@@ -39,9 +39,20 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f'{package} is not installed: pip install "nemo_codert[demo]"')
     from nemo_codert.evaluation.demo import Recogniser, demo_page
 
-    recogniser = Recogniser(options.model, int8=options.int8)
-    page = demo_page(recogniser, options.model.resolve().name)
-    page.launch(server_name=HOST, server_port=options.port, share=False, show_error=True)
+    page = demo_page(Recogniser(options.model, int8=options.int8), options.model.resolve().name)
+    try:
+        page.launch(
+            server_name=HOST,
+            server_port=options.port,
+            share=False,
+            quiet=True,
+            show_error=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise ValueError(f"`port` is {options.port}, which is in use: give another") from error
+    print(f"http://{HOST}:{options.port}  Ctrl-C ends", flush=True)
+    page.block_thread()
 
 
 def main(argv: list[str] | None = None) -> int:

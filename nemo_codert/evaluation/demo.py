@@ -53,6 +53,6 @@ def demo_page(recogniser: Recogniser, name: str) -> Any:
             live.start_recording(lambda: (None, ""), None, [stream, text])
             live.stream(recogniser.listen, [live, stream], [stream, text], stream_every=0.3, show_progress="hidden")
             live.stop_recording(recogniser.end, stream, text)
-        audio = gr.Audio(sources=["microphone", "upload"], label="Record or upload")
+        audio = gr.Audio(sources=["microphone", "upload"], label="Record or upload", buttons=["download"])
         audio.change(recogniser.transcribe, audio, text, api_name="transcribe")
     return page

@@ -1,5 +1,6 @@
 """`codert demo`: its functions give sherpa-onnx's own texts, whole and live, and Gradio builds and serves the page."""
 
+import socket
 import sys
 import urllib.request
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_gradio_serves_the_page_and_its_function(is_online, trained_pair, stream
             assert "codert demo" in answer.read().decode()
     finally:
         page.close()
+
+
+def test_the_command_names_its_address_or_a_port_in_use(trained_pair, tmp_path, monkeypatch, capsys, sherpa):
+    gradio = pytest.importorskip("gradio", reason='gradio is not installed: pip install "nemo_codert[demo]"')
+    export_sherpa_onnx(trained_pair, tmp_path, int8=True)
+    monkeypatch.setattr(gradio.Blocks, "block_thread", gradio.Blocks.close)
+    with socket.create_server((command.HOST, 0)) as other:
+        port = other.getsockname()[1]
+        arguments = ["--model", str(tmp_path), "--int8", "--port", str(port)]
+        assert command.main(arguments) == 2
+        assert capsys.readouterr().err.endswith(f"error: --port is {port}, which is in use: give another\n")
+    assert command.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"http://127.0.0.1:{port}  Ctrl-C ends\n")
 
 
 def test_a_folder_that_is_not_an_export_is_named(sherpa, tmp_path, monkeypatch, capsys):
