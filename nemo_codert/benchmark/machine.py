@@ -11,7 +11,8 @@ import nemo_codert
 
 NEEDED = ("nemo_toolkit", "torch", "lightning", "omegaconf", "hydra-core", "numba", "numba-cuda", "numpy", "lhotse")
 NEEDED += ("sentencepiece", "kaldialign", "soundfile", "soxr")
-OPTIONAL = ("onnxruntime", "sherpa-onnx", "espeakng-loader", "matplotlib", "jinja2", "wandb", "gradio")
+OPTIONAL = ("onnxruntime", "sherpa-onnx", "espeakng-loader", "matplotlib", "jinja2", "gradio", "wandb")
+OPTIONAL += ("tensorboard", "huggingface_hub")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "NUMBA_DISABLE_JIT")
 CUDA_STATE = """
 import torch

@@ -1,7 +1,9 @@
 """`codert export`: a trained branch as files. The work is `nemo_codert.export.student_files`."""
 
 import argparse
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_codert.cli import console
@@ -29,13 +31,19 @@ Beside NAME.nemo comes NAME.md, a model card in the form that model hubs read, a
 of the sets in --wer (predictions or summaries of `codert evaluate`, repeatable) with an interval, --license,
 --language and --dataset (hub names; repeatable). What is not known is called unknown.
 
-A file is complete under its name or not there. Exit status 2: bad options or files; the message names the remedy.
+--push ORG/NAME then uploads both to the Hugging Face hub by NeMo's push_to_hf_hub: NAME.nemo is the file just written,
+README.md its card, which names the repository. It needs a token (hf auth login, or HF_TOKEN); a repository that is not
+there is made, a public one. If the upload fails, the local files stay and the command to repeat is printed.
+
+A file is complete under its name or not there. Exit status 2: bad options or files, or a failed upload; the message
+names the remedy.
 """
 EXAMPLES = r"""
 codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output student.nemo
 codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output student.onnx --format onnx
 codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output sherpa --format sherpa-onnx --int8
 codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output teacher.nemo --branch teacher
+codert export --model runs/fsdd/fsdd/DATE/pair.nemo --output student.nemo --push my-org/digits-student
 """
 
 
@@ -53,11 +61,15 @@ def parser() -> argparse.ArgumentParser:
     card.add_argument("--license", default=UNKNOWN, metavar="ID", help="a hub's id, such as cc-by-4.0 (unknown)")
     card.add_argument("--language", action="append", default=[], metavar="CODE", help="ISO code, such as en")
     card.add_argument("--dataset", action="append", default=[], metavar="NAME", help="training data at a model hub")
+    card.add_argument("--push", metavar="ORG/NAME", help="upload model and card to the Hugging Face hub")
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Write the files, and print what they are."""
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Write the files, print what they are, and upload them if that is wanted.
+
+    arguments: of the command line, which a failed upload prints to be repeated.
+    """
     settings = ExportSettings(**vars(options))
     settings.check()
     console.quieten_libraries()
@@ -65,12 +77,26 @@ def run(options: argparse.Namespace) -> None:
     print(exported.description)
     for path in exported.files:
         print(f"{path}  model card" if path.suffix == ".md" else f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    if settings.push:
+        print(_pushed(exported.files, settings.push, arguments))
+
+
+def _pushed(files: Sequence[Path], repository: str, arguments: Sequence[str]) -> str:
+    """Upload the files and return the address."""
+    from nemo_codert.export.hub import UploadError, push_to_hub
+
+    try:
+        return push_to_hub(*files, repository)
+    except UploadError as error:
+        again = shlex.join(["codert", "export", *arguments])
+        raise UploadError(f"{error}. To try again: {again}") from error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = parser().parse_args(argv)
-    return console.exit_status(lambda: run(options), options)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser().parse_args(arguments)
+    return console.exit_status(lambda: run(options, arguments), options)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "stream": ("stream", "transcribe as a stream, in NeMo's own pipelines"),
     "export": ("export", "write the student as a stock .nemo, as ONNX, or for sherpa-onnx"),
     "verify": ("verify", "compare an exported student's transcripts in NeMo, onnxruntime and sherpa-onnx"),
+    "demo": ("demo", "serve a page that transcribes a microphone with an exported student"),
     "benchmark": ("benchmark", "measure the time and memory of the loss, of training steps and of decoding"),
     "env": ("env", "print versions and machine, for a report of a fault"),
 }

@@ -19,7 +19,7 @@ from nemo_codert.config.criteria import OLDER_KEYS, ONE_TERM, term_keys
 from nemo_codert.config.hydra_text import hydra_value
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.shipped import conf_folder
-from nemo_codert.config.trainer_keys import MANAGER_KEYS, TRAINER_KEYS
+from nemo_codert.config.trainer_keys import LOGGER_PACKAGES, MANAGER_KEYS, TRAINER_KEYS, missing_logger
 
 DEFAULT_NAME = "fsdd"
 BASE = "base"  # what the shipped configs share; it lacks the encoders
@@ -162,10 +162,11 @@ def _is_known(key: str, shipped: Mapping[str, Any]) -> bool:
 
 
 def check_names(search: ConfigSearch) -> None:
-    """Check that the config, all that it inherits from, and every key that is overridden are there.
+    """Check that the config, all that it inherits from, every key that is overridden, and the loggers are there.
 
     Raises:
-        ValueError: a name or key that is not there, with the nearest that is and the folders that were searched.
+        ValueError: a name or key that is not there, with the nearest that is and the folders that were searched, or a
+            logger whose package is not installed.
     """
     if search.file(search.name) is None:
         names = [name for name in search.names() if name != BASE]
@@ -178,6 +179,7 @@ def check_names(search: ConfigSearch) -> None:
     walk.visit(search.name, search.file(search.name))
     walk.check_groups()
     walk.check_keys()
+    walk.check_loggers()
 
 
 @dataclass
@@ -289,6 +291,14 @@ class _Walk:
                 continue
             elif self.complete and key not in self.choices and re.split(r"[./]", key)[0] != "hydra":
                 self._check_key(key, keys)
+
+    def check_loggers(self) -> None:
+        """Check that the packages of the loggers that are switched on are installed."""
+        given = {override_key(each): each.partition("=")[2] for each in self.search.overrides}
+        for key in LOGGER_PACKAGES:
+            is_on = str(given.get(key, self.keys.get(key))).lower() == "true"
+            if is_on and (fault := missing_logger(key)):
+                raise ValueError(fault)
 
     def _check_key(self, key: str, keys: dict[str, Any]) -> None:
         parts = key.split(".")

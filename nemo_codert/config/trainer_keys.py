@@ -4,6 +4,7 @@ A key that a run cannot honour is refused here by its name, before anything is b
 """
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -129,6 +130,28 @@ MANAGER_KEYS = (  # fields of NeMo's ExpManagerConfig
     "create_fault_tolerance_callback", "fault_tolerance", "log_tflops_per_sec_per_gpu",
 )  # fmt: skip
 
+# Switch of exp_manager -> the package that its logger needs.
+LOGGER_PACKAGES = {
+    "exp_manager.create_tensorboard_logger": "tensorboard",
+    "exp_manager.create_wandb_logger": "wandb",
+    "exp_manager.create_mlflow_logger": "mlflow",
+    "exp_manager.create_clearml_logger": "clearml",
+    "exp_manager.create_neptune_logger": "neptune",
+}
+
+
+def missing_logger(key: str) -> str | None:
+    """Return the fault of a switch of a logger that is on, None where the logger's package is installed.
+
+    Example:
+        >>> missing_logger("exp_manager.create_tensorboard_logger")
+    """
+    package = LOGGER_PACKAGES[key]
+    spec = find_spec(package)
+    if spec is not None and spec.origin is not None:  # a folder of that name, as W&B leaves one, has no origin
+        return None
+    return f"{key} is true, but {package} is not installed: pip install {package}"
+
 
 def trainer_problems(cfg: DictConfig) -> Iterator[str]:
     """Yield the faults of a root config's `trainer`.
@@ -240,7 +263,8 @@ def _is_zero(value: object) -> bool:
 
 
 def manager_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield keys of `exp_manager` by which the files of a run would hold other weights than those validated.
+    """Yield loggers without their package, and keys of `exp_manager` by which the files would hold other weights than
+    those validated.
 
     Args:
         cfg: root config.
@@ -253,6 +277,9 @@ def manager_problems(cfg: DictConfig) -> Iterator[str]:
         >>> fault[:30]
         'exp_manager.ema.enable is true'
     """
+    for key in LOGGER_PACKAGES:
+        if value_at(cfg, key) is True and (fault := missing_logger(key)):
+            yield fault
     if value_at(cfg, "exp_manager.ema.enable"):
         yield (
             "exp_manager.ema.enable is true: NeMo would validate averaged weights and save the others in the .nemo "

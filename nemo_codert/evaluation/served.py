@@ -1,7 +1,7 @@
 """An exported transducer in onnxruntime and sherpa-onnx, on the same signals as NeMo's `transcribe`.
 
-onnxruntime has no transducer decoding: the greedy loop over NeMo's two ONNX files is here. sherpa-onnx does all by
-itself, features included, from the folder that `nemo_codert.export.sherpa_onnx` writes. Imports both when called.
+onnxruntime has no transducer decoding: the greedy loop over NeMo's two ONNX files is here, onnxruntime imported when
+called. sherpa-onnx does all by itself, features included (`nemo_codert.evaluation.sherpa_program`).
 
 F mel bins, T_in feature frames, T encoder frames, D channels, V vocabulary without blank (blank_id = V).
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
@@ -99,55 +98,6 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-class SherpaOnnx:
-    """sherpa-onnx on the files that `nemo_codert.export.sherpa_onnx` wrote, one utterance at a time.
-
-    A cache-aware encoder, whose metadata has a `window_size`, goes to the online recognizer, any other to the offline
-    one.
-
-    Raises:
-        ValueError: sherpa-onnx is not installed, or a file is missing: sherpa-onnx would end the process.
-    """
-
-    def __init__(self, folder: Path, sample_rate: int, *, int8: bool = False, threads: int = 1) -> None:
-        try:
-            import sherpa_onnx
-        except ImportError as error:
-            raise ValueError('sherpa-onnx is not installed: pip install "nemo_codert[deploy]"') from error
-        suffix = ".int8.onnx" if int8 else ".onnx"
-        files = {name: folder / f"{name}{suffix}" for name in ("encoder", "decoder", "joiner")}
-        files["tokens"] = folder / "tokens.txt"
-        if missing := [path.name for path in files.values() if not path.is_file()]:
-            raise ValueError(f"{folder} has no {', '.join(missing)}: export again with --format sherpa-onnx")
-        metadata = {entry.key: entry.value for entry in onnx.load(files["encoder"]).metadata_props}
-        window = int(metadata.get("window_size", 0))  # frames of 10 ms
-        self.online, self.sample_rate = window > 0, sample_rate
-        # The recognizer consumes whole windows and one more frame: pad the end with silence.
-        self.tail = np.zeros(sample_rate * (window + 1) // 100, dtype=np.float32)
-        program = sherpa_onnx.OnlineRecognizer if self.online else sherpa_onnx.OfflineRecognizer
-        self.recognizer = program.from_transducer(
-            **{name: str(path) for name, path in files.items()},
-            sample_rate=sample_rate,
-            feature_dim=int(metadata["feat_dim"]),
-            num_threads=threads,
-            decoding_method="greedy_search",
-            model_type="nemo_transducer",
-        )
-
-    def text(self, signal: np.ndarray) -> str:
-        """Transcribe [S] float32."""
-        stream = self.recognizer.create_stream()
-        stream.accept_waveform(self.sample_rate, signal)
-        if not self.online:
-            self.recognizer.decode_stream(stream)
-            return stream.result.text
-        stream.accept_waveform(self.sample_rate, self.tail)
-        stream.input_finished()
-        while self.recognizer.is_ready(stream):
-            self.recognizer.decode_stream(stream)
-        return self.recognizer.get_result(stream).strip()
 
 
 def report(deployed: Sequence[Deployed], references: Sequence[str], show: int, metric: str = WER) -> str:

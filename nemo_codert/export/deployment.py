@@ -141,7 +141,8 @@ def _transcribed(
     model: Any, stock: "EncDecRNNTBPEModel", branch: str, nemo: Path, entries: list[dict[str, Any]]
 ) -> list["Deployed"]:
     """Export in the other formats, beside `nemo`, and transcribe the same signals in every program."""
-    from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx
+    from nemo_codert.evaluation.served import Deployed, OnnxGreedy
+    from nemo_codert.evaluation.sherpa_program import SherpaOnnx
     from nemo_codert.evaluation.transcribe import nemo_texts, read_signal
     from nemo_codert.evaluation.word_errors import metric_of
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
@@ -157,7 +158,7 @@ def _transcribed(
         Deployed.of("onnxruntime", [greedy.text(signal) for signal in signals], onnx, references, metric),
     ]
     for int8 in (False, True):
-        program = SherpaOnnx(sherpa[0].parent, rate, int8=int8)
+        program = SherpaOnnx(sherpa[0].parent, int8=int8)
         texts = [program.text(signal) for signal in signals]
         files = [path for path in sherpa if path.name.endswith(".int8.onnx") == int8 and path.suffix == ".onnx"]
         deployed.append(Deployed.of("sherpa-onnx int8" if int8 else "sherpa-onnx", texts, files, references, metric))

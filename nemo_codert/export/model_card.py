@@ -55,11 +55,15 @@ class Result:
 
 @dataclass(frozen=True)
 class CardOptions:
-    """Facts that only the author of a model can give. language: ISO codes. datasets: names at a hub."""
+    """Facts that only the author of a model can give.
+
+    language: ISO codes. datasets: names at a hub. repository: `ORG/NAME`, where the hub has the model itself.
+    """
 
     license: str = UNKNOWN
     language: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    repository: str | None = None
 
 
 NOTHING_STATED = CardOptions()
@@ -160,7 +164,7 @@ def model_card(
             f"A transducer (RNN-T) for NVIDIA NeMo, class `{_class_name(cfg)}`: {parameters:,} parameters, "
             f"{len(cfg.joint.vocabulary)} word pieces, audio at {cfg.preprocessor.sample_rate} Hz. "
             f"It is {_origin(branch, record)}.\n",
-            *_usage(name),
+            *_usage(name, options.repository),
             *_training(record, options, metric_of(cfg)),
             *_error_rates(results, metric_of(cfg)),
             "## Licence\n",
@@ -210,11 +214,12 @@ def _origin(branch: str, record: TrainingRecord | None) -> str:
     return f"the {branch} of a CoDERT pair (arXiv:2106.07734), trained with nemo_codert"
 
 
-def _usage(name: str) -> list[str]:
+def _usage(name: str, repository: str | None) -> list[str]:
+    opened = f'from_pretrained("{repository}")' if repository else f'restore_from("{name}.nemo")'
     return [
         "## Use\n",
         "```python\nfrom nemo.collections.asr.models import ASRModel\n",
-        f'ASRModel.restore_from("{name}.nemo").transcribe(["audio.wav"])\n```\n',
+        f'ASRModel.{opened}.transcribe(["audio.wav"])\n```\n',
     ]
 
 

@@ -1,5 +1,7 @@
 """Files of a trained branch in one call, `export_student`: stock `.nemo` with a model card, ONNX, or sherpa-onnx.
 
+`nemo_codert.export.hub` uploads the first of these.
+
 Imports torch and NeMo when called, so that bad settings are refused first.
 """
 
@@ -37,6 +39,7 @@ class ExportSettings:
         license: for the model card, the id at a hub, such as `cc-by-4.0`.
         language: for the model card, ISO codes.
         dataset: for the model card, names at a hub of the training data.
+        push: for the model card, `ORG/NAME` of the Hugging Face hub, where `push_to_hub` then uploads the files.
     """
 
     model: str | Path
@@ -49,13 +52,14 @@ class ExportSettings:
     license: str = UNKNOWN
     language: Sequence[str] = ()
     dataset: Sequence[str] = ()
+    push: str | None = None
 
     def check(self) -> None:
         """Check all that can be known without opening the model.
 
         Raises:
             ValueError: no such file, a wrong suffix, a setting of another format, an output that would replace the
-                input.
+                input, a repository or a token that the hub would refuse.
         """
         require_choice("format", self.format, FORMATS)
         require_choice("joint", self.joint, JOINTS)
@@ -63,12 +67,16 @@ class ExportSettings:
         if self.int8 and self.format != "sherpa-onnx":
             raise ValueError(f"`int8` is for `format` sherpa-onnx, the format is {self.format}: leave it out")
         if self.format != "nemo":
+            if self.push is not None:
+                raise ValueError(f"`push` is for `format` nemo, the format is {self.format}: leave one of them out")
             given = {"wer": self.wer, "language": self.language, "dataset": self.dataset}
             given["license"] = self.license != UNKNOWN
             for name in [name for name, value in given.items() if value]:
                 raise ValueError(f"`{name}` is for the model card, which `format` {self.format} has none of")
         require_file("model", self.model, "Give the .nemo that training left")
         self._check_output(Path(self.output))
+        if self.push is not None:
+            check_repository(self.push)
 
     def _check_output(self, output: Path) -> None:
         if self.format == "sherpa-onnx":
@@ -82,6 +90,33 @@ class ExportSettings:
             raise ValueError(f"`output` is {output}: that is a folder")
         if output.resolve() == Path(self.model).resolve():
             raise ValueError(f"`output` is `model` itself ({self.model}): give another name")
+
+
+def check_repository(name: str) -> None:
+    """Check, without asking the hub, that `push` names a repository of the hub and that there is a token to write it.
+
+    Args:
+        name: `ORG/NAME`.
+
+    Raises:
+        ValueError: another form, no token, or a client that is set to stay offline.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    if [bool(part) for part in name.split("/")] != [True, True]:
+        raise ValueError(f"`push` is {name!r}, wanted ORG/NAME: your user or organisation at the hub, and the model")
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ValueError(f"`push` is {name!r}, which is not a name at the hub: {error}") from error
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"`push` is {name!r}, but HF_HUB_OFFLINE is set: unset it to reach the hub")
+    if not get_token():
+        raise ValueError(
+            f"`push` is {name!r}, but there is no token for the hub: run hf auth login (in older "
+            "versions huggingface-cli login), or set HF_TOKEN to a token that may write"
+        )
 
 
 @dataclass(frozen=True)
@@ -144,10 +179,10 @@ def _card(cfg: "DictConfig", record: "TrainingRecord | None", parameters: int, s
     about = {"branch": settings.branch, "parameters": parameters}
     return model_card(
         cfg,
-        name=Path(settings.output).stem,
+        name=(settings.push or Path(settings.output).stem).rpartition("/")[2],
         record=record,
         results=[result for path in settings.wer for result in read_error_rates(path, **about, metric=metric_of(cfg))],
-        options=CardOptions(settings.license, tuple(settings.language), tuple(settings.dataset)),
+        options=CardOptions(settings.license, tuple(settings.language), tuple(settings.dataset), settings.push),
         **about,
     )
 

@@ -42,6 +42,7 @@ from nemo_codert.training.run_checks import check_epochs, check_run, test_manife
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
 from nemo_codert.training.usable_data import own_folder, screen_data
+from nemo_codert.training.wandb_run import ended_wandb_run, name_wandb_run, start_wandb_run
 
 __all__ = ["Run", "prepare", "train"]
 
@@ -100,6 +101,7 @@ def prepare(cfg: DictConfig) -> Run:
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
+    name_wandb_run(cfg, checked)
     try:
         if cfg.exp_manager.get("resume_if_exists"):
             load = trainer.strategy.checkpoint_io.load_checkpoint
@@ -117,6 +119,7 @@ def prepare(cfg: DictConfig) -> Run:
         with open_dict(model.cfg):
             model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)
+        start_wandb_run(trainer)
     except BaseException:
         forget_run(cfg)
         raise
@@ -180,7 +183,8 @@ def complete(run: Run) -> None:
             if this run made it.
     """
     try:
-        run.trainer.fit(run.model)
+        with ended_wandb_run(run.trainer):
+            run.trainer.fit(run.model)
     except SIGTERMException:
         raise
     except BaseException:

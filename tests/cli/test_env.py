@@ -2,15 +2,18 @@
 
 import getpass
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 import nemo_codert
 from nemo_codert.benchmark import machine
 from nemo_codert.cli.main import main
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +30,20 @@ def test_versions_and_machine_are_printed_and_no_name_of_the_user(capsys, monkey
     text = "\n".join(found.values())
     assert socket.gethostname() not in text and os.path.expanduser("~") not in text and sys.prefix not in text
     assert getpass.getuser() == "root" or getpass.getuser() not in text
+
+
+def test_every_package_of_the_extras_that_users_install_is_listed():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [
+        package for name, needed in project["optional-dependencies"].items() if name != "test" for package in needed
+    ]
+    found = machine.environment()
+    assert {"demo", "deploy", "scripts"} <= project["optional-dependencies"].keys()
+    assert {re.match(r"[\w-]+", package)[0] for package in extras} | {
+        "wandb",
+        "tensorboard",
+        "huggingface_hub",
+    } <= found.keys()
 
 
 def test_a_package_that_is_absent_and_a_torch_that_is_broken_are_named(monkeypatch):

@@ -35,7 +35,7 @@ OPTIONS = {
     "--wer --batch-size --jobs",
     "check_deployment": "--model --manifest --output-dir --branch --limit --show --checks",
     "evaluate": "--model --manifest --branch --decoding --batch-size --sizes --output",
-    "export_student": "--model --output --format --joint --branch --int8 --wer --license --language --dataset",
+    "export_student": "--model --output --format --joint --branch --int8 --wer --license --language --dataset --push",
     "measure_latency": "--model --teacher --manifest --batch-size",
     "plot_curves": "--run --output --names",
     "pseudo_label": "--model --manifest --output --branch --min-confidence --agree-with --max-disagreement "

@@ -1,5 +1,7 @@
 """Config names as a command line gives them: found as Hydra finds them, and what is not there is named at once."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from nemo_codert.cli.check import composed
 from nemo_codert.config.search import check_names, config_search, with_additions
 from nemo_codert.config.shipped import conf_folder, shipped_configs
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
 
@@ -199,3 +202,28 @@ def test_all_terms_can_be_replaced_at_once(strategy):
     terms = "{joint: {at: joint, nodes: all, weight: 0.3}}"
     cfg = composed(config_search([f"strategy={strategy}", f"model.codert.distillation={terms}"]))
     assert cfg.model.codert.distillation == {"joint": {"at": "joint", "nodes": "all", "weight": 0.3}}
+
+
+@pytest.mark.parametrize(
+    "overrides, is_refused",
+    [
+        (["exp_manager.create_wandb_logger=true"], True),
+        (["+exp_manager.create_wandb_logger=True"], True),
+        (["exp_manager.create_wandb_logger=false"], False),
+        ([], False),
+    ],
+)
+def test_a_logger_without_its_package_is_refused_before_nemo_is_imported(overrides, is_refused):
+    code = f"""import sys
+from nemo_codert.config import search, trainer_keys
+trainer_keys.find_spec = lambda name: None if name == "wandb" else sys
+sys.origin = "there"
+from nemo_codert.cli.train import config_arguments
+try:
+    config_arguments({overrides})
+except ValueError as error:
+    print(error)
+assert not {{"nemo", "torch", "hydra"}} & set(sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    wanted = "exp_manager.create_wandb_logger is true, but wandb is not installed: pip install wandb\n"
+    assert done.stdout == (wanted if is_refused else "")

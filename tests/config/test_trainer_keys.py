@@ -3,8 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
+from nemo_codert.config import trainer_keys
 from nemo_codert.config.data_sections import is_stream, keep_order_of_buckets
-from nemo_codert.config.trainer_keys import TRAINER_KEYS, manager_problems, trainer_problems
+from nemo_codert.config.trainer_keys import TRAINER_KEYS, manager_problems, missing_logger, trainer_problems
 
 pytestmark = pytest.mark.unit
 
@@ -190,3 +191,17 @@ def test_files_hold_the_weights_that_were_validated(overrides, start):
 )
 def test_other_ways_to_save_pass(overrides):
     assert not list(manager_problems(config(**overrides)))
+
+
+def test_a_logger_without_its_package_is_named_with_the_line_that_installs_it(monkeypatch, tmp_path):
+    cfg = config(**{"exp_manager.create_wandb_logger": True, "exp_manager.create_neptune_logger": False})
+    monkeypatch.setattr(trainer_keys, "find_spec", lambda package: None)
+    wanted = "exp_manager.create_wandb_logger is true, but wandb is not installed: pip install wandb"
+    assert list(manager_problems(cfg)) == [wanted]
+    monkeypatch.undo()
+    (tmp_path / "a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    key = "exp_manager.create_wandb_logger"
+    for package, is_there in (("json", True), ("a_folder", False)):  # W&B leaves a folder of its name
+        monkeypatch.setitem(trainer_keys.LOGGER_PACKAGES, key, package)
+        assert (missing_logger(key) is None) == is_there

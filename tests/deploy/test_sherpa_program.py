@@ -5,79 +5,17 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from nemo_codert.cli import verify
-from nemo_codert.evaluation.served import OnnxGreedy, SherpaOnnx
+from nemo_codert.evaluation.served import OnnxGreedy
+from nemo_codert.evaluation.sherpa_program import SherpaOnnx
 from nemo_codert.evaluation.transcribe import nemo_texts
 from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
 from nemo_codert.export.stock_file import export_onnx, save_model
-from tests.conftest import ADDITIVE, SAMPLE_RATE, SENTENCES, conformer, padded_batch, tone
+from tests.conftest import SAMPLE_RATE
 
 pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-deploy.txt")
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
-
-STEPS, WARMUP, RATE, CHECK_EVERY = 600, 20, 5e-3, 50
-SHIFTS = 8  # of 2.5 ms: what is learned must not hang on where a frame begins, sherpa-onnx's begin 5 ms later
-UTTERANCES = 3
-CACHE_AWARE = {"att_context_style": "chunked_limited", "att_context_size": [8, 1], "conv_context_size": "causal"}
-CACHE_AWARE |= {"causal_downsampling": True}
-
-
-@pytest.fixture(scope="session")
-def spoken() -> dict[str, torch.Tensor]:
-    """Three sentences and the signals that stand for them, [S] float32, 1 s or more (NeMo pads shorter ones).
-
-    In some noise, because the features of the very first and last frame are sherpa-onnx's own.
-    """
-    generator = np.random.default_rng(0)
-    signals = [np.pad(tone(0.8 + 0.2 * i, seed=i), (2400, 4800)) for i in range(UTTERANCES)]
-    noisy = [signal + 0.003 * generator.standard_normal(len(signal)) for signal in signals]
-    return {SENTENCES[i]: torch.from_numpy(signal.astype(np.float32)) for i, signal in enumerate(noisy)}
-
-
-@pytest.fixture(scope="session")
-def trained_pair(make_config, spoken):
-    """A pair whose student says the sentences without an error."""
-    student, front_end = conformer(layers=1, channels=32), {"preprocessor": {"highfreq": 7600}}
-    return _learned(make_config, spoken, student=student, **front_end)
-
-
-@pytest.fixture(scope="session")
-def streaming_pair(make_config, spoken):
-    """The same with a cache-aware student."""
-    student = {**conformer(layers=1, channels=32), **CACHE_AWARE}
-    return _learned(make_config, spoken, student=student, preprocessor={"normalize": "NA"})
-
-
-def _learned(make_config, spoken, **changes):
-    from nemo_codert.models import EncDecCoDERTBPEModel
-
-    torch.manual_seed(0)
-    changes |= {"teacher": conformer(layers=1, channels=32), "decoding": {"greedy": {"max_symbols": 10}}}
-    model = EncDecCoDERTBPEModel(make_config("shared_kd", ADDITIVE, **changes))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
-    for step in range(1, STEPS + 1):
-        optimizer.zero_grad()
-        model.train().training_step(_batch(model, spoken, shift=step % SHIFTS), 0)["loss"].backward()
-        model.configure_gradient_clipping(optimizer, 5.0, "norm")
-        optimizer.step()
-        schedule.step()
-        if step % CHECK_EVERY == 0 and _errors(model.eval(), spoken) == 0:
-            break
-    assert _errors(model.eval(), spoken) == 0, "not learned"
-    return model.eval()
-
-
-def _errors(model, spoken) -> float:
-    return sum(model.validation_pass(_batch(model, spoken, shift), 0)["val_wer"] for shift in range(SHIFTS))
-
-
-def _batch(model, spoken, shift: int):
-    signals = [torch.nn.functional.pad(signal, (40 * shift, 0)) for signal in spoken.values()]
-    tokens = [torch.tensor(model.tokenizer.text_to_ids(text)) for text in spoken]
-    return padded_batch(signals, tokens)
 
 
 def test_sherpa_onnx_and_onnxruntime_say_what_nemo_says(trained_pair, spoken, tmp_path):
@@ -90,7 +28,7 @@ def test_sherpa_onnx_and_onnxruntime_say_what_nemo_says(trained_pair, spoken, tm
         folder = tmp_path / form
         export_sherpa_onnx(trained_pair, folder, joint=form, int8=True)
         for int8 in (False, True):
-            program = SherpaOnnx(folder, SAMPLE_RATE, int8=int8)
+            program = SherpaOnnx(folder, int8=int8)
             assert [program.text(signal) for signal in signals] == sentences, (form, int8)
 
 
@@ -100,7 +38,7 @@ def test_the_online_recognizer_says_what_nemo_says_of_the_whole_utterance(stream
     export_sherpa_onnx(streaming_pair, tmp_path, int8=True)
     lead = np.zeros(SAMPLE_RATE // 200, dtype=np.float32)  # 5 ms: then its frames are NeMo's
     for int8 in (False, True):
-        program = SherpaOnnx(tmp_path, SAMPLE_RATE, int8=int8)
+        program = SherpaOnnx(tmp_path, int8=int8)
         assert program.online
         assert [program.text(np.concatenate([lead, signal])) for signal in signals] == sentences, int8
 

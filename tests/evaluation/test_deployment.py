@@ -6,7 +6,8 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from nemo_codert.evaluation.served import Deployed, OnnxGreedy, SherpaOnnx, report
+from nemo_codert.evaluation.served import Deployed, OnnxGreedy, report
+from nemo_codert.evaluation.sherpa_program import SherpaOnnx
 from nemo_codert.evaluation.transcribe import read_signal
 from nemo_codert.export.stock_file import export_onnx, stock_of
 from tests.conftest import ADDITIVE, SAMPLE_RATE, STOCK, lstm, tone
@@ -85,7 +86,7 @@ def test_a_folder_that_lacks_a_file_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", object())
     (tmp_path / "encoder.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="has no decoder.onnx, joiner.onnx, tokens.txt: export again"):
-        SherpaOnnx(tmp_path, SAMPLE_RATE)
+        SherpaOnnx(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", None)
     with pytest.raises(ValueError, match=r'sherpa-onnx is not installed: pip install "nemo_codert\[deploy\]"'):
-        SherpaOnnx(tmp_path, SAMPLE_RATE)
+        SherpaOnnx(tmp_path)

@@ -154,7 +154,7 @@ def test_a_training_that_fails_keeps_its_folder_once_it_has_made_a_step(steps, s
         raise RuntimeError("out of memory")
 
     def prepared(cfg):
-        return replace(prepare(cfg), trainer=SimpleNamespace(fit=fit, global_step=steps))
+        return replace(prepare(cfg), trainer=SimpleNamespace(fit=fit, global_step=steps, loggers=[]))
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(run, "prepare", prepared)
