@@ -26,7 +26,7 @@ class StockTexts:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the quickstart made.
+    """Trainings, transcripts and checks of a quickstart.
 
     Args:
         alone, pair: folders of the two trainings.
@@ -142,9 +142,9 @@ def about_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
     direction = "rises" if last > 1.2 * least else "falls or stays"
     return f"""The word error rates on dev end at {student:.1%} (student) and {teacher:.1%} (teacher). The distillation
 loss, KL(teacher || student) of the encoder logits, {direction} after its start (least {least:.3g}, at the end
-{last:.3g}). A rise is no fault: at first both encoders give nearly the same flat distribution; the more the teacher
-learns, the sharper its distributions become, and the more a student that is as close as before differs from them in
-nats. What counts is the student's word error rate."""
+{last:.3g}). A rise is to be expected: at first both encoders give nearly the same flat distribution; the more the
+teacher learns, the sharper its distributions become, and the more a student that is as close as before differs from
+them in nats. What counts is the student's word error rate."""
 
 
 def stock_section(stock: StockTexts) -> str:
