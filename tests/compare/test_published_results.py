@@ -1,4 +1,4 @@
-"""The tables of docs/results.md follow from what is kept in docs/study: predictions, dev WERs, entropies.
+"""The tables of docs/study/*.md, and the figures of docs/results.md, follow from what is kept in docs/study: predictions, dev WERs, entropies.
 
 python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
 """
@@ -22,8 +22,9 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
 
-RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
 KEPT = REPOSITORY / "docs" / "study"
+SUMMARY = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+RESULTS = SUMMARY + "".join(path.read_text(encoding="utf-8") for path in sorted(KEPT.glob("*.md")))
 STUDIES = sorted(path.parent for path in KEPT.glob("*/comparison.json"))
 
 
@@ -63,9 +64,9 @@ def test_every_strategy_and_test_set_of_the_study_is_shown():
 
 
 def section(name: str) -> str:
-    """What docs/results.md says between the marks of a study."""
+    """Text of the pages between the marks of a study."""
     found = re.search(f"<!-- study {name} -->(.*?)<!-- end of study -->", RESULTS, re.DOTALL)
-    assert found, f"docs/results.md has no <!-- study {name} -->"
+    assert found, f"no page of the results has <!-- study {name} -->"
     return found[1]
 
 
@@ -179,3 +180,15 @@ def test_it_names_no_folder_of_a_machine(study):
     for path in study.iterdir():
         if path.suffix in (".json", ".csv", ".md", ".html"):
             assert not re.search(r"(?<![\w.$}])/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8")), path
+
+
+def test_every_interval_of_the_summary_is_one_of_the_page_that_it_names():
+    rows = [line for line in SUMMARY.splitlines() if line.startswith("| ") and "](" in line]
+    found = 0
+    for row in rows:
+        page = re.search(r"\]\(([\w/]+\.md)", row)[1]
+        text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+        for interval in re.findall(r"[-+]\d+\.\d% \[[^]]+\]", row):
+            assert interval in text, (page, interval)
+            found += 1
+    assert found >= 5
