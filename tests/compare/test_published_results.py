@@ -1,4 +1,6 @@
-"""The tables of docs/study/*.md, and the figures of docs/results.md, follow from what is kept in docs/study: predictions, dev WERs, entropies.
+"""The tables of docs/study/*.md, and the intervals of docs/results.md, follow from what is kept in docs/study.
+
+Kept are predictions, dev WERs and entropies.
 
 python scripts/compare_strategies.py --output-dir docs/study/NAME --report-only
 """
