@@ -27,6 +27,12 @@ def lattice_kernels() -> ModuleType | None:
 
 
 @cache
+def tdt_kernels() -> ModuleType | None:
+    """Return the module with the compiled TDT recursion, or None where it cannot be built."""
+    return _built(_tdt_kernels)
+
+
+@cache
 def additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
     """Return the compiled additive loss for logits of a type, or None where it cannot be built.
 
@@ -74,6 +80,21 @@ def _lattice_kernels() -> ModuleType:
     faults = kernels.target_kernel(0, 3, targets, lengths[1], given)
     if not math.isclose(losses[0], -math.log(2)) or faults or given != targets:
         raise ArithmeticError(f"the compiled recursion gives {losses[0]} in place of {-math.log(2)}")
+    return kernels
+
+
+def _tdt_kernels() -> ModuleType:
+    import numpy as np
+
+    from nemo_codert.losses.cpu import tdt_kernels as kernels
+
+    # One token in two frames, durations 0 and 1, all probabilities 1/2: paths of 1/64, 1/64 and 1/16.
+    log_probs, losses = np.full((1, 2, 2, 4), -math.log(2)), np.empty(1)
+    probs = np.exp(log_probs)
+    kernels.tdt_kernel(log_probs, probs, np.array([0, 1]), np.array([2]), np.array([1]), losses)
+    found, expected = [losses[0], *probs[0, 0, 0]], [math.log(32 / 3), 5 / 6, 1 / 6, 1 / 6, 5 / 6]
+    if not all(math.isclose(*pair) for pair in zip(found, expected, strict=True)):
+        raise ArithmeticError(f"the compiled TDT recursion gives {found} in place of {expected}")
     return kernels
 
 
