@@ -43,6 +43,16 @@ def additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
 
 
 @cache
+def additive_log_probs(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
+    """Return the compiled `AdditiveLogProbs` for logits of a type, or None where it cannot be built.
+
+    Args:
+        dtype: float32 or float64.
+    """
+    return _built(lambda: _additive_log_probs(dtype))
+
+
+@cache
 def lattice_divergence(dtype: torch.dtype) -> Callable | None:
     """Return the compiled `divergence_sums` for logits of a type, or None where it cannot be built.
 
@@ -114,6 +124,24 @@ def _additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function]:
     if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-5) for pair in zip(found, expected, strict=True)):
         raise ArithmeticError(f"the compiled loss and gradients are {found} in place of {expected}")
     return AdditiveLoss
+
+
+def _additive_log_probs(dtype: torch.dtype) -> type[torch.autograd.Function]:
+    from nemo_codert.losses.batch_checks import TransducerBatch
+    from nemo_codert.losses.cpu.additive import CompiledLogProbs
+
+    # Two equal utterances (one a thread) of one frame and one token, of probability 1/2, the blank of 1/6.
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = torch.tensor([[[1.0, 3.0, 2.0]]], dtype=dtype, device="cpu").log().repeat(2, 1, 1).requires_grad_()
+        ones = torch.ones(2, dtype=torch.int64, device="cpu")
+        batch = TransducerBatch(ones[:, None], ones, ones, [(1, 1), (1, 1)])
+        label, blank = CompiledLogProbs.apply(logits, torch.zeros_like(logits).expand(2, 2, 3), batch, 0)
+        (gradient,) = torch.autograd.grad(label.sum() + blank.sum(), logits)
+    found = [*label[1].flatten().tolist(), *blank[1].flatten().tolist(), *gradient[0].flatten().tolist()]
+    expected = [-math.log(2), -math.log(6), -math.log(6), 1.5, -0.5, -1.0]
+    if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-5) for pair in zip(found, expected, strict=True)):
+        raise ArithmeticError(f"the compiled log-probabilities and gradients are {found} in place of {expected}")
+    return CompiledLogProbs
 
 
 def _lattice_divergence(dtype: torch.dtype) -> Callable:

@@ -1,9 +1,10 @@
 """The exact TDT loss (Xu et al., arXiv:2304.06795) of an additive joint and of any joint, with a float64 recursion.
 
 A TDT joint has V+1 outputs for tokens and blank, and N more for durations. The log-probabilities of label and blank
-are those of the RNN-T losses (`additive_torch`, `joint_rnnt`), without a lattice over V; durations are N logits a
-node. Imports torch, `additive_float64`, `additive_rnnt`, `additive_torch`, `batch_checks`, `joint_rnnt`,
-`tdt_lattice`, `tdt_paths`.
+are those of the RNN-T losses, without a lattice over V: products of exponentials by compiled kernels on the CPU and by
+`additive_torch` elsewhere, or chunks of `joint_rnnt`. Durations are N logits a node. Imports torch,
+`additive_float64`, `additive_rnnt`, `additive_torch`, `batch_checks`, `cpu_kernels`, `joint_rnnt`, `tdt_lattice`,
+`tdt_paths`.
 """
 
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, N durations, H joint channels
@@ -24,6 +25,7 @@ from nemo_codert.losses.batch_checks import (
     check_transducer_batch,
     reduce_losses,
 )
+from nemo_codert.losses.cpu_kernels import additive_log_probs
 from nemo_codert.losses.joint_rnnt import (
     JointLogProbs,
     check_joint_parts,
@@ -174,10 +176,12 @@ def additive_tdt_loss(
     if settings.takes_rnnt():
         rest = {"blank": blank, "reduction": reduction, "fastemit_lambda": fastemit_lambda}
         return additive_rnnt_loss(encoder[0], prediction[0], *batch[:3], **rest)
-    label, blanks = AdditiveLogProbs.apply(encoder[0], prediction[0], batch, blank)
+    dtype = compute_dtype(encoder_logits, prediction_logits)
+    compiled = additive_log_probs(dtype) if encoder_logits.device.type == "cpu" else None
+    log_probs = AdditiveLogProbs if compiled is None else compiled
+    label, blanks = log_probs.apply(encoder[0], prediction[0], batch, blank)
     duration_logits = encoder[1].double()[:, :, None] + prediction[1].double()[:, None]
-    loss = settings.of_nodes(label, blanks, duration_logits, batch)
-    return loss.to(compute_dtype(encoder_logits, prediction_logits))
+    return settings.of_nodes(label, blanks, duration_logits, batch).to(dtype)
 
 
 def joint_tdt_loss(

@@ -129,6 +129,47 @@ def test_lattices_that_are_nearly_certain_are_exact_too(margin):
     assert_exact(results(additive_tdt_loss, batch, reduction="none"), reference(batch))
 
 
+@pytest.mark.parametrize("disagreement", [18.0, 200.0, 1000.0])
+def test_utterances_that_need_float64_are_exact_too(disagreement):
+    batch = random_batch(B=2, T=9, U=3, V=12)
+    batch["encoder_logits"][1, ..., 0] += disagreement
+    batch["prediction_logits"][1, ..., 1] += disagreement
+    found = results(additive_tdt_loss, batch, upstream=2.5, reduction="none")
+    assert_exact(found, reference(batch, upstream=2.5))
+
+
+@pytest.mark.parametrize("V", [600, 4096])
+def test_many_small_terms_are_not_lost_beside_a_class_that_is_no_token(V):
+    """Float32 products lose them (6e-6 of the gradients without the compiled kernels' check of sums)."""
+    batch = random_batch(2, 40, 10, V, scale=0.05)
+    batch["encoder_logits"][..., 3] += 17.5
+    batch["targets"] = batch["targets"].clamp(min=20)
+    wide = batch | {name: batch[name].double() for name in LOGITS}
+    expected = results(additive_tdt_loss, wide, reduction="none")
+    assert_exact(results(additive_tdt_loss, batch, reduction="none"), expected)
+
+
+@pytest.mark.parametrize("disagreement", [0.0, 200.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_functions_give_what_the_compiled_kernels_give(monkeypatch, disagreement, dtype):
+    batch = random_batch(4, 9, 5, 7)
+    batch["encoder_logits"][3, ..., 0] += disagreement
+    batch["prediction_logits"][3, ..., 1] += disagreement
+    batch |= {name: batch[name].to(dtype) for name in LOGITS}
+    compiled = results(additive_tdt_loss, batch, upstream=2.5, sigma=0.05)
+    monkeypatch.setattr("nemo_codert.losses.tdt.additive_log_probs", lambda dtype: None)
+    for ours, wanted in zip(results(additive_tdt_loss, batch, upstream=2.5, sigma=0.05), compiled, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6 * wanted.abs().max().item())
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_again():
+    batch = random_batch()
+    leaves = {name: batch[name].clone().requires_grad_() for name in LOGITS}
+    loss = additive_tdt_loss(**batch | leaves)
+    first, again = (torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
 def test_garbage_in_the_padding_changes_nothing(garbage):
     batch = random_batch()
@@ -300,6 +341,21 @@ def test_no_tensor_grows_with_the_vocabulary_times_the_lattice():
     lattice_bytes = 4 * 2 * 60 * 31 * 2001
     peak = peak_memory(lambda: results(additive_tdt_loss, batch)).peak
     assert peak < lattice_bytes / 3, (peak, lattice_bytes)
+
+
+def test_nothing_is_compiled_again_for_other_shapes_layouts_or_types_of_numbers():
+    from nemo_codert.losses.cpu import log_prob_kernels, tdt_kernels
+
+    results(additive_tdt_loss, random_batch())
+    kernels = log_prob_kernels.log_prob_kernel, log_prob_kernels.factor_kernel, tdt_kernels.tdt_kernel
+    compiled = [len(kernel.signatures) for kernel in kernels]
+    for B, T, U, V in ((1, 1, 0, 2), (1, 7, 3, 5), (2, 3, 0, 9), (3, 40, 12, 1400)):
+        batch = random_batch(B, T, U, V)
+        results(additive_tdt_loss, batch, reduction="sum", fastemit_lambda=0, sigma=0)
+        results(additive_tdt_loss, batch | {"encoder_logits": batch["encoder_logits"].mT.contiguous().mT})
+        results(additive_tdt_loss, batch | {"durations": (0, 1, 2), "blank": V + 1, "targets": batch["targets"]})
+        results(joint_tdt_loss, joint_batch(batch))
+    assert [len(kernel.signatures) for kernel in kernels] == compiled
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def fresh(monkeypatch) -> Iterator[None]:
         cpu_kernels.lattice_kernels.cache_clear()
         cpu_kernels.tdt_kernels.cache_clear()
         cpu_kernels.additive_loss.cache_clear()
+        cpu_kernels.additive_log_probs.cache_clear()
         cpu_kernels.lattice_divergence.cache_clear()
         cpu_kernels._causes.clear()
 
@@ -221,8 +222,22 @@ def test_a_tdt_recursion_that_is_something_else_is_not_used(fresh, monkeypatch, 
     assert "ArithmeticError: the compiled TDT recursion gives" in caplog.text
 
 
+def test_log_probabilities_that_are_something_else_are_not_used(fresh, monkeypatch, caplog):
+    kernels = importlib.import_module("nemo_codert.losses.cpu.additive")
+    compute = kernels.log_prob_kernel
+
+    def wrong(*arguments: object) -> None:
+        compute(*arguments)
+        arguments[-2][:] += 0.1
+
+    monkeypatch.setattr(kernels, "log_prob_kernel", wrong)
+    assert cpu_kernels.additive_log_probs(torch.float32) is None
+    assert "ArithmeticError: the compiled log-probabilities and gradients are" in caplog.text
+
+
 def test_the_trial_uses_the_kernels_of_the_process():
     assert cpu_kernels.lattice_kernels() is lattice_kernels
     assert cpu_kernels.tdt_kernels() is tdt_kernels
     assert cpu_kernels.lattice_divergence(torch.float32) is divergence.divergence_sums
     assert cpu_kernels.additive_loss(torch.float32) is additive.AdditiveLoss
+    assert cpu_kernels.additive_log_probs(torch.float32) is additive.CompiledLogProbs
