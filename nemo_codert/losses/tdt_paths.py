@@ -38,6 +38,9 @@ def has_tdt_path(frames: int, tokens: int, durations: Sequence[int]) -> bool:
         tokens: of the transcript, 0 or more.
         durations: of the model, in frames.
 
+    Returns:
+        True if the utterance can have a loss; the TDT losses refuse those without a path.
+
     Raises:
         ValueError: durations that no model has.
 

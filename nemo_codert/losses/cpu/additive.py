@@ -41,7 +41,7 @@ def _arrays(tensors: tuple[torch.Tensor, ...]) -> SideArrays:
 class _Setup(NamedTuple):
     """Logits within the lengths and all that kernels fill, for a batch; memory is not zeroed."""
 
-    logits: tuple[torch.Tensor, torch.Tensor]  # as given, cut to the longest utterance
+    logits: tuple[torch.Tensor, torch.Tensor]  # those passed in, cut to the longest utterance
     contiguous: list[torch.Tensor]  # the same in the type of the computation
     sizes: np.ndarray  # [B, 2], frames and tokens
     limits: Limits
