@@ -1,6 +1,8 @@
 """The TDT losses against the plain float64 recursion, NeMo's `tdt_pytorch`, and what must not change them."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from nemo_codert.losses import (
     valid_frames,
 )
 from nemo_codert.losses.batch_checks import reduce_losses
+from tests.conftest import REPOSITORY
 from tests.losses.test_additive_rnnt import LOGITS, assert_exact, fill_padding
 from tests.reference import tdt_recursion
 
@@ -422,3 +425,12 @@ def test_nemos_tdt_pytorch_agrees(monkeypatch, durations):
     additive = additive_tdt_loss(**batch, sigma=0.05, reduction="none")
     for ours, wanted in zip((*found, additive), (*expected, expected[0]), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)  # NeMo's recursion is in float32
+
+
+@pytest.mark.nemo
+@pytest.mark.slow
+def test_nemos_tdt_agrees_in_the_simulator():
+    """Values and gradients with sigma and FastEmit; `test_on_cuda` compares them on a GPU."""
+    command = [sys.executable, "-m", "tests.losses.simulated_nemo_tdt"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert run.stdout.endswith("as NeMo's"), run.stderr
