@@ -1,4 +1,4 @@
-"""The benchmark in one call: loss, joint, KL at the joint, training steps, stored targets and decoding.
+"""The benchmark in one call: losses, joint, KL at the joint, training steps, stored targets and decoding.
 
 Imports torch, NeMo and matplotlib when called, so that bad settings are refused first.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Found = tuple[list[CostRow], list[Finding]]
 
-PARTS = ("loss", "joint", "lattice", "step", "terms", "cache", "decoding")
+PARTS = ("loss", "joint", "lattice", "tdt", "step", "terms", "cache", "decoding")
 DEVICES = ("cpu", "cuda")
 ABOVE_ZERO = ("rounds", "slow_rounds", "threads", "batch_size", "seconds", "tokens", "vocabulary")
 ABOVE_ZERO += ("pred_hidden", "joint_hidden", "decoding_batch_size", "decoding_frames")
@@ -31,15 +31,15 @@ class BenchmarkSettings:
     """Parts of the benchmark and their sizes. Shapes are numbers in the order (B, T, U, V), V without blank.
 
     Args:
-        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `step`, `terms` (steps with each
-            kind of distillation), `cache` (stored targets), `decoding`.
+        only: parts to run: `loss`, `joint`, `lattice` (KL at the joint), `tdt` (TDT loss), `step`, `terms` (steps
+            with each kind of distillation), `cache` (stored targets), `decoding`.
         device: `cpu` or `cuda`.
         threads: of torch; None leaves them as they are.
         rounds: timed calls of each row.
         slow_rounds: the same, where NeMo's loss runs on the CPU.
         memory: measure peak memory, in a fresh process for each row.
-        shapes: of the loss and of the KL at the joint, (B, T, U, V); without any, those that the targets are stated
-            for.
+        shapes: of the loss, of the KL at the joint and of the TDT loss, (B, T, U, V); without any, those that the
+            targets are stated for.
         vocabularies: V of the loss at one `lattice` (B, T, U).
         lattice: see `vocabularies`.
         lattices: of the loss, (B, T, U), at one V, `lattices_vocabulary`.
@@ -181,6 +181,7 @@ def _measured(settings: BenchmarkSettings, output_dir: Path, report: Callable[[s
             measures = {
                 "joint": _joint,
                 "lattice": _lattice,
+                "tdt": _tdt,
                 "step": _step,
                 "terms": _terms,
                 "cache": _cache,
@@ -263,6 +264,14 @@ def _lattice(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Foun
 
     shapes = [LossShape(*shape) for shape in settings.shapes or (SPEED_SHAPE,)]
     return lattice_rows(shapes, settings.device, _lattice_limit(settings), measuring)
+
+
+def _tdt(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":
+    from nemo_codert.benchmark.additive_loss import LossShape
+    from nemo_codert.benchmark.tdt_loss import named_shapes, tdt_rows
+
+    shapes = [LossShape(*shape) for shape in settings.shapes] or named_shapes(settings.device)
+    return tdt_rows(shapes, settings.device, _lattice_limit(settings), measuring)
 
 
 def _step(settings: BenchmarkSettings, measuring: "MeasureSettings") -> "Found":

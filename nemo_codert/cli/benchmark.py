@@ -20,6 +20,9 @@ is installed (k2, fast_rnnt, torchaudio, warp_rnnt), and the floor: the two expo
 no exact one can avoid. Over V at one lattice, over T x U at one V, and at the shapes that the targets name.
 joint: the RNN-T loss of a stock joint (H = --joint-hidden) with all gradients, in chunks that are computed again in
 the backward pass, against NeMo's on the whole lattice.
+tdt: the TDT loss of an additive joint with its gradient, beside the RNN-T loss of the tokens and NeMo's TDT loss on
+the expanded lattice: on a GPU its tdt, on the CPU its tdt_pytorch (its value alone where its gradient would take
+hours; --largest-lattice 0.1 leaves out that too, which takes minutes).
 step: whole training steps on noise: a stock teacher and a stock student (NeMo's class, joint and loss), the pair that
 trains both in tandem, and the pair's networks alone (features, encoders, prediction network and projections, forward
 and backward, no loss). Clipping and AdamW are counted in every whole step, and are a row of their own.

@@ -14,6 +14,9 @@ from nemo_codert.losses.lattice_kl import additive_lattice_kl, lattice_temperatu
 from nemo_codert.losses.node_kl import JointSide, joint_class_log_probs, joint_lattice_kl, joint_temperatures
 from nemo_codert.losses.node_weights import node_weights
 from nemo_codert.losses.sequence import full_sum_distillation_loss
+from nemo_codert.losses.tdt import additive_tdt_loss, chunked_joint_tdt_loss, joint_tdt_loss
+from nemo_codert.losses.tdt_lattice import tdt_node_occupancies
+from nemo_codert.losses.tdt_paths import has_tdt_path
 from nemo_codert.losses.temperature import frame_temperatures
 from nemo_codert.losses.top_k_kl import top_k_distillation_loss
 
@@ -23,7 +26,9 @@ __all__ = [
     "additive_class_log_probs",
     "additive_lattice_kl",
     "additive_rnnt_loss",
+    "additive_tdt_loss",
     "chunked_joint_rnnt_loss",
+    "chunked_joint_tdt_loss",
     "class_divergence",
     "encoder_distillation_loss",
     "feature_distance",
@@ -31,14 +36,17 @@ __all__ = [
     "full_sum_distillation_loss",
     "group_features",
     "group_frames",
+    "has_tdt_path",
     "joint_class_log_probs",
     "joint_lattice_kl",
     "joint_rnnt_loss",
+    "joint_tdt_loss",
     "joint_temperatures",
     "lattice_temperatures",
     "node_weights",
     "paired_frames",
     "softmax_l2_loss",
+    "tdt_node_occupancies",
     "top_k_distillation_loss",
     "valid_frames",
 ]

@@ -17,16 +17,15 @@ import torch
 
 from nemo_codert.losses.additive_float64 import compute_dtype
 from nemo_codert.losses.additive_torch import AdditiveLogProbs
-from nemo_codert.losses.batch_checks import check_fastemit, check_reduction, check_transducer_batch, reduce_losses
+from nemo_codert.losses.batch_checks import (
+    check_additive_logits,
+    check_fastemit,
+    check_reduction,
+    check_transducer_batch,
+    reduce_losses,
+)
 from nemo_codert.losses.cpu_kernels import additive_loss
 from nemo_codert.losses.lattice import rnnt_lattice_loss
-
-
-def _check_logits(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor) -> None:
-    """Raise ValueError unless the shapes are [B, T, V+1] and [B, U+1, V+1]."""
-    shapes = tuple(encoder_logits.shape), tuple(prediction_logits.shape)
-    if any(len(shape) != 3 for shape in shapes) or shapes[0][::2] != shapes[1][::2]:
-        raise ValueError(f"encoder_logits must be [B, T, V+1] and prediction_logits [B, U+1, V+1], got {shapes}")
 
 
 def additive_rnnt_loss(
@@ -80,7 +79,7 @@ def additive_rnnt_loss(
         [0.0, 0.5, -0.5]
     """
     check_reduction(reduction)
-    _check_logits(encoder_logits, prediction_logits)
+    check_additive_logits(encoder_logits, prediction_logits)
     blank = int(blank)  # kernels are compiled for Python's int: another type would compile them again
     batch = check_transducer_batch(
         targets,

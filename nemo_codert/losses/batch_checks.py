@@ -120,6 +120,15 @@ def check_transducer_batch(
     return TransducerBatch(masked[:, : max(tokens)], encoded_lengths, target_lengths, sizes)
 
 
+def check_additive_logits(encoder_logits: torch.Tensor, prediction_logits: torch.Tensor, classes: str = "V+1") -> None:
+    """Raise ValueError unless the shapes are [B, T, V+1] and [B, U+1, V+1]; classes: the last size, in words."""
+    shapes = tuple(encoder_logits.shape), tuple(prediction_logits.shape)
+    if any(len(shape) != 3 for shape in shapes) or shapes[0][::2] != shapes[1][::2]:
+        raise ValueError(
+            f"encoder_logits must be [B, T, {classes}] and prediction_logits [B, U+1, {classes}], got {shapes}"
+        )
+
+
 def check_reduction(reduction: str) -> None:
     """Raise ValueError for a reduction that `reduce_losses` does not have."""
     if reduction not in REDUCTIONS:

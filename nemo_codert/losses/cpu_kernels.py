@@ -27,6 +27,12 @@ def lattice_kernels() -> ModuleType | None:
 
 
 @cache
+def tdt_kernels() -> ModuleType | None:
+    """Return the module with the compiled TDT recursion, or None where it cannot be built."""
+    return _built(_tdt_kernels)
+
+
+@cache
 def additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
     """Return the compiled additive loss for logits of a type, or None where it cannot be built.
 
@@ -34,6 +40,16 @@ def additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
         dtype: type the loss is computed in, float32 or float64.
     """
     return _built(lambda: _additive_loss(dtype))
+
+
+@cache
+def additive_log_probs(dtype: torch.dtype) -> type[torch.autograd.Function] | None:
+    """Return the compiled `AdditiveLogProbs` for logits of a type, or None where it cannot be built.
+
+    Args:
+        dtype: float32 or float64.
+    """
+    return _built(lambda: _additive_log_probs(dtype))
 
 
 @cache
@@ -77,6 +93,21 @@ def _lattice_kernels() -> ModuleType:
     return kernels
 
 
+def _tdt_kernels() -> ModuleType:
+    import numpy as np
+
+    from nemo_codert.losses.cpu import tdt_kernels as kernels
+
+    # One token in two frames, durations 0 and 1, all probabilities 1/2: paths of 1/64, 1/64 and 1/16.
+    log_probs, losses = np.full((1, 2, 2, 4), -math.log(2)), np.empty(1)
+    probs = np.exp(log_probs)
+    kernels.tdt_kernel(log_probs, probs, np.array([0, 1]), np.array([2]), np.array([1]), losses)
+    found, expected = [losses[0], *probs[0, 0, 0]], [math.log(32 / 3), 5 / 6, 1 / 6, 1 / 6, 5 / 6]
+    if not all(math.isclose(*pair) for pair in zip(found, expected, strict=True)):
+        raise ArithmeticError(f"the compiled TDT recursion gives {found} in place of {expected}")
+    return kernels
+
+
 def _additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function]:
     from nemo_codert.losses.batch_checks import TransducerBatch
     from nemo_codert.losses.cpu.additive import AdditiveLoss
@@ -93,6 +124,24 @@ def _additive_loss(dtype: torch.dtype) -> type[torch.autograd.Function]:
     if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-5) for pair in zip(found, expected, strict=True)):
         raise ArithmeticError(f"the compiled loss and gradients are {found} in place of {expected}")
     return AdditiveLoss
+
+
+def _additive_log_probs(dtype: torch.dtype) -> type[torch.autograd.Function]:
+    from nemo_codert.losses.batch_checks import TransducerBatch
+    from nemo_codert.losses.cpu.additive import CompiledLogProbs
+
+    # Two equal utterances (one a thread) of one frame and one token, of probability 1/2, the blank of 1/6.
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = torch.tensor([[[1.0, 3.0, 2.0]]], dtype=dtype, device="cpu").log().repeat(2, 1, 1).requires_grad_()
+        ones = torch.ones(2, dtype=torch.int64, device="cpu")
+        batch = TransducerBatch(ones[:, None], ones, ones, [(1, 1), (1, 1)])
+        label, blank = CompiledLogProbs.apply(logits, torch.zeros_like(logits).expand(2, 2, 3), batch, 0)
+        (gradient,) = torch.autograd.grad(label.sum() + blank.sum(), logits)
+    found = [*label[1].flatten().tolist(), *blank[1].flatten().tolist(), *gradient[0].flatten().tolist()]
+    expected = [-math.log(2), -math.log(6), -math.log(6), 1.5, -0.5, -1.0]
+    if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-5) for pair in zip(found, expected, strict=True)):
+        raise ArithmeticError(f"the compiled log-probabilities and gradients are {found} in place of {expected}")
+    return CompiledLogProbs
 
 
 def _lattice_divergence(dtype: torch.dtype) -> Callable:

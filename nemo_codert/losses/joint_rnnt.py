@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from nemo_codert.losses.batch_checks import check_reduction, check_transducer_batch, reduce_losses
+from nemo_codert.losses.batch_checks import TransducerBatch, check_reduction, check_transducer_batch, reduce_losses
 from nemo_codert.losses.lattice import rnnt_lattice_loss
 
 # Logits of a chunk, some three of which exist in the backward pass: 36 MB of float32, above the 32 MiB from which
@@ -31,7 +31,7 @@ def _own_columns(logits: torch.Tensor, targets: torch.Tensor, blank: int) -> tor
     return torch.stack([pad(label, (0, 1), value=-torch.inf), logits[:, :, blank].double()], 2)
 
 
-class _JointLogProbs(torch.autograd.Function):
+class JointLogProbs(torch.autograd.Function):
     """Label [B, T, U] and blank [B, T, U+1] log-probabilities of joint logits, float64, 0 beyond the lengths."""
 
     @staticmethod
@@ -133,7 +133,7 @@ def joint_rnnt_loss(
         blank=blank,
         device=joint_logits.device,
     )
-    label_log_probs, blank_log_probs = _JointLogProbs.apply(
+    label_log_probs, blank_log_probs = JointLogProbs.apply(
         joint_logits[:, : batch.num_frames, : batch.targets.shape[1] + 1],
         batch.targets,
         batch.sizes,
@@ -144,6 +144,52 @@ def joint_rnnt_loss(
     )
     reduced = reduce_losses(losses, batch.target_lengths, reduction)
     return reduced.to(torch.promote_types(joint_logits.dtype, torch.float32))
+
+
+def chunked_nodes(
+    of_frames: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    encoder_part: torch.Tensor,
+    prediction_part: torch.Tensor,
+    batch: TransducerBatch,
+    num_classes: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return what a joint gives at all nodes, computed for some frames of an utterance at a time.
+
+    Args:
+        of_frames: takes [T', H], [U_b+1, H] and targets [U_b]; returns tensors [1, T', U_b (or more), ...].
+        encoder_part: [B, T, H] float.
+        prediction_part: [B, U+1, H] float.
+        batch: checked targets and lengths.
+        num_classes: of the joint; with H, what an element of a chunk is counted by.
+
+    Returns:
+        The tensors of all utterances, [B, T, U (or more), ...], 0 beyond the lengths.
+    """
+    width = max(num_classes, encoder_part.shape[2])  # elements of a lattice cell: its logits or its hidden layer
+    recompute = torch.is_grad_enabled() and sum(t * (u + 1) for t, u in batch.sizes) * width > KEPT_ELEMENTS
+    rows = []
+    # unbind, not indexing: the backward pass of each index would allocate a gradient of the whole batch.
+    for frames_b, states_b, tokens, (t, u) in zip(
+        encoder_part.unbind(), prediction_part.unbind(), batch.targets, batch.sizes, strict=True
+    ):
+        arguments = states_b[: u + 1], tokens[:u]
+        chunks = [
+            checkpoint(of_frames, frames, *arguments, use_reentrant=False)
+            if recompute
+            else of_frames(frames, *arguments)
+            for frames in frames_b[:t].split(max(CHUNK_ELEMENTS // ((u + 1) * width), 1))
+        ]
+        beyond = 0, batch.targets.shape[1] - u, 0, batch.num_frames - t
+        parts = [torch.cat(part, 1)[0] for part in zip(*chunks, strict=True)]
+        rows.append([pad(part, (0, 0) * (part.dim() - 2) + beyond) for part in parts])
+    return tuple(torch.stack(part) for part in zip(*rows, strict=True))
+
+
+def check_joint_parts(encoder_part: torch.Tensor, prediction_part: torch.Tensor) -> None:
+    """Raise ValueError unless the shapes are [B, T, H] and [B, U+1, H]."""
+    parts = tuple(encoder_part.shape), tuple(prediction_part.shape)
+    if any(len(shape) != 3 for shape in parts) or parts[0][0] != parts[1][0]:
+        raise ValueError(f"encoder_part must be [B, T, H] and prediction_part [B, U+1, H], got {parts}")
 
 
 def chunked_joint_rnnt_loss(
@@ -202,14 +248,12 @@ def chunked_joint_rnnt_loss(
         [0.0, 1.0, -1.0]
     """
     check_reduction(reduction)
-    parts = tuple(encoder_part.shape), tuple(prediction_part.shape)
-    if any(len(shape) != 3 for shape in parts) or parts[0][0] != parts[1][0]:
-        raise ValueError(f"encoder_part must be [B, T, H] and prediction_part [B, U+1, H], got {parts}")
+    check_joint_parts(encoder_part, prediction_part)
     batch = check_transducer_batch(
         targets,
         encoded_lengths,
         target_lengths,
-        lattice_shape=(*parts[0][:2], parts[1][1], num_classes),
+        lattice_shape=(*encoder_part.shape[:2], prediction_part.shape[1], num_classes),
         blank=blank,
         device=encoder_part.device,
     )
@@ -218,25 +262,9 @@ def chunked_joint_rnnt_loss(
         logits = joint(frames[:, None], states[None])[None]  # [1, T', U_b+1, V+1]
         if logits.shape[3] != num_classes:
             raise ValueError(f"num_classes is {num_classes}, but the joint gives {logits.shape[3]} classes")
-        return _JointLogProbs.apply(logits, tokens[None], [(len(frames), len(tokens))], blank)
+        return JointLogProbs.apply(logits, tokens[None], [(len(frames), len(tokens))], blank)
 
-    width = max(num_classes, parts[0][2])  # elements of a lattice cell: its logits or its hidden layer
-    recompute = torch.is_grad_enabled() and sum(t * (u + 1) for t, u in batch.sizes) * width > KEPT_ELEMENTS
-    rows = []
-    # unbind, not indexing: the backward pass of each index would allocate a gradient of the whole batch.
-    for frames_b, states_b, tokens, (t, u) in zip(
-        encoder_part.unbind(), prediction_part.unbind(), batch.targets, batch.sizes, strict=True
-    ):
-        arguments = states_b[: u + 1], tokens[:u]
-        chunks = [
-            checkpoint(log_probs, frames, *arguments, use_reentrant=False)
-            if recompute
-            else log_probs(frames, *arguments)
-            for frames in frames_b[:t].split(max(CHUNK_ELEMENTS // ((u + 1) * width), 1))
-        ]
-        beyond = batch.num_frames - t, batch.targets.shape[1] - u
-        rows.append([pad(torch.cat(part, 1)[0], (0, beyond[1], 0, beyond[0])) for part in zip(*chunks, strict=True)])
-    label, blanks = (torch.stack(part) for part in zip(*rows, strict=True))  # [B, T, U] and [B, T, U+1]
+    label, blanks = chunked_nodes(log_probs, encoder_part, prediction_part, batch, num_classes)
     losses = rnnt_lattice_loss(label, blanks, batch.encoded_lengths, batch.target_lengths, fastemit_lambda)
     reduced = reduce_losses(losses, batch.target_lengths, reduction)
     return reduced.to(torch.promote_types(encoder_part.dtype, torch.float32))

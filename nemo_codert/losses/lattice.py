@@ -36,7 +36,7 @@ def _numba_occupancies(
 
 
 @cache
-def _has_cuda_kernels() -> bool:
+def has_cuda_kernels() -> bool:
     """Return whether Numba can compile for CUDA. Warns once if not: the torch recursion is several times slower."""
     try:
         from numba import cuda
@@ -56,7 +56,7 @@ def _cuda_occupancies(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return `lattice_occupancies` of float64 CUDA tensors, by the compiled kernels where a block has the threads."""
     compute = _torch_occupancies
-    if _has_cuda_kernels():
+    if has_cuda_kernels():
         # Imported here: Numba's CUDA half is needed on a GPU only.
         from nemo_codert.losses.cuda.lattice_kernels import MOST_STATES, cuda_occupancies
 
@@ -65,7 +65,7 @@ def _cuda_occupancies(
     return compute(label, blank, encoded_lengths, target_lengths)
 
 
-def _skew(nodes: torch.Tensor) -> torch.Tensor:
+def skew_nodes(nodes: torch.Tensor) -> torch.Tensor:
     """Turn [B, T+1, M] into [T+M, B, M]: row n holds the anti-diagonal t + u = n, -inf outside the lattice."""
     batch, num_rows, num_states = nodes.shape
     rows = pad(nodes.transpose(1, 2), (0, num_states), value=-torch.inf).flatten(1)  # [B, M * (T+1+M)]
@@ -73,7 +73,7 @@ def _skew(nodes: torch.Tensor) -> torch.Tensor:
     return rows[:, : num_states * width].view(batch, num_states, width).permute(2, 0, 1)
 
 
-def _reverse(nodes: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+def reverse_nodes(nodes: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
     """Exchange (t, u) and (T_b - t, U_b - u) of [B, T+1, M] in every utterance b; -inf outside its lattice."""
     batch, num_rows, num_states = nodes.shape
     t = (encoded_lengths[:, None] - torch.arange(num_rows, device=nodes.device))[:, :, None]  # [B, T+1, 1]
@@ -85,7 +85,7 @@ def _reverse(nodes: torch.Tensor, encoded_lengths: torch.Tensor, target_lengths:
 def _forward_by_diagonals(by_blank: torch.Tensor, by_label: torch.Tensor) -> torch.Tensor:
     """Return forward variables [B, T+1, M], given log-probabilities of entering each node by a blank and a label."""
     batch, num_rows, num_states = by_blank.shape
-    by_blank, by_label = _skew(by_blank), _skew(by_label)
+    by_blank, by_label = skew_nodes(by_blank), skew_nodes(by_label)
     diagonals = torch.full_like(by_blank, -torch.inf, memory_format=torch.contiguous_format)
     diagonals[0, :, 0] = 0.0
     for n in range(1, len(diagonals)):
@@ -110,14 +110,14 @@ def _torch_occupancies(
     blank = blank.masked_fill(~(frames & valid_frames(target_lengths + 1, num_states)[:, None]), -torch.inf)
     label = label.masked_fill(~(frames & valid_frames(target_lengths, num_states - 1)[:, None]), -torch.inf)
     lengths = encoded_lengths, target_lengths
-    by_blank = pad(blank, (0, 0, 1, 0), value=-torch.inf), _reverse(pad(blank, (0, 0, 0, 1)), *lengths)
+    by_blank = pad(blank, (0, 0, 1, 0), value=-torch.inf), reverse_nodes(pad(blank, (0, 0, 0, 1)), *lengths)
     by_label = (
         pad(label, (1, 0, 0, 1), value=-torch.inf),
-        _reverse(pad(label, (0, 1, 0, 1), value=-torch.inf), *lengths),
+        reverse_nodes(pad(label, (0, 1, 0, 1), value=-torch.inf), *lengths),
     )
     alpha, beta = _forward_by_diagonals(torch.cat(by_blank), torch.cat(by_label)).split(batch)  # [B, T+1, M]
     log_likelihood = alpha[torch.arange(batch, device=blank.device), encoded_lengths, target_lengths]
-    beta = _reverse(beta, *lengths)
+    beta = reverse_nodes(beta, *lengths)
     start = alpha[:, :-1] - log_likelihood[:, None, None]  # [B, T, M]
     label_occupancy = (start[:, :, :-1] + label + beta[:, :-1, 1:]).exp()
     return -log_likelihood, label_occupancy, (start + blank + beta[:, 1:]).exp()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_codert.benchmark import additive_loss as loss_costs
-from nemo_codert.benchmark import joint_loss, lattice_kl
+from nemo_codert.benchmark import joint_loss, lattice_kl, tdt_loss
 from nemo_codert.benchmark.additive_loss import (
     FLOOR,
     GPU_SHAPE,
@@ -32,6 +32,15 @@ from nemo_codert.benchmark.additive_loss import (
 from nemo_codert.benchmark.joint_loss import CHUNKED, JointCase, joint_rows
 from nemo_codert.benchmark.lattice_kl import SHARED, WHOLE, LatticeCase, lattice_rows
 from nemo_codert.benchmark.measure import Measured, MeasureSettings, PeakMemory
+from nemo_codert.benchmark.tdt_loss import (
+    NEMO_ON_GPU,
+    NEMO_VALUE,
+    OUR_VALUE,
+    TDTCase,
+    tdt_cases,
+    tdt_findings,
+    tdt_rows,
+)
 from nemo_codert.losses import joint_rnnt_loss
 
 pytestmark = pytest.mark.unit
@@ -253,3 +262,43 @@ def test_the_targets_are_those_of_one_shape(monkeypatch):
     _, findings = lattice_rows([LossShape(*SPEED_SHAPE)], "cpu", 1e9, MeasureSettings())
     assert [finding.met for finding in findings] == [True, False, False]
     assert [finding.value for finding in findings] == pytest.approx([2.0, 25.0, 1e8 / 12529600])
+
+
+# ---- TDT ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nemo
+def test_our_tdt_loss_and_nemos_are_one():
+    names = [tdt_loss.OURS, OUR_VALUE, tdt_loss.NEMO, NEMO_VALUE]
+    values = [TDTCase(name, SHAPE).prepare()() for name in names]
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0], rtol=1e-5, atol=0)  # NeMo's recursion is in float32
+    assert "cuda" in repr(torch.Tensor.cuda)  # as it was
+
+
+def test_nemos_tdt_loss_is_measured_where_it_can_be():
+    def found(shape: LossShape, device: str = "cpu", largest: float = 1e9) -> list[str]:
+        return [case.name for case in tdt_cases(shape, device, largest)][3:]
+
+    assert found(SHAPE) == [NEMO_VALUE, tdt_loss.NEMO] and found(SHAPE, largest=1) == []
+    assert found(LossShape(*SPEED_SHAPE)) == [NEMO_VALUE]  # its gradient would take hours
+    assert found(LossShape(*SPEED_SHAPE), "cuda") == [NEMO_ON_GPU]
+    assert tdt_loss.named_shapes("cpu")[0] == tdt_loss.named_shapes("cuda")[0] == LossShape(*SPEED_SHAPE)
+    assert tdt_loss.named_shapes("cuda")[1] == LossShape(*GPU_SHAPE)
+
+
+@pytest.mark.nemo
+def test_tdt_rows_have_ratios_to_the_rnnt_loss_and_findings_against_nemos(forking):
+    rows, findings = tdt_rows([SHAPE], "cpu", 1e9, MeasureSettings(rounds=2, slow_rounds=1))
+    assert [row.name for row in rows] == [tdt_loss.OURS, OUR_VALUE, tdt_loss.RNNT, NEMO_VALUE, tdt_loss.NEMO]
+    assert rows[2].ratio == 1.0 and rows[0].sizes["durations"] == 5 and rows[0].held_bytes == 4 * 2 * 12 * 15
+    assert [finding.met for finding in findings] == [None] * len(findings)
+    assert len(findings) == 4 and findings[0].value > 1
+
+
+def test_tdt_targets_stand_at_the_shape_they_were_set_for():
+    costs = {tdt_loss.OURS: (0.02, 10), OUR_VALUE: (0.01, 5), NEMO_VALUE: (2.0, 200)}
+    measured = {name: Measured([seconds], None, PeakMemory(peak)) for name, (seconds, peak) in costs.items()}
+    times, memory = tdt_findings(LossShape(*SPEED_SHAPE), measured, "cpu")
+    assert (times.value, times.met, memory.value, memory.met) == (200.0, True, 20.0, False)
+    assert [finding.met for finding in tdt_findings(SHAPE, measured, "cpu")] == [None, None]

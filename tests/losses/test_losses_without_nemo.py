@@ -25,6 +25,7 @@ tokens = torch.tensor([1])
 losses.encoder_distillation_loss(student_logits=logits, teacher_logits=logits, lengths=lengths).backward()
 losses.additive_rnnt_loss(logits, torch.zeros(1, 2, 3), targets, lengths, tokens, blank=2).backward()
 losses.joint_rnnt_loss(torch.zeros(1, 2, 2, 3), targets, lengths, tokens, blank=2)
+losses.additive_tdt_loss(logits, torch.zeros(1, 2, 3), targets, lengths, tokens, blank=1, durations=[1]).backward()
 assert not [name for name in sys.modules if name.partition(".")[0] in sys.argv[1:]]
 print("done without", *sys.argv[1:])
 """

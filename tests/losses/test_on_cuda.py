@@ -11,8 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_codert.losses import additive_lattice_kl, additive_rnnt_loss, chunked_joint_rnnt_loss, lattice
+from nemo_codert.losses import (
+    additive_lattice_kl,
+    additive_rnnt_loss,
+    additive_tdt_loss,
+    chunked_joint_rnnt_loss,
+    joint_tdt_loss,
+    lattice,
+    tdt_lattice,
+)
 from tests.losses import test_lattice_kl as lattice_kl
+from tests.losses import test_tdt as tdt
 from tests.losses.test_additive_rnnt import (
     LOGITS,
     SHAPES,
@@ -51,11 +60,23 @@ def test_torch_takes_what_the_kernels_cannot(monkeypatch, caplog, available, fou
     monkeypatch.setattr(cuda, "is_available", lambda: available)
     monkeypatch.setattr(cuda_kernels, "cuda_occupancies", lambda *_: "kernels")
     monkeypatch.setattr(lattice, "_torch_occupancies", lambda *_: "torch")
-    lattice._has_cuda_kernels.cache_clear()
+    lattice.has_cuda_kernels.cache_clear()
     lengths = torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     taken = [lattice._cuda_occupancies(torch.zeros(1, 1, u), torch.zeros(1, 1, u + 1), *lengths) for u in (511, 512)]
-    lattice._has_cuda_kernels.cache_clear()
+    lattice.has_cuda_kernels.cache_clear()
     assert taken == found and caplog.text.count("no CUDA toolkit") == (0 if available else 1)
+
+
+@pytest.mark.parametrize("available, found", [(True, ["kernels", "torch"]), (False, ["torch", "torch"])])
+def test_torch_takes_what_the_tdt_kernels_cannot(monkeypatch, available, found):
+    from nemo_codert.losses.cuda import tdt_kernels
+
+    monkeypatch.setattr(tdt_lattice, "has_cuda_kernels", lambda: available)
+    monkeypatch.setattr(tdt_kernels, "cuda_tdt_occupancies", lambda *_: "kernels")
+    monkeypatch.setattr(tdt_lattice, "_torch_occupancies", lambda *_: "torch")
+    lengths = torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    taken = [tdt_lattice._cuda_occupancies(torch.zeros(1, 1, states, 3), *lengths, (1,)) for states in (512, 513)]
+    assert taken == found
 
 
 def to_cuda(batch: dict) -> dict:
@@ -214,3 +235,46 @@ def test_the_divergence_on_the_lattice_launches_as_many_kernels_at_any_size():
             torch.cuda.synchronize()
         counts.append(sum(event.count for event in profile.key_averages() if "Mem" not in event.key))
     assert counts[0] == counts[1] < 200, counts
+
+
+# ---- TDT ------------------------------------------------------------------------------------------------------------
+
+
+@gpu
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0])
+@pytest.mark.parametrize("durations", [tdt.WITH_0, tdt.WITHOUT_0, tdt.UNSORTED])
+@pytest.mark.parametrize("B, T, U, V", [(3, 7, 4, 5), (2, 1, 0, 4), (4, 60, 20, 600)])
+def test_the_tdt_losses_are_those_of_the_recursion(B, T, U, V, durations, scale):
+    batch = tdt.random_batch(B, T, U, V, durations, scale)
+    options = {"upstream": 2.5, "reduction": "none", "sigma": 0.05}
+    for loss_of, given in ((additive_tdt_loss, batch), (joint_tdt_loss, tdt.joint_batch(batch))):
+        wide = {name: value.double() if name.endswith("logits") else value for name, value in given.items()}
+        found = tdt.results(loss_of, to_cuda(given), **options)
+        assert_exact(tuple(each.cpu() for each in found), tdt.results(loss_of, wide, **options))
+
+
+@gpu
+def test_more_states_than_a_block_has_threads_have_a_tdt_loss_too():
+    batch = tdt.random_batch(1, 20, 600, 4)
+    wide = {name: value.double() if name.endswith("logits") else value for name, value in batch.items()}
+    found = tdt.results(additive_tdt_loss, to_cuda(batch), reduction="none")
+    assert_exact(tuple(each.cpu() for each in found), tdt.results(additive_tdt_loss, wide, reduction="none"))
+
+
+@gpu
+@pytest.mark.nemo
+def test_nemos_tdt_agrees():
+    from nemo.collections.asr.losses.rnnt import RNNTLoss
+
+    given = to_cuda(tdt.joint_batch(tdt.random_batch()))
+    kwargs = {"durations": tdt.WITH_0, "sigma": 0.05, "fastemit_lambda": 0.1}
+    nemos = RNNTLoss(given["blank"], loss_name="tdt", loss_kwargs=kwargs, reduction=None)
+
+    def nemos_losses(joint_logits: torch.Tensor, **rest: torch.Tensor) -> torch.Tensor:
+        lengths = {"input_lengths": rest["encoded_lengths"], "target_lengths": rest["target_lengths"]}
+        return nemos(log_probs=joint_logits, targets=rest["targets"], **lengths)
+
+    expected = tdt.results(nemos_losses, given)
+    found = tdt.results(joint_tdt_loss, given, reduction="none", sigma=0.05, fastemit_lambda=0.1)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)  # NeMo's recursion is in float32

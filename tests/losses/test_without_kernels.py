@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import nemo_codert.losses.cpu
-from nemo_codert.losses import additive_lattice_kl, additive_rnnt_loss, cpu_kernels, joint_rnnt_loss
-from nemo_codert.losses.cpu import additive, divergence, lattice_kernels
+from nemo_codert.losses import additive_lattice_kl, additive_rnnt_loss, additive_tdt_loss, cpu_kernels, joint_rnnt_loss
+from nemo_codert.losses.cpu import additive, divergence, lattice_kernels, tdt_kernels
 from tests.conftest import REPOSITORY
+from tests.losses import test_tdt as tdt
 from tests.losses.test_additive_rnnt import LOGITS, assert_exact, loss_and_gradients, random_batch, reference
 from tests.losses.test_lattice_kl import SIDES, graphed
 from tests.losses.test_lattice_kl import batch as divergence_batch
@@ -30,7 +31,9 @@ def fresh(monkeypatch) -> Iterator[None]:
 
     def forget() -> None:
         cpu_kernels.lattice_kernels.cache_clear()
+        cpu_kernels.tdt_kernels.cache_clear()
         cpu_kernels.additive_loss.cache_clear()
+        cpu_kernels.additive_log_probs.cache_clear()
         cpu_kernels.lattice_divergence.cache_clear()
         cpu_kernels._causes.clear()
 
@@ -199,7 +202,42 @@ def test_a_divergence_that_is_something_else_is_not_used(fresh, monkeypatch, cap
     assert "ArithmeticError: the compiled divergence and gradients are" in caplog.text
 
 
+def test_torch_computes_the_tdt_loss_after_one_warning(fresh, monkeypatch, caplog):
+    batch = tdt.random_batch(scale=10.0)
+    without_numba(monkeypatch)
+    assert_exact(tdt.results(additive_tdt_loss, batch, reduction="none"), tdt.reference(batch))
+    assert caplog.text.count(WARNING) == 1
+
+
+def test_a_tdt_recursion_that_is_something_else_is_not_used(fresh, monkeypatch, caplog):
+    kernels = importlib.import_module("nemo_codert.losses.cpu.tdt_kernels")
+    compute = kernels.tdt_kernel
+
+    def wrong(*arguments: object) -> None:
+        compute(*arguments)
+        arguments[1][:] += 0.1
+
+    monkeypatch.setattr(kernels, "tdt_kernel", wrong)
+    assert cpu_kernels.tdt_kernels() is None
+    assert "ArithmeticError: the compiled TDT recursion gives" in caplog.text
+
+
+def test_log_probabilities_that_are_something_else_are_not_used(fresh, monkeypatch, caplog):
+    kernels = importlib.import_module("nemo_codert.losses.cpu.additive")
+    compute = kernels.log_prob_kernel
+
+    def wrong(*arguments: object) -> None:
+        compute(*arguments)
+        arguments[-2][:] += 0.1
+
+    monkeypatch.setattr(kernels, "log_prob_kernel", wrong)
+    assert cpu_kernels.additive_log_probs(torch.float32) is None
+    assert "ArithmeticError: the compiled log-probabilities and gradients are" in caplog.text
+
+
 def test_the_trial_uses_the_kernels_of_the_process():
     assert cpu_kernels.lattice_kernels() is lattice_kernels
+    assert cpu_kernels.tdt_kernels() is tdt_kernels
     assert cpu_kernels.lattice_divergence(torch.float32) is divergence.divergence_sums
     assert cpu_kernels.additive_loss(torch.float32) is additive.AdditiveLoss
+    assert cpu_kernels.additive_log_probs(torch.float32) is additive.CompiledLogProbs

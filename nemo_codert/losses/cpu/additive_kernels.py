@@ -32,6 +32,42 @@ ROW_ELEMENTS = 2**16  # elements of a gradient that are computed at a time (but 
 SMALLEST_FACTOR = 1e-150  # smallest factor of a probability: the product of two such factors loses no digits
 
 
+# ---- the normaliser ------------------------------------------------------------------------------------------------
+
+
+@callee
+def take_utterance(
+    b: int,
+    targets: np.ndarray,
+    blank: int,
+    first: np.ndarray,
+    classes: np.ndarray,
+    limits: Limits,
+    encoder_logits: np.ndarray,
+    prediction_logits: np.ndarray,
+    encoder: SideArrays,
+    prediction: SideArrays,
+    frames: np.ndarray,
+    states: np.ndarray,
+    z: np.ndarray,
+) -> bool:
+    """Fill both sides of utterance b, and return whether it needs float64.
+
+    targets: [U]. first, classes: [K], filled. encoder_logits: [>= T, V+1]. prediction_logits: [>= M, V+1]. frames: [T,
+    K], filled with the tokens' logits, and states: [M, K]. z: [T, M], filled.
+    """
+    first_columns(targets, blank, first, classes)
+    of_frames, of_states = np.empty(len(frames)), np.empty(len(states))
+    exps = encoder.exp[b], frames, encoder.exp_columns[b], of_frames
+    take_encoder(encoder_logits, classes, limits.unshifted, *exps)
+    exps = prediction.exp[b], states, prediction.exp_columns[b], of_states
+    take_prediction(prediction_logits, classes, first, limits.unshifted, *exps)
+    normaliser(encoder, prediction, b, z)
+    return distrusted(z, of_frames, of_states, limits) or (
+        limits.trusted_sums < np.inf and inexact(encoder, prediction, b, z, limits.trusted_sums)
+    )
+
+
 # ---- the recursion -------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +107,7 @@ def _step_probabilities(
 
 
 @callee
-def _weights(
+def weights(
     label: np.ndarray,
     blank: np.ndarray,
     scale: float,
@@ -81,7 +117,11 @@ def _weights(
     encoder_taken: np.ndarray,
     prediction_taken: np.ndarray,
 ) -> None:
-    """Turn the occupancies [T, M] of an utterance into results of `additive_kernel`; scale multiplies the labels'."""
+    """Turn the occupancies [T, M] of an utterance into factors of its gradients; scale multiplies the labels'.
+
+    per_z: 1 / Z, overwritten with the occupancies / Z, and rounded filled with them. encoder_taken: [>= T, K], and
+    prediction_taken: [>= M, K], 0 before, lose the occupancies of the tokens.
+    """
     num_frames, num_states = blank.shape
     last = first[-1]
     of_label, of_blank = np.zeros(num_states), np.zeros(num_states)
@@ -125,17 +165,10 @@ def _additive(
     num_columns = first.shape[1]
     for b in range(thread, len(losses), threads):
         t, m = sizes[b, 0], sizes[b, 1] + 1
-        first_columns(targets[b], blank, first[b], classes[b])
         frames, states = np.empty((t, num_columns)), np.empty((m, num_columns))
-        of_frames, of_states, z = np.empty(t), np.empty(m), weight[b, :t, :m]
-        exps = encoder.exp[b], frames, encoder.exp_columns[b], of_frames
-        take_encoder(encoder_logits[b], classes[b], limits.unshifted, *exps)
-        exps = prediction.exp[b], states, prediction.exp_columns[b], of_states
-        take_prediction(prediction_logits[b], classes[b], first[b], limits.unshifted, *exps)
-        normaliser(encoder, prediction, b, z)
-        redo[b] = distrusted(z, of_frames, of_states, limits) or (
-            limits.trusted_sums < np.inf and inexact(encoder, prediction, b, z, limits.trusted_sums)
-        )
+        z, tokens = weight[b, :t, :m], (targets[b], blank, first[b], classes[b])
+        logits = encoder_logits[b], prediction_logits[b]
+        redo[b] = take_utterance(b, *tokens, limits, *logits, encoder, prediction, frames, states, z)
         if redo[b]:
             continue
         encoder.taken[b], prediction.taken[b] = 0.0, 0.0
@@ -152,7 +185,7 @@ def _additive(
         _step_probabilities(*columns, blank_columns, z, log_blank[:, :], blanks[:, :])
         losses[b] = scale * forward_backward(log_label[:, :-1], log_blank, label[:, :-1], blanks)
         taken = encoder.taken[b], prediction.taken[b]
-        _weights(label, blanks, scale, first[b], z, rounded[b, :t, :m], *taken)
+        weights(label, blanks, scale, first[b], z, rounded[b, :t, :m], *taken)
 
 
 @compiled

@@ -14,7 +14,7 @@ from nemo_codert.losses.cpu.compile_cache import callee, compiled
 RADIX = 2.0**256
 PER_RADIX = 1 / RADIX
 LOG_RADIX = 256 * np.log(2.0)
-NAN_POWER = -(2**40)  # power of a NaN, so low that `_plus` never drops the NaN as the smaller term
+NAN_POWER = -(2**40)  # power of a NaN, so low that `plus` never drops the NaN as the smaller term
 
 
 @callee
@@ -41,14 +41,14 @@ def _from_log(x: float, exp_x: float) -> tuple[float, int]:
 
 
 @callee
-def _times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
+def times(m: float, k: int, x: float, exp_x: float) -> tuple[float, int]:
     """Return m * RADIX^-k * e^x."""
     factor, power = _from_log(x, exp_x)
     return _normalised(m * factor, k + power)
 
 
 @callee
-def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
+def plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E741
     """Return m * RADIX^-k + n * RADIX^-l; a term two or more powers below the other is dropped."""
     if k == l:
         return m + n, k
@@ -64,7 +64,7 @@ def _plus(m: float, k: int, n: float, l: int) -> tuple[float, int]:  # noqa: E74
 
 
 @callee
-def _to_float(m: float, k: int) -> float:
+def to_float(m: float, k: int) -> float:
     """Return m * RADIX^-k as a float64, for a product of up to four mantissas; 0 where it underflows."""
     if k == 0:
         return m
@@ -94,10 +94,10 @@ def _forward_variables(
             if t == 0:
                 n, l = (1.0, 0) if u == 0 else (0.0, 0)  # noqa: E741
             else:
-                n, l = _times(alpha[t - 1, u], power[t - 1, u], blank[t - 1, u], exp_blank[t - 1, u])  # noqa: E741
+                n, l = times(alpha[t - 1, u], power[t - 1, u], blank[t - 1, u], exp_blank[t - 1, u])  # noqa: E741
             if u > 0:
-                m, k = _times(m, k, label[t, u - 1], exp_label[t, u - 1])
-                n, l = _plus(m, k, n, l)  # noqa: E741
+                m, k = times(m, k, label[t, u - 1], exp_label[t, u - 1])
+                n, l = plus(m, k, n, l)  # noqa: E741
             m, k = n, l
             alpha[t, u], power[t, u] = m, k
 
@@ -111,7 +111,7 @@ def forward_backward(label: np.ndarray, blank: np.ndarray, exp_label: np.ndarray
     power = np.empty((num_frames, num_states), np.int64)
     _forward_variables(label, blank, exp_label, exp_blank, alpha, power)
     t, u = num_frames - 1, num_tokens
-    total, total_power = _times(alpha[t, u], power[t, u], blank[t, u], exp_blank[t, u])
+    total, total_power = times(alpha[t, u], power[t, u], blank[t, u], exp_blank[t, u])
     per_total = 1 / total
     beta = np.zeros(num_states)  # backward variables of frame t + 1, overwritten with frame t from the last state
     beta_power = np.zeros(num_states, np.int64)
@@ -119,13 +119,13 @@ def forward_backward(label: np.ndarray, blank: np.ndarray, exp_label: np.ndarray
     for t in range(num_frames - 1, -1, -1):
         n, l = 0.0, 0  # noqa: E741  backward variable of (t, u + 1)
         for u in range(num_tokens, -1, -1):
-            m, k = _times(beta[u], beta_power[u], blank[t, u], exp_blank[t, u])
+            m, k = times(beta[u], beta_power[u], blank[t, u], exp_blank[t, u])
             start, start_power = alpha[t, u] * per_total, power[t, u] - total_power
-            exp_blank[t, u] = _to_float(start * m, start_power + k)  # the exponential is not needed any more
+            exp_blank[t, u] = to_float(start * m, start_power + k)  # the exponential is not needed any more
             if u < num_tokens:
-                n, l = _times(n, l, label[t, u], exp_label[t, u])  # noqa: E741
-                exp_label[t, u] = _to_float(start * n, start_power + l)
-                m, k = _plus(m, k, n, l)
+                n, l = times(n, l, label[t, u], exp_label[t, u])  # noqa: E741
+                exp_label[t, u] = to_float(start * n, start_power + l)
+                m, k = plus(m, k, n, l)
             n, l = m, k  # noqa: E741
             beta[u], beta_power[u] = m, k
     return total_power * LOG_RADIX - np.log(total)

@@ -23,7 +23,7 @@ Array = Any  # Numba's view of device memory
 
 
 @cuda.jit(device=True)
-def _log_sum(x: float, y: float) -> float:
+def log_sum(x: float, y: float) -> float:
     """Return log(e^x + e^y); -inf for two -inf, NaN for a NaN."""
     difference = x - y
     if difference > 0:
@@ -69,7 +69,7 @@ def variables_kernel(log_probs: Array, lengths: Array, variables: Array) -> None
             if diagonal + 1 < i + frames:  # prefetch: loaded now, the next frame's values do not stall its step
                 by_blank, by_label = _ways_in(log_probs, b, t + step, u, tokens, backward)
             if i > 0:
-                value = _log_sum(value, before[(diagonal + 1) & 1, i - 1] + label_now)
+                value = log_sum(value, before[(diagonal + 1) & 1, i - 1] + label_now)
             before[diagonal & 1, i] = value
             variables[cuda.blockIdx.y, b, t, u] = value
             t += step
