@@ -14,7 +14,7 @@ printed are, per curve, the steps both have and the largest difference, absolute
 The PNG is all that is written. Exit status 2: a folder without curves, runs that share no step.
 """
 EXAMPLES = """
-codert curves --run exact=runs/exact/DATE --run nemo=runs/nemo/DATE --output curves.png
+codert curves --run exact=runs/exact/latest --run nemo=runs/nemo/latest --output curves.png
 """
 
 

@@ -123,7 +123,7 @@ def train(corpus: Path, folder: Path, options: argparse.Namespace) -> Path:
     finished = subprocess.run([*command, *overrides], check=False)
     if finished.returncode:
         sys.exit(f"The training failed with exit status {finished.returncode}: see its message above.")
-    return next(folder.glob("quickstart/*/student.nemo")).parent
+    return next(folder.glob("quickstart/2*/student.nemo")).parent
 
 
 def evaluate_branches(run: Path, manifest: Path, folder: Path) -> list[dict[str, object]]:

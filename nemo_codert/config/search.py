@@ -25,6 +25,8 @@ DEFAULT_NAME = "fsdd"
 BASE = "base"  # what the shipped configs share; it lacks the encoders
 FILE_PLACE = "file://"
 TERMS = "model.codert.distillation."
+# Option of a command that trains -> the override that it stands for.
+RUN_OPTIONS = {"--resume": "++resume.unfinished=continue", "--new": "++resume.unfinished=new"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ConfigSearch:
 
 
 def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> ConfigSearch:
-    """Read the options of Hydra that choose a config.
+    """Read the options of Hydra that choose a config, and `--resume` and `--new`, which stand for overrides.
 
     Args:
         arguments: a command line without the program's name: `--config-dir`, `--config-path`, `--config-name`, Hydra's
@@ -90,7 +92,7 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
         default: name of the config where none is given.
 
     Raises:
-        ValueError: a folder that does not exist.
+        ValueError: a folder that does not exist, or both `--resume` and `--new`.
 
     Example:
         >>> search = config_search(["--config-name", "quickstart", "seed=1"])
@@ -101,9 +103,12 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
     parser.add_argument("--config-name", "-cn", default=default)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-path", "-cp")
-    known, remaining = parser.parse_known_args(list(arguments))
-    overrides = tuple(part for word in remaining if _is_override(word) for part in _replacing(term_override(word)))
-    options = tuple(word for word in remaining if not _is_override(word))
+    chosen = [option for option in RUN_OPTIONS if option in arguments]
+    if len(chosen) > 1:
+        raise ValueError("--resume continues a run and --new starts another: give one of them")
+    known, remaining = parser.parse_known_args([RUN_OPTIONS.get(word, word) for word in arguments])
+    overrides = tuple(part for word in remaining if is_override(word) for part in _replacing(term_override(word)))
+    options = tuple(word for word in remaining if not is_override(word))
     given = {"--config-path": known.config_path, "--config-dir": known.config_dir}
     places = [_folder(option, name) for option, name in given.items() if name is not None]
     name = known.config_name.removesuffix(".yaml")
@@ -335,7 +340,8 @@ def _replacing(override: str) -> list[str]:
     return [f"{key}{separator}null", override] if is_mapping else [override]
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
+    """Return whether a word of a command line is an override of Hydra's, not an option."""
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 

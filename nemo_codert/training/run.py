@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.collections.asr.models import EncDecRNNTBPEModel
-from nemo.utils.exp_manager import exp_manager
+from nemo.utils.exp_manager import StatelessTimer, exp_manager
 from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -30,6 +30,7 @@ from nemo_codert.export.model_card import model_card, read_error_rates
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
 from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
 from nemo_codert.files.atomic import whole_file
+from nemo_codert.files.checkpoint_step import checkpoint_step
 from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
 from nemo_codert.models.build_faults import build_error, try_networks
@@ -39,6 +40,7 @@ from nemo_codert.models.teacher_weights import load_lone_checkpoint
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
 from nemo_codert.training.last_checkpoint import prepare_resume
 from nemo_codert.training.run_checks import check_epochs, check_run, test_manifests, test_reading
+from nemo_codert.training.run_folders import FINISHED, continue_run, link_latest, runs_folder, unlink_latest
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
 from nemo_codert.training.usable_data import own_folder, screen_data
@@ -96,16 +98,22 @@ def prepare(cfg: DictConfig) -> Run:
         ...
     """
     cfg, checked = checked_run(cfg)
+    cfg = continue_run(cfg)
     if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
     try:
+        resumed = None
         if cfg.exp_manager.get("resume_if_exists"):
             load = trainer.strategy.checkpoint_io.load_checkpoint
-            prepare_resume(checkpoint_folder(trainer, cfg.exp_manager), load, is_writer=is_global_rank_zero())
+            place = checkpoint_folder(trainer, cfg.exp_manager)
+            resumed = prepare_resume(place, load, is_writer=is_global_rank_zero())
         folder = Path(exp_manager(trainer, cfg.exp_manager))
-        logger.info("Run folder: %s", folder)
+        if resumed is not None:
+            logger.info("Resume: continuing at step %s of %s", checkpoint_step(resumed), folder)
+        else:
+            logger.info("Run folder: %s", folder)
         data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
         check_stored_targets(cfg, checked)
         check_epochs(cfg, data["train"], trainer.world_size)
@@ -117,6 +125,8 @@ def prepare(cfg: DictConfig) -> Run:
         with open_dict(model.cfg):
             model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)
+        if is_global_rank_zero() and folder.parent == runs_folder(cfg):
+            link_latest(folder)
     except BaseException:
         forget_run(cfg)
         raise
@@ -154,7 +164,8 @@ def train(cfg: DictConfig) -> Run:
         ValueError: see `prepare`.
         OSError: a path that cannot be read or written, or a full disk.
         FloatingPointError: a loss or gradient that is not finite, where `model.codert.non_finite.action` is stop.
-        SIGTERMException: SIGTERM ended the training; `exp_manager.resume_if_exists=true` resumes it.
+        SIGTERMException: SIGTERM ended the training; `resume.unfinished=continue` continues it.
+        KeyboardInterrupt: Ctrl-C did.
 
     Example:
         >>> from hydra import compose, initialize_config_dir
@@ -176,16 +187,18 @@ def complete(run: Run) -> None:
     """Train a prepared run and write its files; see `train`.
 
     Raises:
-        OSError, FloatingPointError, SIGTERMException: see `train`. Where no step was made the run's folder is removed,
-            if this run made it.
+        OSError, FloatingPointError, SIGTERMException, KeyboardInterrupt: see `train`. Where no step was made the run's
+            folder is removed, if this run made it.
     """
     try:
         run.trainer.fit(run.model)
     except SIGTERMException:
         raise
-    except BaseException:
+    except BaseException as error:
         if run.trainer.global_step == 0:
             forget_run(run.config)
+        if isinstance(error, SystemExit) and run.trainer.interrupted:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
         raise
     if run.trainer.is_global_zero:
         finish(run)
@@ -198,6 +211,7 @@ def forget_run(cfg: DictConfig) -> None:
         return
     folder = Path(manager.exp_dir) / (manager.get("name") or "default") / version
     shutil.rmtree(folder, ignore_errors=True)
+    unlink_latest(folder)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
 
@@ -300,7 +314,6 @@ def finish(run: Run) -> None:
     save_model(model, folder / TRAINED_FILES[cfg.train])
     if cfg.train != "teacher":
         save_student(model, folder)
-    OmegaConf.save(cfg, folder / "config.yaml")
     metric = "" if metric_of(model.cfg) == WER else f" ({CER}: model.use_cer is set)"
     found = "unknown" if score is None else f"{float(score):.4f}"
     logger.info("Best val_wer %s%s; wrote %s", found, metric, folder)
@@ -310,6 +323,16 @@ def finish(run: Run) -> None:
             transcribe_tests(run, branch)
         if cfg.train != "teacher":
             save_student(model, folder)  # its card now has results
+    if is_out_of_time(trainer):
+        logger.info("exp_manager.max_time_per_run is over at step %d: --resume continues the run", trainer.global_step)
+    else:
+        OmegaConf.save(cfg, folder / FINISHED)  # last: a run without it is unfinished
+
+
+def is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Return whether NeMo's timer of one run, of several that make a training, has ended it."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, StatelessTimer)]
+    return any(timer.time_remaining() <= 0 for timer in timers)
 
 
 def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:

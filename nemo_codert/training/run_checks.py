@@ -33,6 +33,7 @@ from nemo_codert.evaluation.transcribe import usable_entries
 from nemo_codert.export.training_record import DataRecord
 from nemo_codert.models.stored_targets import target_problems, unread_header, with_stand_in
 from nemo_codert.nemo_compat import is_allowed_target, targets_in
+from nemo_codert.training.run_folders import unfinished_problems
 from nemo_codert.training.trainer import callback_problems, monitors
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ LENGTH_KEYS = (
     *("perturb_speed", "truncate_duration", "cut_into_windows_duration", "concatenate_samples", "pad_min_duration"),
     *("trim_silence", "augmentor.speed", "augmentor.time_stretch"),
 )  # keys of the loaders that change the length of the audio
-RESUME_KEYS = ("every_n_steps", "replay_streams")
+RESUME_KEYS = ("every_n_steps", "replay_streams", "unfinished")
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
 
 
@@ -71,7 +72,7 @@ def check_run(cfg: DictConfig) -> CheckedConfig:
     checks = [_run_problems, _value_problems, _target_problems, _optimiser_problems]
     checks += [trainer_problems, manager_problems, callback_problems]
     checks += [partial(_data_problems, checked=checked), _test_problems, _resume_problems]
-    checks += [_stream_problems, _tokenizer_problems]
+    checks += [unfinished_problems, _stream_problems, _tokenizer_problems]
     problems += [problem for check in checks for problem in check(cfg)]
     problems += _monitor_problems(cfg, checked)
     if problems:
@@ -360,7 +361,7 @@ def _resume_problems(cfg: DictConfig) -> Iterator[str]:
         return
     for key in block:
         if key not in RESUME_KEYS:
-            yield f"resume.{key} is not a key of resume, which has {' and '.join(RESUME_KEYS)}"
+            yield f"resume.{key} is not a key of resume, which has {', '.join(RESUME_KEYS)}"
     every, replay = block.get("every_n_steps", 0), block.get("replay_streams", True)
     if every != 0 and not is_count(every):
         yield f"resume.every_n_steps is {every!r}, wanted a number of optimizer steps, or 0 for none"

@@ -91,7 +91,8 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     if OmegaConf.is_dict(strategy):
         settings["strategy"] = _built("trainer.strategy", strategy)
     own = [_built(f"trainer.callbacks[{i}]", block) for i, block in enumerate(settings.pop("callbacks", None) or ())]
-    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it counts steps for the others
+    resume = {key: value for key, value in (cfg.get("resume") or {}).items() if key != "unfinished"}
+    callbacks = [ResumeState(**resume)]  # first: it counts steps for the others
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     if settings.pop("enable_progress_bar", None) is not False and not has_own_bar:
         callbacks.append(StepProgress())

@@ -44,7 +44,7 @@ def test_a_config_of_ones_own_that_inherits_from_a_shipped_one_is_trained(train,
         "--config-dir", folder.name, "--config-name", "pair", "strategy=student", *train.run, *short
     )
     assert status == 0, err
-    (run_folder,) = (tmp_path / "runs" / "mine").iterdir()
+    (run_folder,) = (tmp_path / "runs" / "mine").glob("2*")
     assert {"lone_student.nemo", "student.nemo", "student.md"} <= {path.name for path in run_folder.iterdir()}
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["train"] == "student"
 

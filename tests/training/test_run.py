@@ -19,6 +19,7 @@ from nemo_codert.training import run, run_checks
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.run import Run, build_model, finish, make_trainer, prepare, train, transcribe_tests
 from nemo_codert.training.run_checks import check_run
+from nemo_codert.training.run_folders import unfinished_runs
 from nemo_codert.training.usable_data import screen_data
 from tests.conftest import STOCK
 from tests.models.teacher_files import KINDS, NO_DATA
@@ -213,6 +214,19 @@ def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, small_run, m
     assert seen == [kept]
 
 
+@pytest.mark.parametrize("seconds, finished", [("00", False), ("59", True)])
+def test_a_run_that_ends_by_its_share_of_the_time_is_unfinished(seconds, finished, small_run, tmp_path):
+    overrides = [
+        f"+exp_manager.max_time_per_run=00:00:00:{seconds}",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+    ]
+    cfg = small_run("strategy=student", *overrides)
+    run_folder = train(cfg).folder
+    assert (run_folder / "student.nemo").is_file() and (run_folder / "config.yaml").is_file() is finished
+    assert [run.step for run in unfinished_runs(cfg)] == ([] if finished else [0])
+
+
 def test_a_student_made_of_its_teachers_layers_says_so(run_config):
     given = ["model.codert.teacher_checkpoint=/data/of/someone/teacher.nemo", "model.student.init_from_teacher=true"]
     cfg = run_config("strategy=static", *given)
@@ -239,6 +253,7 @@ def test_a_trained_student_carries_the_record_of_its_training_and_a_card_with_it
     prepared = prepare(cfg)
     ended = SimpleNamespace(
         global_step=5,
+        callbacks=[],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         checkpoint_callback=SimpleNamespace(
             best_model_path="", best_model_score=torch.tensor(0.25), monitor="val_wer"
@@ -289,7 +304,7 @@ def test_a_static_run_with_a_hybrid_teacher_leaves_all_its_files(
 
     done = train(cfg)
 
-    (folder,) = (tmp_path / "runs" / "fsdd").iterdir()
+    (folder,) = (tmp_path / "runs" / "fsdd").glob("2*")
     pair, student = open_model(folder / "pair.nemo"), ASRModel.restore_from(str(folder / "student.nemo"))
     assert done.folder == folder and not done.model.training
     weights = original.state_dict()
