@@ -26,6 +26,7 @@ model.test_ds.manifest_filepath (a path or a list) the trained models then trans
 Exit status 1: a setting, a file or the training is at fault, one line names it, or SIGTERM; 130: Ctrl-C.
 """
 
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,7 @@ def train_or_exit(cfg: "DictConfig", arguments: Sequence[str]) -> None:
     import torch
     from lhotse.audio.utils import AudioLoadingError
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+    from nemo.utils.get_rank import is_global_rank_zero
 
     from nemo_codert.files.checkpoints import RefusedCheckpoint
     from nemo_codert.training import run as training
@@ -96,6 +98,8 @@ def train_or_exit(cfg: "DictConfig", arguments: Sequence[str]) -> None:
 
     if not torch.cuda.is_available():
         keep_freed_memory()
+    if not is_global_rank_zero():
+        logging.getLogger("nemo_codert").setLevel(logging.WARNING)  # the first process prints for all
     try:
         run = training.prepare(cfg)
     except setting_errors() as error:

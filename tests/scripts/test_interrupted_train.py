@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_codert.training.run_folders import last_checkpoint
 from tests.conftest import REPOSITORY
 from tests.training.run_configs import SMALL
 
@@ -92,6 +93,18 @@ def test_several_runs_of_one_command_are_continued_one_by_one(train):
     assert ended == 130, err
     command = printed_command(err)
     assert "-m" not in command and {"seed=1", "--resume"} <= set(command) and "seed=2" not in command
+
+
+@pytest.mark.slow
+def test_two_processes_continue_the_same_run(train, tmp_path):
+    two = [*train.run, "trainer.devices=2", "trainer.strategy=ddp", f"trainer.max_steps={STEPS + 2}"]
+    ended, err = train(*train.run, signal="SIGINT")
+    assert ended == 130, err
+    [folder] = (tmp_path / "my runs" / "mine").glob("2*")
+    ended, err = train(*two, "--resume")
+    assert ended == 0 and err.count(f"continuing at step 2 of {folder.relative_to(tmp_path)}") == 1, err
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, "latest"]
+    assert last_checkpoint(folder)[1] == STEPS + 2
 
 
 def test_resume_and_new_exclude_each_other(train):
