@@ -13,7 +13,12 @@ from collections.abc import Callable, Container
 
 
 def quieten_libraries() -> None:
-    """Keep NeMo, Lightning and their telemetry to errors. To be called before anything imports NeMo."""
+    """Keep NeMo, Lightning and their telemetry to errors. To be called before anything imports NeMo.
+
+    That takes seconds: a line states it first, in the first of several processes of a run.
+    """
+    if "nemo" not in sys.modules and int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+        print("Loading PyTorch and NeMo ...", file=sys.stderr, flush=True)
     logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
     os.environ.setdefault("NEMO_REDIRECT_LOGS_TO_STDERR", "1")  # a progress bar owns standard output
     warnings.filterwarnings("ignore")

@@ -34,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_codert.cli.composition import refuse_early
 from nemo_codert.cli.console import fault, quieten_libraries, setting_errors
 from nemo_codert.config.search import check_names, config_search, is_override, with_additions
 from nemo_codert.config.shipped import conf_folder
@@ -151,7 +152,8 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the command line for Hydra, with the folders in which configs are looked for.
 
     Raises:
-        ValueError: a config, a strategy or a key that is not there, with the nearest that is.
+        ValueError: a config, a strategy or a key that is not there, with the nearest that is, and whatever else can be
+            refused before NeMo is imported.
     """
     arguments = list(arguments)
     for place, argument in enumerate(arguments):
@@ -164,6 +166,7 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
                 arguments[at] = f"{option}={old.resolve()}" if separator else str(old.resolve())
     search = with_additions(config_search(arguments, DEFAULT_CONFIG))
     check_names(search)
+    refuse_early(search)
     return search.hydra_arguments()
 
 

@@ -175,8 +175,8 @@ def check_names(search: ConfigSearch) -> None:
     if search.file(search.name) is None:
         names = [name for name in search.names() if name != BASE]
         raise ValueError(
-            f"there is no config {search.name!r}, the nearest is {nearest(search.name, names)!r} "
-            f"(looked in {search.where()})"
+            f"there is no config {search.name!r}: did you mean {nearest(search.name, names)!r}? There are "
+            f"{', '.join(names)} (looked in {search.where()})"
         )
     walk = _Walk(search)
     walk.check_options()
@@ -222,7 +222,7 @@ class _Walk:
                 found = self.search.file(target)
                 if found is None and not is_optional:
                     names = self.search.names(target.rpartition("/")[0])
-                    near = f", the nearest is {nearest(target.rpartition('/')[2], names)!r}" if names else ""
+                    near = f": did you mean {nearest(target.rpartition('/')[2], names)!r}?" if names else ""
                     raise ValueError(
                         f"{path} inherits from {target!r}, which is not there{near} (looked in {self.search.where()})"
                     )
@@ -267,8 +267,8 @@ class _Walk:
             names = self.search.names(group)
             if re.fullmatch(r"[\w.-]+", option) and option != "null" and option not in names:
                 raise ValueError(
-                    f"there is no {group} {option!r}, the nearest is {nearest(option, names)!r} "
-                    f"(looked in {self.search.where()})"
+                    f"there is no {group} {option!r}: did you mean {nearest(option, names)!r}? There are "
+                    f"{', '.join(names)} (looked in {self.search.where()})"
                 )
 
     def check_groups(self) -> None:
@@ -301,7 +301,7 @@ class _Walk:
         if known == len(parts) or (known and not isinstance(keys[".".join(parts[:known])], dict)):
             return  # below a value that is not a block Hydra decides
         raise ValueError(
-            f"there is no key {key!r} in config {self.search.name!r}, the nearest is {nearest(key, self.keys)!r}. "
+            f"there is no key {key!r} in config {self.search.name!r}: did you mean {nearest(key, self.keys)!r}? "
             "Write + before a key that is to be added"
         )
 
@@ -359,7 +359,7 @@ def _folder(option: str, name: str) -> Path:
     if not folder.is_dir():
         there = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         near = nearest(folder.name, there)
-        raise ValueError(f"{option} is {name!r}: no such folder" + (f", the nearest is {near!r}" if near else ""))
+        raise ValueError(f"{option} is {name!r}: no such folder" + (f", did you mean {near!r}?" if near else ""))
     return folder
 
 

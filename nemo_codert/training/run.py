@@ -4,7 +4,6 @@
 into messages and exit codes.
 """
 
-import copy
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_r
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.data_sections import keep_order_of_buckets
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
-from nemo_codert.evaluation.word_errors import CER, WER, metric_of
+from nemo_codert.evaluation.word_errors import CER, metric_of, score_text
 from nemo_codert.export.model_card import model_card, read_error_rates
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
 from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
@@ -38,8 +37,10 @@ from nemo_codert.models.open_model import branches
 from nemo_codert.models.stock_models import stock_class
 from nemo_codert.models.teacher_weights import load_lone_checkpoint
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
+from nemo_codert.training.early_checks import test_manifests, with_run_defaults
+from nemo_codert.training.ending import TRAINED_FILES, ending
 from nemo_codert.training.last_checkpoint import prepare_resume
-from nemo_codert.training.run_checks import check_epochs, check_run, test_manifests, test_reading
+from nemo_codert.training.run_checks import check_epochs, check_run, test_reading
 from nemo_codert.training.run_folders import FINISHED, continue_run, link_latest, runs_folder, unlink_latest
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
@@ -51,8 +52,6 @@ logger = logging.getLogger("nemo_codert.train")
 
 RANK_SEED_STEP = 1_000_003
 TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
-# The model as it was trained, additive joint included. `student.nemo` is the stock student beside it.
-TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
 
 
 @dataclass(frozen=True)
@@ -135,14 +134,12 @@ def prepare(cfg: DictConfig) -> Run:
 
 
 def checked_run(cfg: DictConfig) -> tuple[DictConfig, CheckedConfig]:
-    """Return a copy of a root config with `train` and `seed` filled in, and its checked model section.
+    """Return a copy of a root config with the keys that a stock one lacks, and its checked model section.
 
     Raises:
         ValueError: see `check_run`.
     """
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):  # a stock NeMo config has neither
-        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+    cfg = with_run_defaults(cfg)
     keep_order_of_buckets(cfg)
     return cfg, check_run(cfg)
 
@@ -314,9 +311,6 @@ def finish(run: Run) -> None:
     save_model(model, folder / TRAINED_FILES[cfg.train])
     if cfg.train != "teacher":
         save_student(model, folder)
-    metric = "" if metric_of(model.cfg) == WER else f" ({CER}: model.use_cer is set)"
-    found = "unknown" if score is None else f"{float(score):.4f}"
-    logger.info("Best val_wer %s%s; wrote %s", found, metric, folder)
     if test_manifests(cfg):
         of_pair = ("student", "teacher") if getattr(model, "teacher_transcribes", True) else ("student",)
         for branch in of_pair if cfg.train == "pair" else (cfg.train,):
@@ -327,6 +321,14 @@ def finish(run: Run) -> None:
         logger.info("exp_manager.max_time_per_run is over at step %d: --resume continues the run", trainer.global_step)
     else:
         OmegaConf.save(cfg, folder / FINISHED)  # last: a run without it is unfinished
+    monitor = trainer.checkpoint_callback.monitor if score is not None else ""
+    found = f"{score_text(monitor, float(score))}{_metric_note(monitor, model)}" if monitor else ""
+    logger.info("%s", ending(cfg, folder, best, f"Best {monitor} {found}" if monitor else "No best checkpoint"))
+
+
+def _metric_note(monitor: str, model: EncDecRNNTBPEModel) -> str:
+    is_characters = "wer" in monitor and metric_of(model.cfg) == CER
+    return f" ({CER}: model.use_cer is set)" if is_characters else ""
 
 
 def is_out_of_time(trainer: pl.Trainer) -> bool:

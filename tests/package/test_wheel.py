@@ -17,7 +17,7 @@ COMPOSE = """
 import sys
 from pathlib import Path
 import nemo_codert
-from nemo_codert.cli.check import composed
+from nemo_codert.cli.composition import composed
 from nemo_codert.config.search import check_names, config_search
 search = config_search(["--config-dir", "my_pair", "--config-name", "mine", "strategy=static"])
 check_names(search)
