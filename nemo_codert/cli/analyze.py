@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, then print the last model's table and the findings."""
+    console.require_extra("matplotlib", "jinja2")
     settings = LogitSettings(
         manifest=options.manifest,
         models=options.model or (),

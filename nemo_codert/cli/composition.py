@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from nemo_codert.cli.console import announce
 from nemo_codert.config.search import ConfigSearch
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def refuse_early(search: ConfigSearch) -> None:
     """
     if search.options:
         return
+    announce("Checking config and files ...")
     from nemo_codert.training.early_checks import early_problems, refusal, with_run_defaults
 
     if problems := early_problems(with_run_defaults(composed(search))):

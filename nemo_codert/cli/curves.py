@@ -37,6 +37,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 def run(options: argparse.Namespace) -> None:
     """Compare and draw the curves, and print the differences."""
+    console.require_extra("matplotlib")
     from nemo_codert.evaluation.learning_curves import compare_runs
 
     folders = dict(options.run)
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     for apart in compare_runs(folders, options.names, options.output):
         print(
             f"{apart.curve}: {apart.run} and {first} at {apart.steps} steps: "
-            f"at most {apart.absolute:.3g} apart ({apart.relative:.2%})"
+            f"at most {apart.distance} apart ({apart.relative:.2%})"
         )
     print(f"Written to {options.output}")
 

@@ -24,7 +24,7 @@ from nemo_codert.config.trainer_keys import MANAGER_KEYS, TRAINER_KEYS
 DEFAULT_NAME = "fsdd"
 BASE = "base"  # what the shipped configs share; it lacks the encoders
 FILE_PLACE = "file://"
-TERMS = "model.codert.distillation."
+TERMS, STUDENT = "model.codert.distillation.", "model.student."
 # Option of a command that trains -> the override that it stands for.
 RUN_OPTIONS = {"--resume": "++resume.unfinished=continue", "--new": "++resume.unfinished=new"}
 
@@ -151,18 +151,23 @@ def with_additions(search: ConfigSearch) -> ConfigSearch:
             return override
         if key in walk.choices:
             return override if key in walk.groups else f"+{override}"
-        return f"++{override}" if key not in walk.keys and _is_known(key, shipped.keys) else override
+        return f"++{override}" if key not in walk.keys and _is_known(key, shipped.keys, walk.keys) else override
 
     return replace(search, overrides=tuple(map(added, search.overrides)))
 
 
-def _is_known(key: str, shipped: Mapping[str, Any]) -> bool:
-    """Return whether a run takes a dotted key, whatever the files of a config hold."""
-    block, _, own = key.partition(".")
+def _is_known(key: str, shipped: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Return whether a run takes a dotted key, whatever the files of a config hold.
+
+    A block of the student's has the keys of the config's own block of that name.
+    """
+    block, _, rest = key.partition(".")
     known = {"trainer": TRAINER_KEYS, "exp_manager": MANAGER_KEYS}.get(block)
     if known is not None:
-        return own.partition(".")[0] in known
-    is_ours = key.startswith(("model.codert.", "model.student.")) or block in ("train", "seed", "resume")
+        return rest.partition(".")[0] in known
+    if key.startswith(STUDENT) and f"model.{key.removeprefix(STUDENT)}" in own:
+        return True
+    is_ours = key.startswith(("model.codert.", STUDENT)) or block in ("train", "seed", "resume")
     return is_ours and key in shipped
 
 

@@ -41,7 +41,17 @@ def score_text(name: str, value: float) -> str:
         >>> score_text("val_wer", 0.1234), score_text("dev_other_val_wer_teacher", 1), score_text("val_loss", 12.5)
         ('12.34%', '100.00%', '12.5000')
     """
-    return f"{value:.2%}" if name.removesuffix("_teacher").endswith("_wer") else f"{value:.4f}"
+    return f"{value:.2%}" if is_rate(name) else f"{value:.4f}"
+
+
+def is_rate(name: str) -> bool:
+    """Return whether a logged metric is an error rate, which is logged as a share.
+
+    Example:
+        >>> is_rate("val_wer_teacher"), is_rate("val_wer_num"), is_rate("train_loss")
+        (True, False, False)
+    """
+    return name.removesuffix("_teacher").endswith("_wer")
 
 
 def units(text: str, metric: str = WER) -> list[str]:

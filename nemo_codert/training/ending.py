@@ -1,5 +1,6 @@
 """The text at the end of a run: its files and the next command. Imports neither PyTorch nor NeMo."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def ending(cfg: DictConfig, folder: Path, checkpoint: str, best: str) -> str:
     names = dict.fromkeys((TRAINED_FILES[cfg.train], *OTHER_FILES))
     paths = [Path(checkpoint)] if checkpoint else []
     paths += [folder / name for name in names] + sorted((folder / "predictions").glob("*/*.json"))
-    files = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths if path.is_file()]
+    files = [os.path.relpath(path, folder) for path in paths if path.is_file()]
     if cfg.train == "teacher":
         following = ["codert", "new", "--teacher", str(folder / TRAINED_FILES["teacher"]), "--output", "my_pair"]
     else:

@@ -172,6 +172,21 @@ def test_a_stock_yaml_takes_strategies_and_known_keys_without_a_plus(stock):
     assert cfg.exp_manager.checkpoint_callback_params.save_top_k == 2 and cfg.model.encoder.d_model == 16
 
 
+@pytest.mark.nemo
+def test_a_stock_yaml_takes_every_kind_of_key_and_the_options_of_a_run_without_a_strategy(stock):
+    overrides = ["model.codert.share_decoder=false", "model.student.encoder.d_model=4", "train=student"]
+    overrides += ["trainer.callbacks=[]", "exp_manager.version=first", "resume.every_n_steps=5", "--resume"]
+    search = with_additions(config_search([*stock, *overrides]))
+    check_names(search)
+    cfg = composed(search)
+    assert cfg.model.codert == {"share_decoder": False} and cfg.model.student == {"encoder": {"d_model": 4}}
+    assert (cfg.train, cfg.trainer.callbacks, cfg.exp_manager.version) == ("student", [], "first")
+    assert cfg.resume == {"every_n_steps": 5, "unfinished": "continue"}
+    assert composed(with_additions(config_search([*stock, "--new"]))).resume == {"unfinished": "new"}
+    with pytest.raises(ValueError, match="no key 'model.student.encoder.d_modle'"):
+        check_names(with_additions(config_search([*stock, "model.student.encoder.d_modle=4"])))
+
+
 def test_additions_stay_what_they_are_when_they_come_again(stock):
     first = with_additions(
         config_search([*stock, "strategy=static", "trainer.limit_train_batches=7", "+a=1", "~name"])
