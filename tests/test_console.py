@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from nemo_codert.cli.console import exit_status
+from nemo_codert.cli.main import main
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +55,22 @@ def test_an_error_of_the_system_without_a_path_is_told_as_it_is(capsys):
         raise OSError("no room")
 
     assert ends(stop, capsys) == (2, "error: no room\n")
+
+
+@pytest.mark.parametrize(
+    "command, module",
+    [
+        (["curves", "--run", "a=b", "--output", "c.png"], "matplotlib"),
+        (["analyze", "--model", "a.nemo", "--manifest", "b.json", "--output-dir", "c"], "jinja2"),
+        (["prepare", "synthetic", "--output-dir", "c"], "espeakng_loader"),
+        (["compare", "--data-dir", "a", "--output-dir", "c", "--strategies", "student", "static"], "matplotlib"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_line_that_installs_it(command, module, monkeypatch, capsys):
+    monkeypatch.setattr("nemo_codert.cli.console.find_spec", lambda name: None if name == module else name)
+    assert main(command) == 2
+    line = f'error: {module} is not installed: pip install "nemo_codert[scripts]" (in a checkout: ".[scripts]")'
+    assert line in capsys.readouterr().err
 
 
 def test_a_fault_of_ours_stays_a_traceback():

@@ -15,13 +15,10 @@ Exit status 2: the run could not start; the message lists every fault.
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from nemo_codert.cli.composition import composed, refuse_early
 from nemo_codert.cli.console import exit_status, fault, quieten_libraries, setting_errors
-from nemo_codert.config.search import ConfigSearch, check_names, config_search, with_additions
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from nemo_codert.config.search import check_names, config_search, with_additions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if search.options:
             raise ValueError(f"{search.options[0]!r} is neither an option of codert check nor KEY=VALUE")
         check_names(search)
+        refuse_early(search)
         quieten_libraries()
         from nemo_codert.training.readiness import check_training
 
@@ -46,27 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Ready to train: {shlex.join(['codert', 'train', *arguments])}")
 
     return exit_status(work)
-
-
-def composed(search: ConfigSearch) -> "DictConfig":
-    """Return the config that Hydra composes of a command line.
-
-    Raises:
-        ValueError: Hydra refuses an override or a file.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from nemo.core import config as _  # noqa: F401  (registers resolvers that configs may use)
-    from omegaconf.errors import OmegaConfBaseException
-
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(search.primary()), version_base=None):
-            return compose(search.name, list(search.hydra_overrides()))
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config {search.name!r} cannot be composed: {reason}") from error
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from nemo_codert.cli.console import require_extra
 from nemo_codert.compare import run
 from nemo_codert.compare.plan import BASELINE
 
@@ -152,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
     try:
+        require_extra("matplotlib", "jinja2")
         return report_only(options) if options.report_only else train_and_report(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

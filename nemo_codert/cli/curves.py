@@ -14,7 +14,7 @@ printed are, per curve, the steps both have and the largest difference, absolute
 The PNG is all that is written. Exit status 2: a folder without curves, runs that share no step.
 """
 EXAMPLES = """
-codert curves --run exact=runs/exact/DATE --run nemo=runs/nemo/DATE --output curves.png
+codert curves --run exact=runs/exact/latest --run nemo=runs/nemo/latest --output curves.png
 """
 
 
@@ -37,6 +37,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 def run(options: argparse.Namespace) -> None:
     """Compare and draw the curves, and print the differences."""
+    console.require_extra("matplotlib")
     from nemo_codert.evaluation.learning_curves import compare_runs
 
     folders = dict(options.run)
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     for apart in compare_runs(folders, options.names, options.output):
         print(
             f"{apart.curve}: {apart.run} and {first} at {apart.steps} steps: "
-            f"at most {apart.absolute:.3g} apart ({apart.relative:.2%})"
+            f"at most {apart.distance} apart ({apart.relative:.2%})"
         )
     print(f"Written to {options.output}")
 

@@ -176,6 +176,8 @@ def corpus_table(manifests: dict[str, Path], tokenizer: Path) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Make the corpus, and print what it holds."""
+    if options.corpus == "synthetic":
+        console.require_extra("espeakng_loader")
     print(corpus_table(make_corpus(options), options.output_dir / "tokenizer"))
 
 

@@ -136,7 +136,7 @@ def train(corpus: Path, folder: Path, strategy: str, options: argparse.Namespace
     finished = subprocess.run([*command, *overrides], check=False)
     if finished.returncode:
         sys.exit(f"The training failed with exit status {finished.returncode}: see its message above.")
-    return next(folder.glob("quickstart/*/student.nemo")).parent
+    return next(folder.glob("quickstart/2*/student.nemo")).parent
 
 
 def transcribe_recordings(model: Path, manifest: Path) -> "list[Recording]":

@@ -67,7 +67,7 @@ class CheckedConfig:
         return () if self.alone else criteria_specs(self.model)
 
 
-def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfig:
+def checked_config(cfg: DictConfig, *, alone: str | None = None, warns: bool = True) -> CheckedConfig:
     """Check a pair's model config and fill in the defaults of the blocks `student` and `codert`.
 
     One warning is logged for each key that has no effect.
@@ -75,6 +75,7 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     Args:
         cfg: the `model` section: a stock RNN-T config plus `student` and `codert`. It is not changed.
         alone: `student` or `teacher` where only that branch is trained; `codert.share_decoder` then has no effect.
+        warns: False where the config is checked a second time.
 
     Raises:
         ValueError: one error that lists every unknown key, wrong type and contradiction found.
@@ -113,8 +114,9 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None) -> CheckedConfi
     problems += [*frame_rate_problems(cfg, student), *width_problems(cfg, student), *size_problems(cfg)]
     if problems:
         raise ValueError("The model config cannot be used:\n  - " + "\n  - ".join(problems))
-    for warning in (*keys_without_effect(cfg, codert, alone), *(() if alone else doubtful_terms(codert))):
-        logger.warning("%s", warning)
+    if warns:
+        for warning in (*keys_without_effect(cfg, codert, alone), *(() if alone else doubtful_terms(codert))):
+            logger.warning("%s", warning)
     with open_dict(cfg):
         if "sched" in sub_block(cfg, "optim") and cfg.optim.sched is None:
             cfg.optim.pop("sched")  # NeMo takes the key for a schedule

@@ -3,6 +3,7 @@
 May import omegaconf only.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +75,10 @@ def _source_types(sources: object) -> Iterator[str]:
             kind = str(source.get("type"))
             is_shards = is_tarred(source) or source.get("shar_path")
             yield from _source_types(source.get("input_cfg")) if kind == "group" else ["shards" if is_shards else kind]
+
+
+def manifest_paths(value: object) -> list[str]:
+    """Return the paths of a manifest setting: one path, several separated by commas, or a list, as in NeMo."""
+    if not isinstance(value, str):
+        return [str(path) for path in value]
+    return [value] if os.path.isfile(value) else [path.strip() for path in value.split(",")]

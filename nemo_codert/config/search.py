@@ -24,7 +24,9 @@ from nemo_codert.config.trainer_keys import LOGGER_PACKAGES, MANAGER_KEYS, TRAIN
 DEFAULT_NAME = "fsdd"
 BASE = "base"  # what the shipped configs share; it lacks the encoders
 FILE_PLACE = "file://"
-TERMS = "model.codert.distillation."
+TERMS, STUDENT = "model.codert.distillation.", "model.student."
+# Option of a command that trains -> the override that it stands for.
+RUN_OPTIONS = {"--resume": "++resume.unfinished=continue", "--new": "++resume.unfinished=new"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ConfigSearch:
 
 
 def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> ConfigSearch:
-    """Read the options of Hydra that choose a config.
+    """Read the options of Hydra that choose a config, and `--resume` and `--new`, which stand for overrides.
 
     Args:
         arguments: a command line without the program's name: `--config-dir`, `--config-path`, `--config-name`, Hydra's
@@ -90,7 +92,7 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
         default: name of the config where none is given.
 
     Raises:
-        ValueError: a folder that does not exist.
+        ValueError: a folder that does not exist, or both `--resume` and `--new`.
 
     Example:
         >>> search = config_search(["--config-name", "quickstart", "seed=1"])
@@ -101,9 +103,12 @@ def config_search(arguments: Sequence[str], default: str = DEFAULT_NAME) -> Conf
     parser.add_argument("--config-name", "-cn", default=default)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-path", "-cp")
-    known, remaining = parser.parse_known_args(list(arguments))
-    overrides = tuple(part for word in remaining if _is_override(word) for part in _replacing(term_override(word)))
-    options = tuple(word for word in remaining if not _is_override(word))
+    chosen = [option for option in RUN_OPTIONS if option in arguments]
+    if len(chosen) > 1:
+        raise ValueError("--resume continues a run and --new starts another: give one of them")
+    known, remaining = parser.parse_known_args([RUN_OPTIONS.get(word, word) for word in arguments])
+    overrides = tuple(part for word in remaining if is_override(word) for part in _replacing(term_override(word)))
+    options = tuple(word for word in remaining if not is_override(word))
     given = {"--config-path": known.config_path, "--config-dir": known.config_dir}
     places = [_folder(option, name) for option, name in given.items() if name is not None]
     name = known.config_name.removesuffix(".yaml")
@@ -146,18 +151,23 @@ def with_additions(search: ConfigSearch) -> ConfigSearch:
             return override
         if key in walk.choices:
             return override if key in walk.groups else f"+{override}"
-        return f"++{override}" if key not in walk.keys and _is_known(key, shipped.keys) else override
+        return f"++{override}" if key not in walk.keys and _is_known(key, shipped.keys, walk.keys) else override
 
     return replace(search, overrides=tuple(map(added, search.overrides)))
 
 
-def _is_known(key: str, shipped: Mapping[str, Any]) -> bool:
-    """Return whether a run takes a dotted key, whatever the files of a config hold."""
-    block, _, own = key.partition(".")
+def _is_known(key: str, shipped: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Return whether a run takes a dotted key, whatever the files of a config hold.
+
+    A block of the student's has the keys of the config's own block of that name.
+    """
+    block, _, rest = key.partition(".")
     known = {"trainer": TRAINER_KEYS, "exp_manager": MANAGER_KEYS}.get(block)
     if known is not None:
-        return own.partition(".")[0] in known
-    is_ours = key.startswith(("model.codert.", "model.student.")) or block in ("train", "seed", "resume")
+        return rest.partition(".")[0] in known
+    if key.startswith(STUDENT) and f"model.{key.removeprefix(STUDENT)}" in own:
+        return True
+    is_ours = key.startswith(("model.codert.", STUDENT)) or block in ("train", "seed", "resume")
     return is_ours and key in shipped
 
 
@@ -171,8 +181,8 @@ def check_names(search: ConfigSearch) -> None:
     if search.file(search.name) is None:
         names = [name for name in search.names() if name != BASE]
         raise ValueError(
-            f"there is no config {search.name!r}, the nearest is {nearest(search.name, names)!r} "
-            f"(looked in {search.where()})"
+            f"there is no config {search.name!r}: did you mean {nearest(search.name, names)!r}? There are "
+            f"{', '.join(names)} (looked in {search.where()})"
         )
     walk = _Walk(search)
     walk.check_options()
@@ -219,7 +229,7 @@ class _Walk:
                 found = self.search.file(target)
                 if found is None and not is_optional:
                     names = self.search.names(target.rpartition("/")[0])
-                    near = f", the nearest is {nearest(target.rpartition('/')[2], names)!r}" if names else ""
+                    near = f": did you mean {nearest(target.rpartition('/')[2], names)!r}?" if names else ""
                     raise ValueError(
                         f"{path} inherits from {target!r}, which is not there{near} (looked in {self.search.where()})"
                     )
@@ -264,8 +274,8 @@ class _Walk:
             names = self.search.names(group)
             if re.fullmatch(r"[\w.-]+", option) and option != "null" and option not in names:
                 raise ValueError(
-                    f"there is no {group} {option!r}, the nearest is {nearest(option, names)!r} "
-                    f"(looked in {self.search.where()})"
+                    f"there is no {group} {option!r}: did you mean {nearest(option, names)!r}? There are "
+                    f"{', '.join(names)} (looked in {self.search.where()})"
                 )
 
     def check_groups(self) -> None:
@@ -306,7 +316,7 @@ class _Walk:
         if known == len(parts) or (known and not isinstance(keys[".".join(parts[:known])], dict)):
             return  # below a value that is not a block Hydra decides
         raise ValueError(
-            f"there is no key {key!r} in config {self.search.name!r}, the nearest is {nearest(key, self.keys)!r}. "
+            f"there is no key {key!r} in config {self.search.name!r}: did you mean {nearest(key, self.keys)!r}? "
             "Write + before a key that is to be added"
         )
 
@@ -345,7 +355,8 @@ def _replacing(override: str) -> list[str]:
     return [f"{key}{separator}null", override] if is_mapping else [override]
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
+    """Return whether a word of a command line is an override of Hydra's, not an option."""
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
@@ -363,7 +374,7 @@ def _folder(option: str, name: str) -> Path:
     if not folder.is_dir():
         there = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         near = nearest(folder.name, there)
-        raise ValueError(f"{option} is {name!r}: no such folder" + (f", the nearest is {near!r}" if near else ""))
+        raise ValueError(f"{option} is {name!r}: no such folder" + (f", did you mean {near!r}?" if near else ""))
     return folder
 
 

@@ -130,6 +130,29 @@ MANAGER_KEYS = (  # fields of NeMo's ExpManagerConfig
     "create_fault_tolerance_callback", "fault_tolerance", "log_tflops_per_sec_per_gpu",
 )  # fmt: skip
 
+OTHER_WEIGHTS = (
+    "the files of a run would hold other weights than those validated. strategy=ema trains an average of the student"
+)
+OWN_LOOP = "it trains before the run and changes its settings. Choose the values and leave it out"
+# Callback, by the name of its class or of one that it inherits from -> why a run cannot have it.
+REFUSED_CALLBACKS = {
+    "StochasticWeightAveraging": OTHER_WEIGHTS,
+    "WeightAveraging": OTHER_WEIGHTS,
+    "ModelPruning": "the files of a run would hold masks beside the weights",
+    "LearningRateFinder": OWN_LOOP,
+    "BatchSizeFinder": OWN_LOOP,
+    "BaseFinetuning": "it freezes a part by name. A frozen teacher is model.codert.teacher: frozen",
+    "Checkpoint": "exp_manager makes the checkpoints, see exp_manager.checkpoint_callback_params and resume",
+}
+LIGHTNING_CALLBACKS = (  # names in lightning.pytorch.callbacks
+    "BackboneFinetuning", "BaseFinetuning", "BasePredictionWriter", "BatchSizeFinder", "Callback", "Checkpoint",
+    "DeviceStatsMonitor", "EarlyStopping", "GradientAccumulationScheduler", "LambdaCallback", "LearningRateFinder",
+    "LearningRateMonitor", "ModelCheckpoint", "ModelPruning", "ModelSummary", "OnExceptionCheckpoint", "ProgressBar",
+    "RichModelSummary", "RichProgressBar", "StochasticWeightAveraging", "SpikeDetection", "ThroughputMonitor", "Timer",
+    "TQDMProgressBar",
+)  # fmt: skip
+CALLBACK_PACKAGES = ("lightning.pytorch.callbacks", "pytorch_lightning.callbacks")
+
 # Switch of exp_manager -> the package that its logger needs.
 LOGGER_PACKAGES = {
     "exp_manager.create_tensorboard_logger": "tensorboard",
@@ -316,3 +339,41 @@ def _late_checkpoints(cfg: DictConfig, path: str) -> Iterator[str]:
             f"{path}.save_on_train_epoch_end is true but validations are not at the end of each epoch: best "
             f"checkpoints would be saved under the score of other weights. Set it to false; {remedy}"
         )
+
+
+def callback_name_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield the callbacks of `trainer.callbacks` that can be refused by their names alone, each with its key.
+
+    Args:
+        cfg: root config.
+
+    Returns:
+        One message a fault.
+
+    Example:
+        >>> block = {"_target_": "lightning.pytorch.callbacks.EarlyStoping"}
+        >>> [fault] = callback_name_problems(OmegaConf.create({"trainer": {"callbacks": [block]}}))
+        >>> fault.split(": ")[1]
+        'Lightning has no such callback, the nearest is EarlyStopping'
+    """
+    for i, block in enumerate(callback_blocks(cfg)):
+        target = str(block.get("_target_"))
+        package, _, name = target.rpartition(".")
+        key = f"trainer.callbacks[{i}]._target_ is {target!r}"
+        if name in REFUSED_CALLBACKS:
+            yield f"{key}: {REFUSED_CALLBACKS[name]}"
+        elif package in CALLBACK_PACKAGES and name not in LIGHTNING_CALLBACKS:
+            yield f"{key}: Lightning has no such callback, the nearest is {nearest(name, LIGHTNING_CALLBACKS)}"
+
+
+def monitors(cfg: DictConfig) -> Iterator[tuple[str, object]]:
+    """Yield key and value of each metric by which a callback of `trainer.callbacks` decides."""
+    for i, block in enumerate(callback_blocks(cfg)):
+        if "monitor" in block:
+            yield f"trainer.callbacks[{i}].monitor", block.monitor
+
+
+def callback_blocks(cfg: DictConfig) -> list[DictConfig]:
+    """Return the blocks of `trainer.callbacks`."""
+    blocks = value_at(cfg, "trainer.callbacks")
+    return [block for block in blocks if OmegaConf.is_dict(block)] if OmegaConf.is_list(blocks) else []

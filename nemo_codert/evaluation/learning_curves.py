@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_codert.config.criteria import ONE_TERM, TERM_LOSS
 from nemo_codert.evaluation.figures import PALETTE, draw_curves, new_figure, save_figure
+from nemo_codert.evaluation.word_errors import is_rate
 
 Curves = dict[str, list[tuple[int, float]]]  # name -> (optimizer step, value) in order
 
@@ -137,6 +138,11 @@ class Difference:
     absolute: float
     relative: float
 
+    @property
+    def distance(self) -> str:
+        """The largest difference as it is printed; that of an error rate in points."""
+        return f"{100 * self.absolute:.2f} points of WER" if is_rate(self.curve) else f"{self.absolute:.3g}"
+
 
 def compare_runs(folders: Mapping[str, str | Path], names: Sequence[str], path: str | Path) -> list[Difference]:
     """Compare the curves of several runs with those of the first, and draw them over each other.
@@ -171,8 +177,9 @@ def plot_runs(runs: dict[str, Curves], names: Sequence[str], path: str | Path) -
             points = curves.get(name, [])
             width, style = (3.0, "-") if place == 0 else (1.2, "--")
             color = PALETTE[place % len(PALETTE)]
-            axis.plot([s for s, _ in points], [v for _, v in points], style, label=run, lw=width, color=color)
-        axis.set(title=name, xlabel="optimizer step")
+            scale = 100.0 if is_rate(name) else 1.0
+            axis.plot([s for s, _ in points], [scale * v for _, v in points], style, label=run, lw=width, color=color)
+        axis.set(title=f"{name}, %" if is_rate(name) else name, xlabel="optimizer step")
         axis.legend()
     return save_figure(figure, path)
 

@@ -31,6 +31,29 @@ def metric_of(cfg: Mapping[str, Any]) -> str:
     return CER if cfg.get("use_cer") else WER
 
 
+def score_text(name: str, value: float) -> str:
+    """Return the value of a logged metric as it is printed: an error rate in percent, any other as it is.
+
+    Args:
+        name: by which it is logged. value: an error rate is a share.
+
+    Example:
+        >>> score_text("val_wer", 0.1234), score_text("dev_other_val_wer_teacher", 1), score_text("val_loss", 12.5)
+        ('12.34%', '100.00%', '12.5000')
+    """
+    return f"{value:.2%}" if is_rate(name) else f"{value:.4f}"
+
+
+def is_rate(name: str) -> bool:
+    """Return whether a logged metric is an error rate, which is logged as a share.
+
+    Example:
+        >>> is_rate("val_wer_teacher"), is_rate("val_wer_num"), is_rate("train_loss")
+        (True, False, False)
+    """
+    return name.removesuffix("_teacher").endswith("_wer")
+
+
 def units(text: str, metric: str = WER) -> list[str]:
     """Return what is counted in a text: its words, or its characters with one blank between words.
 

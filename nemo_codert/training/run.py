@@ -4,7 +4,6 @@
 into messages and exit codes.
 """
 
-import copy
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.collections.asr.models import EncDecRNNTBPEModel
-from nemo.utils.exp_manager import exp_manager
+from nemo.utils.exp_manager import StatelessTimer, exp_manager
 from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -25,11 +24,12 @@ from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_r
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.data_sections import keep_order_of_buckets
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
-from nemo_codert.evaluation.word_errors import CER, WER, metric_of
+from nemo_codert.evaluation.word_errors import CER, metric_of, score_text
 from nemo_codert.export.model_card import model_card, read_error_rates
 from nemo_codert.export.stock_file import save_model, save_with_card, stock_of
 from nemo_codert.export.training_record import RECORD_KEY, recorded_training, training_record
 from nemo_codert.files.atomic import whole_file
+from nemo_codert.files.checkpoint_step import checkpoint_step
 from nemo_codert.files.checkpoints import read_checkpoint
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config, teacher_config
 from nemo_codert.models.build_faults import build_error, try_networks
@@ -37,8 +37,11 @@ from nemo_codert.models.open_model import branches
 from nemo_codert.models.stock_models import stock_class
 from nemo_codert.models.teacher_weights import load_lone_checkpoint
 from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
+from nemo_codert.training.early_checks import test_manifests, with_run_defaults
+from nemo_codert.training.ending import TRAINED_FILES, ending
 from nemo_codert.training.last_checkpoint import prepare_resume
-from nemo_codert.training.run_checks import check_epochs, check_run, test_manifests, test_reading
+from nemo_codert.training.run_checks import check_epochs, check_run, test_reading
+from nemo_codert.training.run_folders import FINISHED, continue_run, link_latest, runs_folder, unlink_latest
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
 from nemo_codert.training.usable_data import own_folder, screen_data
@@ -50,8 +53,6 @@ logger = logging.getLogger("nemo_codert.train")
 
 RANK_SEED_STEP = 1_000_003
 TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
-# The model as it was trained, additive joint included. `student.nemo` is the stock student beside it.
-TRAINED_FILES = {"pair": "pair.nemo", "student": "lone_student.nemo", "teacher": "teacher.nemo"}
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,23 @@ def prepare(cfg: DictConfig) -> Run:
         ...
     """
     cfg, checked = checked_run(cfg)
+    cfg = continue_run(cfg)
     if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
     name_wandb_run(cfg, checked)
     try:
+        resumed = None
         if cfg.exp_manager.get("resume_if_exists"):
             load = trainer.strategy.checkpoint_io.load_checkpoint
-            prepare_resume(checkpoint_folder(trainer, cfg.exp_manager), load, is_writer=is_global_rank_zero())
+            place = checkpoint_folder(trainer, cfg.exp_manager)
+            resumed = prepare_resume(place, load, is_writer=is_global_rank_zero())
         folder = Path(exp_manager(trainer, cfg.exp_manager))
-        logger.info("Run folder: %s", folder)
+        if resumed is not None:
+            logger.info("Resume: continuing at step %s of %s", checkpoint_step(resumed), folder)
+        else:
+            logger.info("Run folder: %s", folder)
         data = screen_data(cfg, checked, folder if is_global_rank_zero() else own_folder())
         check_stored_targets(cfg, checked)
         check_epochs(cfg, data["train"], trainer.world_size)
@@ -119,6 +126,8 @@ def prepare(cfg: DictConfig) -> Run:
         with open_dict(model.cfg):
             model.cfg[RECORD_KEY] = training_record(cfg, checked, data).plain
         describe(model, folder, is_writer=trainer.is_global_zero)
+        if is_global_rank_zero() and folder.parent == runs_folder(cfg):
+            link_latest(folder)
         start_wandb_run(trainer)
     except BaseException:
         forget_run(cfg)
@@ -128,14 +137,12 @@ def prepare(cfg: DictConfig) -> Run:
 
 
 def checked_run(cfg: DictConfig) -> tuple[DictConfig, CheckedConfig]:
-    """Return a copy of a root config with `train` and `seed` filled in, and its checked model section.
+    """Return a copy of a root config with the keys that a stock one lacks, and its checked model section.
 
     Raises:
         ValueError: see `check_run`.
     """
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):  # a stock NeMo config has neither
-        cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+    cfg = with_run_defaults(cfg)
     keep_order_of_buckets(cfg)
     return cfg, check_run(cfg)
 
@@ -157,7 +164,8 @@ def train(cfg: DictConfig) -> Run:
         ValueError: see `prepare`.
         OSError: a path that cannot be read or written, or a full disk.
         FloatingPointError: a loss or gradient that is not finite, where `model.codert.non_finite.action` is stop.
-        SIGTERMException: SIGTERM ended the training; `exp_manager.resume_if_exists=true` resumes it.
+        SIGTERMException: SIGTERM ended the training; `resume.unfinished=continue` continues it.
+        KeyboardInterrupt: Ctrl-C did.
 
     Example:
         >>> from hydra import compose, initialize_config_dir
@@ -179,17 +187,19 @@ def complete(run: Run) -> None:
     """Train a prepared run and write its files; see `train`.
 
     Raises:
-        OSError, FloatingPointError, SIGTERMException: see `train`. Where no step was made the run's folder is removed,
-            if this run made it.
+        OSError, FloatingPointError, SIGTERMException, KeyboardInterrupt: see `train`. Where no step was made the run's
+            folder is removed, if this run made it.
     """
     try:
         with ended_wandb_run(run.trainer):
             run.trainer.fit(run.model)
     except SIGTERMException:
         raise
-    except BaseException:
+    except BaseException as error:
         if run.trainer.global_step == 0:
             forget_run(run.config)
+        if isinstance(error, SystemExit) and run.trainer.interrupted:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
         raise
     if run.trainer.is_global_zero:
         finish(run)
@@ -202,6 +212,7 @@ def forget_run(cfg: DictConfig) -> None:
         return
     folder = Path(manager.exp_dir) / (manager.get("name") or "default") / version
     shutil.rmtree(folder, ignore_errors=True)
+    unlink_latest(folder)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
 
@@ -304,16 +315,30 @@ def finish(run: Run) -> None:
     save_model(model, folder / TRAINED_FILES[cfg.train])
     if cfg.train != "teacher":
         save_student(model, folder)
-    OmegaConf.save(cfg, folder / "config.yaml")
-    metric = "" if metric_of(model.cfg) == WER else f" ({CER}: model.use_cer is set)"
-    found = "unknown" if score is None else f"{float(score):.4f}"
-    logger.info("Best val_wer %s%s; wrote %s", found, metric, folder)
     if test_manifests(cfg):
         of_pair = ("student", "teacher") if getattr(model, "teacher_transcribes", True) else ("student",)
         for branch in of_pair if cfg.train == "pair" else (cfg.train,):
             transcribe_tests(run, branch)
         if cfg.train != "teacher":
             save_student(model, folder)  # its card now has results
+    if is_out_of_time(trainer):
+        logger.info("exp_manager.max_time_per_run is over at step %d: --resume continues the run", trainer.global_step)
+    else:
+        OmegaConf.save(cfg, folder / FINISHED)  # last: a run without it is unfinished
+    monitor = trainer.checkpoint_callback.monitor if score is not None else ""
+    found = f"{score_text(monitor, float(score))}{_metric_note(monitor, model)}" if monitor else ""
+    logger.info("%s", ending(cfg, folder, best, f"Best {monitor} {found}" if monitor else "No best checkpoint"))
+
+
+def _metric_note(monitor: str, model: EncDecRNNTBPEModel) -> str:
+    is_characters = "wer" in monitor and metric_of(model.cfg) == CER
+    return f" ({CER}: model.use_cer is set)" if is_characters else ""
+
+
+def is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Return whether NeMo's timer of one run, of several that make a training, has ended it."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, StatelessTimer)]
+    return any(timer.time_remaining() <= 0 for timer in timers)
 
 
 def save_student(model: EncDecRNNTBPEModel, folder: Path) -> None:

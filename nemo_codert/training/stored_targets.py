@@ -9,10 +9,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from nemo_codert.config.checked import CheckedConfig
+from nemo_codert.config.data_sections import manifest_paths
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.data.target_cache import TargetCache, listed
 from nemo_codert.data.utterance_ids import audio_id, entry_id, file_fingerprint, id_key
-from nemo_codert.training.run_checks import manifest_paths, plain_sources
+from nemo_codert.training.run_checks import plain_sources
 
 logger = logging.getLogger("nemo_codert.train")
 

@@ -8,33 +8,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from nemo.core.classes.common import safe_instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.checked import CheckedConfig
-from nemo_codert.config.values import value_at
+from nemo_codert.config.trainer_keys import REFUSED_CALLBACKS, callback_blocks, callback_name_problems
 from nemo_codert.nemo_compat import is_allowed_target
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.finite_guard import FiniteGuard
 from nemo_codert.training.load_watch import LoadWatch
 from nemo_codert.training.progress import StepProgress
 from nemo_codert.training.resume import ResumeState
-
-OTHER_WEIGHTS = (
-    "the files of a run would hold other weights than those validated. strategy=ema trains an average of the student"
-)
-OWN_LOOP = "it trains before the run and changes its settings. Choose the values and leave it out"
-# Callback, by the name of its class or of one that it inherits from -> why a run cannot have it.
-REFUSED_CALLBACKS = {
-    "StochasticWeightAveraging": OTHER_WEIGHTS,
-    "WeightAveraging": OTHER_WEIGHTS,
-    "ModelPruning": "the files of a run would hold masks beside the weights",
-    "LearningRateFinder": OWN_LOOP,
-    "BatchSizeFinder": OWN_LOOP,
-    "BaseFinetuning": "it freezes a part by name. A frozen teacher is model.codert.teacher: frozen",
-    Checkpoint.__name__: "exp_manager makes the checkpoints, see exp_manager.checkpoint_callback_params and resume",
-}
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[str]:
@@ -52,27 +37,17 @@ def callback_problems(cfg: DictConfig) -> Iterator[str]:
         >>> fault.split(":")[0]
         "trainer.callbacks[0]._target_ is 'lightning.pytorch.callbacks.StochasticWeightAveraging'"
     """
-    for i, block in enumerate(_blocks(cfg)):
-        target = block.get("_target_")
-        if not is_allowed_target(target):
-            continue  # see run_checks: the key is named there
+    named = list(callback_name_problems(cfg))
+    yield from named
+    for i, block in enumerate(callback_blocks(cfg)):
+        target, key = block.get("_target_"), f"trainer.callbacks[{i}]._target_"
+        if not is_allowed_target(target) or any(problem.startswith(key) for problem in named):
+            continue  # run_checks names the key of a class that NeMo does not build
         inherited = {parent.__name__ for parent in get_class(target).__mro__}
         for name, reason in REFUSED_CALLBACKS.items():
             if name in inherited:
-                yield f"trainer.callbacks[{i}]._target_ is {target!r}: {reason}"
+                yield f"{key} is {target!r}: {reason}"
                 break
-
-
-def monitors(cfg: DictConfig) -> Iterator[tuple[str, object]]:
-    """Yield key and value of each metric by which a callback of `trainer.callbacks` decides."""
-    for i, block in enumerate(_blocks(cfg)):
-        if "monitor" in block:
-            yield f"trainer.callbacks[{i}].monitor", block.monitor
-
-
-def _blocks(cfg: DictConfig) -> list[DictConfig]:
-    blocks = value_at(cfg, "trainer.callbacks")
-    return [block for block in blocks if OmegaConf.is_dict(block)] if OmegaConf.is_list(blocks) else []
 
 
 def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
@@ -91,7 +66,8 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     if OmegaConf.is_dict(strategy):
         settings["strategy"] = _built("trainer.strategy", strategy)
     own = [_built(f"trainer.callbacks[{i}]", block) for i, block in enumerate(settings.pop("callbacks", None) or ())]
-    callbacks = [ResumeState(**(cfg.get("resume") or {}))]  # first: it counts steps for the others
+    resume = {key: value for key, value in (cfg.get("resume") or {}).items() if key != "unfinished"}
+    callbacks = [ResumeState(**resume)]  # first: it counts steps for the others
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     if settings.pop("enable_progress_bar", None) is not False and not has_own_bar:
         callbacks.append(StepProgress())

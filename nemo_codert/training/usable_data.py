@@ -13,13 +13,15 @@ from omegaconf import DictConfig, open_dict
 
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.criteria import trains_without_text
+from nemo_codert.config.data_sections import manifest_paths
 from nemo_codert.config.derived import encoder_stride
 from nemo_codert.config.student_hears import PATH
 from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
 from nemo_codert.data.normalisation import normaliser
 from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
 from nemo_codert.export.training_record import DataRecord, data_records
-from nemo_codert.training.run_checks import manifest_paths, plain_sources, text_fields, validation_names
+from nemo_codert.training.logged_names import validation_names
+from nemo_codert.training.run_checks import plain_sources, text_fields
 
 logger = logging.getLogger("nemo_codert.train")
 

@@ -77,7 +77,7 @@ def test_a_new_pair_passes_as_it_is(check, make_config, tmp_path):
 @pytest.mark.parametrize(
     "arguments, messages",
     [
-        (["--config-name=fssd"], ["there is no config 'fssd', the nearest is 'fsdd'"]),
+        (["--config-name=fssd"], ["there is no config 'fssd': did you mean 'fsdd'?"]),
         (["--multirun"], ["'--multirun' is neither an option of codert check nor KEY=VALUE"]),
         (["model.codert.temperture=2"], ["there is no key 'model.codert.temperture'"]),
         (["seed=[1"], ["config 'fsdd' cannot be composed"]),

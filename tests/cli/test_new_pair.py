@@ -9,7 +9,7 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.cli.check import composed
+from nemo_codert.cli.composition import composed
 from nemo_codert.cli.new import main
 from nemo_codert.config.search import check_names, config_search
 from nemo_codert.models import EncDecCoDERTBPEModel

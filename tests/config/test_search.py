@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_codert.cli.check import composed
+from nemo_codert.cli.composition import composed
 from nemo_codert.config.search import check_names, config_search, with_additions
 from nemo_codert.config.shipped import conf_folder, shipped_configs
 from tests.conftest import REPOSITORY
@@ -82,14 +82,20 @@ def test_folders_that_a_config_names_itself_are_searched(own, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config-name", "fssd"], "there is no config 'fssd', the nearest is 'fsdd' \\(looked in .*/conf\\)"),
-        (["--config-name=fsdd", "strategy=statik"], "there is no strategy 'statik', the nearest is 'static' \\("),
+        (
+            ["--config-name", "fssd"],
+            "no config 'fssd': did you mean 'fsdd'\\? There are fsdd, .*quickstart.* \\(looked in .*/conf\\)",
+        ),
+        (
+            ["--config-name=fsdd", "strategy=statik"],
+            "no strategy 'statik': did you mean 'static'\\? There are .*tandem_kd.* \\(",
+        ),
         (
             ["model.codert.distilation.weight=1"],
-            "no key 'model.codert.distilation.weight' .*, the nearest is 'model.codert.distillation",
+            "no key 'model.codert.distilation.weight' .*: did you mean 'model.codert.distillation",
         ),
-        (["trainer.max_step=3"], "no key 'trainer.max_step' in config 'fsdd', the nearest is 'trainer.max_steps'"),
-        (["sede=3"], "the nearest is 'seed'. Write \\+ before a key that is to be added"),
+        (["trainer.max_step=3"], "no key 'trainer.max_step' in config 'fsdd': did you mean 'trainer.max_steps'"),
+        (["sede=3"], "did you mean 'seed'\\? Write \\+ before a key that is to be added"),
         (["--config-name=base", "strategy=static"], "neither .*base.yaml nor what it inherits from has strategy"),
     ],
 )
@@ -100,7 +106,7 @@ def test_a_name_that_is_not_there_gets_the_nearest(arguments, message):
 
 
 def test_a_folder_that_is_not_there_gets_the_nearest(own):
-    with pytest.raises(ValueError, match="--config-dir is .*its mine': no such folder, the nearest is \"it's mine\""):
+    with pytest.raises(ValueError, match="--config-dir is .*its mine': no such folder, did you mean \"it's mine\""):
         config_search(["--config-dir", str(own.parent / "its mine")])
 
 
@@ -109,11 +115,11 @@ def test_a_parent_that_is_not_there_is_named_with_the_folders(own):
     with pytest.raises(ValueError) as error:
         check_names(config_search(["--config-dir", str(own), "--config-name", "pair"]))
     assert str(error.value) == (
-        f"{own}/pair.yaml inherits from 'fsdt', which is not there, the nearest is 'fsdd' "
+        f"{own}/pair.yaml inherits from 'fsdt', which is not there: did you mean 'fsdd'? "
         f"(looked in {own} and {conf_folder()})"
     )
     (own / "pair.yaml").write_text("defaults: [base, _self_, {strategy: sttic}]\n")
-    with pytest.raises(ValueError, match="inherits from 'strategy/sttic', .* the nearest is 'static'"):
+    with pytest.raises(ValueError, match="inherits from 'strategy/sttic', .*: did you mean 'static'"):
         check_names(config_search(["--config-dir", str(own), "--config-name", "pair"]))
 
 
@@ -134,7 +140,7 @@ def test_what_the_files_do_not_say_is_left_to_hydra(own):
 def test_a_key_below_a_block_that_base_leaves_open_has_a_nearest_name():
     search = config_search(["--config-name", "quickstart", "model.student.encoder.n_layer=2"])
     with pytest.raises(
-        ValueError, match="no key 'model.student.encoder.n_layer'.*nearest is 'model.student.encoder.n_l"
+        ValueError, match="no key 'model.student.encoder.n_layer'.*did you mean 'model.student.encoder.n_l"
     ):
         check_names(search)
 
@@ -169,6 +175,21 @@ def test_a_stock_yaml_takes_strategies_and_known_keys_without_a_plus(stock):
     assert cfg.exp_manager.checkpoint_callback_params.save_top_k == 2 and cfg.model.encoder.d_model == 16
 
 
+@pytest.mark.nemo
+def test_a_stock_yaml_takes_every_kind_of_key_and_the_options_of_a_run_without_a_strategy(stock):
+    overrides = ["model.codert.share_decoder=false", "model.student.encoder.d_model=4", "train=student"]
+    overrides += ["trainer.callbacks=[]", "exp_manager.version=first", "resume.every_n_steps=5", "--resume"]
+    search = with_additions(config_search([*stock, *overrides]))
+    check_names(search)
+    cfg = composed(search)
+    assert cfg.model.codert == {"share_decoder": False} and cfg.model.student == {"encoder": {"d_model": 4}}
+    assert (cfg.train, cfg.trainer.callbacks, cfg.exp_manager.version) == ("student", [], "first")
+    assert cfg.resume == {"every_n_steps": 5, "unfinished": "continue"}
+    assert composed(with_additions(config_search([*stock, "--new"]))).resume == {"unfinished": "new"}
+    with pytest.raises(ValueError, match="no key 'model.student.encoder.d_modle'"):
+        check_names(with_additions(config_search([*stock, "model.student.encoder.d_modle=4"])))
+
+
 def test_additions_stay_what_they_are_when_they_come_again(stock):
     first = with_additions(
         config_search([*stock, "strategy=static", "trainer.limit_train_batches=7", "+a=1", "~name"])
@@ -181,7 +202,7 @@ def test_additions_stay_what_they_are_when_they_come_again(stock):
     "override", ["trainer.max_step=3", "model.codert.teacher_checkpont=t", "exp_manager.exp_dri=a", "model.d_model=3"]
 )
 def test_an_unknown_key_still_gets_the_nearest(override, stock):
-    with pytest.raises(ValueError, match="there is no key .* the nearest is"):
+    with pytest.raises(ValueError, match="there is no key .* did you mean"):
         check_names(with_additions(config_search([*stock, override])))
 
 

@@ -62,6 +62,15 @@ def test_the_script_prints_differences_and_draws(tmp_path, capsys):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_error_rates_are_printed_in_percent(tmp_path, capsys):
+    for name, rate in (("one", 0.25), ("two", 0.125)):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            writer.add_scalar("val_wer", rate, 0)
+    runs = ["--run", f"a={tmp_path / 'one'}", "--run", f"b={tmp_path / 'two'}"]
+    assert command.main([*runs, "--names", "val_wer", "--output", str(tmp_path / "curves.png")]) == 0
+    assert "at most 12.50 points of WER apart (50.00%)" in capsys.readouterr().out
+
+
 def test_the_script_refuses_a_run_without_a_name_or_curves(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--run", "folder", "--output", "x.png"])

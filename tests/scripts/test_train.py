@@ -44,7 +44,7 @@ def test_a_config_of_ones_own_that_inherits_from_a_shipped_one_is_trained(train,
         "--config-dir", folder.name, "--config-name", "pair", "strategy=student", *train.run, *short
     )
     assert status == 0, err
-    (run_folder,) = (tmp_path / "runs" / "mine").iterdir()
+    (run_folder,) = (tmp_path / "runs" / "mine").glob("2*")
     assert {"lone_student.nemo", "student.nemo", "student.md"} <= {path.name for path in run_folder.iterdir()}
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["train"] == "student"
 
@@ -72,20 +72,23 @@ def test_where_configs_are_looked_for(train, tmp_path):
 
 def test_a_config_that_is_not_there_is_one_sentence_that_says_where_it_was_looked_for(train, tmp_path):
     own_config(tmp_path / "mine", "pair", "fsd")
+    strategies = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    names = sorted({"pair", *(path.stem for path in CONF.glob("*.yaml"))} - {"base"})
     places = f"(looked in {tmp_path / 'mine'} and {CONF})"
     for arguments, message in (
         (
             ["--config-dir", "mine", "--config-name", "pair"],
-            f"{tmp_path / 'mine' / 'pair.yaml'} inherits from 'fsd', which is not there, "
-            f"the nearest is 'fsdd' {places}",
+            f"{tmp_path / 'mine' / 'pair.yaml'} inherits from 'fsd', which is not there: "
+            f"did you mean 'fsdd'? {places}",
         ),
         (
             ["--config-dir", "mine", "--config-name", "pari"],
-            f"there is no config 'pari', the nearest is 'pair' {places}",
+            f"there is no config 'pari': did you mean 'pair'? There are {', '.join(names)} {places}",
         ),
         (
             ["strategy=stati"],
-            f"there is no strategy 'stati', the nearest is 'static' (looked in {CONF})",
+            f"there is no strategy 'stati': did you mean 'static'? There are {', '.join(strategies)} "
+            f"(looked in {CONF})",
         ),
     ):
         status, _, err = train(*arguments)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from nemo_codert.config.checked import checked_config
 from nemo_codert.export.training_record import recorded_training, training_record
 from nemo_codert.models import student_config, teacher_config
 from nemo_codert.models.open_model import open_model
-from nemo_codert.training import run, run_checks
+from nemo_codert.training import run
 from nemo_codert.training.checkpoint_files import CheckpointFiles
+from nemo_codert.training.early_checks import test_manifests as manifests_of_tests
 from nemo_codert.training.run import Run, build_model, finish, make_trainer, prepare, train, transcribe_tests
 from nemo_codert.training.run_checks import check_run
+from nemo_codert.training.run_folders import unfinished_runs
 from nemo_codert.training.usable_data import screen_data
 from tests.conftest import STOCK
 from tests.models.teacher_files import KINDS, NO_DATA
@@ -213,6 +216,46 @@ def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, small_run, m
     assert seen == [kept]
 
 
+@pytest.mark.parametrize("seconds, finished", [("00", False), ("59", True)])
+def test_a_run_that_ends_by_its_share_of_the_time_is_unfinished(seconds, finished, small_run, tmp_path):
+    overrides = [
+        f"+exp_manager.max_time_per_run=00:00:00:{seconds}",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+    ]
+    cfg = small_run("strategy=student", *overrides)
+    run_folder = train(cfg).folder
+    assert (run_folder / "student.nemo").is_file() and (run_folder / "config.yaml").is_file() is finished
+    assert [run.step for run in unfinished_runs(cfg)] == ([] if finished else [0])
+
+
+@pytest.mark.parametrize(
+    "strategy, monitor, pattern",
+    [
+        ("tandem_kd", None, r"Best val_wer \d+\.\d\d%\. Files in "),
+        ("student", None, r"Best val_wer \d+\.\d\d%\. Files in "),
+        ("teacher", None, r"Best val_wer \d+\.\d\d%\. Files in "),
+        ("student", "val_loss", r"Best val_loss \d+\.\d{4}\. Files in "),
+        ("tandem_kd", "val_wer_teacher", r"Best val_wer_teacher \d+\.\d\d%\. Files in "),
+    ],
+)
+def test_the_best_checkpoint_is_named_with_its_metric(strategy, monitor, pattern, small_run, monkeypatch):
+    """A config that names none, as NeMo's own, is monitored by val_wer."""
+    said = []
+    monkeypatch.setattr(run.logger, "info", lambda message, *args: said.append(message % args))
+    cfg = small_run(f"strategy={strategy}", "trainer.max_steps=2", "trainer.val_check_interval=1")
+    with open_dict(cfg):
+        del cfg.exp_manager.checkpoint_callback_params
+        if monitor:
+            cfg.exp_manager.checkpoint_callback_params = {"monitor": monitor, "mode": "min"}
+    done = train(cfg)
+    callback = done.trainer.checkpoint_callback
+    assert (callback.monitor, callback.mode) == (monitor or "val_wer", "min")
+    assert re.match(pattern, said[-1]) and "checkpoints/" in said[-1]
+    for line in said[-1].splitlines()[1:-1]:
+        assert (done.folder / line.strip()).is_file(), line
+
+
 def test_a_student_made_of_its_teachers_layers_says_so(run_config):
     given = ["model.codert.teacher_checkpoint=/data/of/someone/teacher.nemo", "model.student.init_from_teacher=true"]
     cfg = run_config("strategy=static", *given)
@@ -239,6 +282,7 @@ def test_a_trained_student_carries_the_record_of_its_training_and_a_card_with_it
     prepared = prepare(cfg)
     ended = SimpleNamespace(
         global_step=5,
+        callbacks=[],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         checkpoint_callback=SimpleNamespace(
             best_model_path="", best_model_score=torch.tensor(0.25), monitor="val_wer"
@@ -289,7 +333,7 @@ def test_a_static_run_with_a_hybrid_teacher_leaves_all_its_files(
 
     done = train(cfg)
 
-    (folder,) = (tmp_path / "runs" / "fsdd").iterdir()
+    (folder,) = (tmp_path / "runs" / "fsdd").glob("2*")
     pair, student = open_model(folder / "pair.nemo"), ASRModel.restore_from(str(folder / "student.nemo"))
     assert done.folder == folder and not done.model.training
     weights = original.state_dict()
@@ -331,7 +375,7 @@ def test_a_trained_model_says_what_it_hears_and_keeps_no_path_of_the_test_sets(
         if branches == [strategy]:
             alone[strategy] = sum(parameter.numel() for parameter in model.parameters())
         assert "test_ds" not in model.cfg, strategy
-        assert list(run_checks.test_manifests(cfg)) == list(map(str, test_sets)), strategy
+        assert list(manifests_of_tests(cfg)) == list(map(str, test_sets)), strategy
         ended = SimpleNamespace(global_step=5, strategy=SimpleNamespace(root_device=torch.device("cpu")))
         folder = tmp_path / strategy
         for branch in branches:

@@ -171,7 +171,7 @@ def test_a_best_checkpoint_is_chosen_by_what_this_run_logs(overrides, run_config
         ("resume.every_n_steps=-1", "resume.every_n_steps is -1, wanted a number of optimizer steps, or 0"),
         ("resume.every_n_steps=true", "resume.every_n_steps is True, wanted a number of optimizer steps, or 0"),
         ("resume.replay_streams=3", "resume.replay_streams is 3, wanted true or false"),
-        ("+resume.every=3", "resume.every is not a key of resume, which has every_n_steps and replay_streams"),
+        ("+resume.every=3", "resume.every is not a key of resume, which has every_n_steps, replay_streams, "),
     ],
 )
 def test_what_to_resume_with_is_checked(override, said, run_config):

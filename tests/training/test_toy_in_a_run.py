@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemo_codert.cli.check import composed
+from nemo_codert.cli.composition import composed
 from nemo_codert.compare.plan import _check_overrides
 from nemo_codert.config.criteria import CRITERIA, CriterionKind
 from nemo_codert.config.search import check_names, config_search

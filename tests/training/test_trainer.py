@@ -8,13 +8,14 @@ import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 
+from nemo_codert.config.trainer_keys import REFUSED_CALLBACKS
 from nemo_codert.training import run_checks
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.progress import StepProgress
 from nemo_codert.training.readiness import check_training
 from nemo_codert.training.run import checked_run, prepare, train
 from nemo_codert.training.run_checks import check_run
-from nemo_codert.training.trainer import REFUSED_CALLBACKS, make_trainer
+from nemo_codert.training.trainer import make_trainer
 from tests.training.run_configs import SMALL, listed, screened
 
 CALLBACKS = "lightning.pytorch.callbacks"

@@ -11,7 +11,8 @@ import torch
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
 from omegaconf import OmegaConf, open_dict
 
-from nemo_codert.training.run_checks import check_run, manifest_paths, text_fields
+from nemo_codert.config.data_sections import manifest_paths
+from nemo_codert.training.run_checks import check_run, text_fields
 from tests.training.run_configs import screened
 
 
