@@ -21,7 +21,9 @@ def test_the_commands_of_the_readme_run_as_written(installed, monkeypatch):
     assert done == ["--help", *journey]
     out = "".join(printed)
     assert "WER" in out and "| student |" in out.replace("  ", " ")
-    assert {"pair.nemo", "student.nemo", "student.md", "data_report.json"} <= names_in(folder / "runs" / "pair")
+    assert {"pair.nemo", "student.nemo", "student.md", "data_report.json"} <= names_in(
+        folder / "runs" / "pair" / "latest"
+    )
     assert (folder / "my_pair" / "pair.yaml").is_file()
     assert "student" in (folder / "runs" / "comparison" / "table.md").read_text()
     assert (folder / "runs" / "logits" / "report.html").is_file()
