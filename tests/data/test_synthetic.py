@@ -124,7 +124,7 @@ def test_variety_is_of_the_training_set_alone(corpus, tmp_path):
     plain, varied = (read_manifest(folder / "train.json") for folder in (tmp_path, corpus))
     assert [entry["text"] for entry in plain] == [entry["text"] for entry in varied]
     longer = [after["duration"] - before["duration"] for before, after in zip(plain, varied, strict=True)]
-    assert 0.6 < np.mean([extra > 0.3 for extra in longer]) < 0.9
+    assert 0.3 < np.mean([extra > 0.3 for extra in longer]) < 0.7
     assert (tmp_path / "test.json").read_bytes() == (corpus / "test.json").read_bytes()
 
 

@@ -22,18 +22,13 @@ LEVEL = (-20.0, 6.0)  # dB added
 
 
 def varied(
-    utterances: Iterator[Utterance],
-    generator: np.random.Generator,
-    *,
-    edged: float = SHARE,
-    room: tuple[float, float] = ROOM,
+    utterances: Iterator[Utterance], generator: np.random.Generator, *, room: tuple[float, float] = ROOM
 ) -> Iterator[Utterance]:
     """Yield the utterances, about seven of eight of them changed; texts, speakers and ids stay.
 
     Args:
         utterances: of a training set.
         generator: of the draws; as many for every utterance, so that a change of one leaves the others alone.
-        edged: probability of longer edges.
         room: least and largest RMS of the noise of a room, full scale 1.
 
     Example:
@@ -42,11 +37,11 @@ def varied(
         [43333, 16000, 35888, 45142]
     """
     for utterance in utterances:
-        faster, longer, louder = generator.random(3) < (SHARE, edged, SHARE)
+        faster, edged, louder = generator.random(3) < SHARE
         speed, level = generator.uniform(*SPEED), generator.uniform(*LEVEL)
         edges, seed = str(generator.choice(EDGES)), int(generator.integers(2**32))
         samples = resample(utterance.samples, round(SAMPLE_RATE * speed)) if faster else utterance.samples
-        samples = _with_edges(samples, edges, room, np.random.default_rng(seed)) if longer else samples
+        samples = _with_edges(samples, edges, room, np.random.default_rng(seed)) if edged else samples
         samples = samples * 10 ** (level / 20) if louder else samples
         yield replace(utterance, samples=np.clip(samples, -1.0, 1.0).astype(np.float32))
 
