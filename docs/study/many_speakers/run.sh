@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The study of docs/study/protocol.md on connected words, fold by fold: data, a teacher of the fold, its labels and
 # targets, and the trainings that are compared. A step whose result is there is left out: after an interruption, run
-# the same command again. Results are copied into docs/study after every training, and a folder that has none yet starts
-# from these: on another machine nothing that was trained is trained again.
+# the same command again. Results are copied beside this file after every training, and a folder that has none yet starts
+# from these. A teacher that is trained again on another machine gives other labels, which codert compare refuses to mix
+# with those of before: train all of a fold's tenth on one machine.
 #
 #   bash docs/study/many_speakers/run.sh WORDS FSDD QUESTION [FOLD ...]
 #
@@ -14,7 +15,7 @@ set -euo pipefail
 words=$1 digits=$2 question=$3
 folds=("${@:4}")
 [ ${#folds[@]} -gt 0 ] || folds=(0 1 2 3 4)
-study=$(cd "$(dirname "$0")/.." && pwd)
+study=$(cd "$(dirname "$0")" && pwd)
 jobs=${JOBS:-1}
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 LHOTSE_AUDIO_BACKEND=LibsndfileBackend
 
