@@ -141,8 +141,9 @@ def _typed_block(cfg: DictConfig, name: str, schema: type, problems: list[str]) 
         problems.append(f"model.{name} is {block!r}, wanted a block of keys")
     typed = OmegaConf.structured(schema)
     block = OmegaConf.create(sub_block(cfg, name))
-    if "distillation" in typed and not OmegaConf.is_missing(block, "distillation"):
-        terms = block.pop("distillation", typed.distillation)
+    if "distillation" in typed:
+        is_missing = OmegaConf.is_missing(block, "distillation")  # named with the other keys
+        terms = typed.distillation if is_missing else block.pop("distillation", typed.distillation)
         typed.distillation = typed_terms(terms, f"model.{name}.distillation", _merge, problems)
     _merge(typed, block, f"model.{name}", problems)
     return OmegaConf.create(OmegaConf.to_container(typed))

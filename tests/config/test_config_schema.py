@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -479,6 +479,7 @@ def blocks(schema: type, nested: dict | None = None):
     student=blocks(StudentConfig, {"encoder": st.just(CONFORMER) | st.just(RNN) | VALUES}),
     codert=blocks(CoDERTConfig, {"distillation": blocks(EncoderKLConfig)}),
 )
+@example(student={}, codert={"distillation": "???"})
 def test_any_block_ends_in_a_valid_config_or_a_value_error(student, codert):
     cfg = model_config(student=student, codert=codert)
     try:

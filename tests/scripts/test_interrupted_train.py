@@ -17,6 +17,7 @@ SHORT = [f"trainer.max_steps={STEPS}", "trainer.val_check_interval=2", "model.tr
 # Ends the training when its third batch begins, as a signal from outside would.
 INTERRUPTING = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this in the background
 from nemo_codert.cli import main
 from nemo_codert.training.resume import ResumeState
 begin = ResumeState.on_train_batch_start
