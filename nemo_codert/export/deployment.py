@@ -94,7 +94,7 @@ def check_deployment(settings: DeploymentSettings, output_dir: str | Path) -> De
             that sherpa-onnx cannot serve.
     """
     settings.check()
-    from nemo_codert.evaluation.transcribe import set_decoding, usable_entries
+    from nemo_codert.evaluation.transcribe import references_for, set_decoding, usable_entries
     from nemo_codert.evaluation.word_errors import metric_of
     from nemo_codert.export.stock_file import save_model, stock_of
     from nemo_codert.models.open_model import open_model
@@ -111,8 +111,9 @@ def check_deployment(settings: DeploymentSettings, output_dir: str | Path) -> De
         if "programs" in settings.checks:
             from nemo_codert.evaluation.served import report
 
-            programs = _transcribed(model, stock, settings.branch, file, entries)
-            parts.append(report(programs, _references(stock, entries), settings.show, metric_of(stock.cfg)))
+            references = references_for(stock, [entry["text"] for entry in entries])
+            programs = _transcribed(model, stock, settings.branch, file, entries, references)
+            parts.append(report(programs, references, settings.show, metric_of(stock.cfg)))
         if "recordings" in settings.checks:
             from nemo_codert.evaluation.robustness import check_recordings, recordings_report
 
@@ -131,14 +132,13 @@ def _refuse_long(model: Any, branch: str, entries: list[dict[str, Any]]) -> None
     check_lengths(entries, encoder, seconds_per_frame(model, encoder))
 
 
-def _references(stock: "EncDecRNNTBPEModel", entries: list[dict[str, Any]]) -> list[str]:
-    from nemo_codert.evaluation.transcribe import references_for
-
-    return references_for(stock, [entry["text"] for entry in entries])
-
-
 def _transcribed(
-    model: Any, stock: "EncDecRNNTBPEModel", branch: str, nemo: Path, entries: list[dict[str, Any]]
+    model: Any,
+    stock: "EncDecRNNTBPEModel",
+    branch: str,
+    nemo: Path,
+    entries: list[dict[str, Any]],
+    references: Sequence[str],
 ) -> list["Deployed"]:
     """Export in the other formats, beside `nemo`, and transcribe the same signals in every program."""
     from nemo_codert.evaluation.served import Deployed, OnnxGreedy
@@ -148,7 +148,7 @@ def _transcribed(
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
     from nemo_codert.export.stock_file import export_onnx
 
-    rate, metric, references = stock.cfg.preprocessor.sample_rate, metric_of(stock.cfg), _references(stock, entries)
+    rate, metric = stock.cfg.preprocessor.sample_rate, metric_of(stock.cfg)
     sherpa = export_sherpa_onnx(model, nemo.parent / "sherpa-onnx", branch=branch, int8=True)
     onnx = export_onnx(stock, nemo.parent / "onnx" / "student.onnx")
     signals = [read_signal(entry, rate) for entry in entries]

@@ -10,7 +10,7 @@ are those of the RNN-T losses, without a lattice over V: products of exponential
 # B batch, T encoder frames, U target tokens, V vocabulary without blank, N durations, H joint channels
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,6 +63,10 @@ class _Settings(NamedTuple):
             return False
         device = "cpu" if self.generator is None else self.generator.device
         return torch.rand((), generator=self.generator, device=device).item() < self.omega
+
+    def of_rnnt(self, blank: int) -> dict[str, Any]:
+        """Return the keywords with which a batch takes an RNN-T loss."""
+        return {"blank": blank, "reduction": self.reduction, "fastemit_lambda": self.fastemit_lambda}
 
     def of_nodes(
         self, label: torch.Tensor, blank: torch.Tensor, duration_logits: torch.Tensor, batch: TransducerBatch
@@ -174,8 +178,7 @@ def additive_tdt_loss(
     encoder = encoder_logits[:, : batch.num_frames].split(outputs, -1)
     prediction = prediction_logits[:, : batch.targets.shape[1] + 1].split(outputs, -1)
     if settings.takes_rnnt():
-        rest = {"blank": blank, "reduction": reduction, "fastemit_lambda": fastemit_lambda}
-        return additive_rnnt_loss(encoder[0], prediction[0], *batch[:3], **rest)
+        return additive_rnnt_loss(encoder[0], prediction[0], *batch[:3], **settings.of_rnnt(blank))
     dtype = compute_dtype(encoder_logits, prediction_logits)
     compiled = additive_log_probs(dtype) if encoder_logits.device.type == "cpu" else None
     log_probs = AdditiveLogProbs if compiled is None else compiled
@@ -243,8 +246,7 @@ def joint_tdt_loss(
     joint_logits = joint_logits[:, : batch.num_frames, : batch.targets.shape[1] + 1]
     tokens, duration_logits = joint_logits.split(outputs, -1)
     if settings.takes_rnnt():
-        rest = {"blank": blank, "reduction": reduction, "fastemit_lambda": fastemit_lambda}
-        return joint_rnnt_loss(tokens, *batch[:3], **rest)
+        return joint_rnnt_loss(tokens, *batch[:3], **settings.of_rnnt(blank))
     label, blanks = JointLogProbs.apply(tokens, batch.targets, batch.sizes, blank)
     loss = settings.of_nodes(label, blanks, duration_logits, batch)
     return loss.to(torch.promote_types(joint_logits.dtype, torch.float32))
@@ -320,12 +322,11 @@ def chunked_joint_tdt_loss(
         return logits.split(outputs, -1)
 
     if settings.takes_rnnt():
-        rest = {"blank": blank, "reduction": reduction, "fastemit_lambda": fastemit_lambda}
         return chunked_joint_rnnt_loss(
             lambda *parts: split_logits(*parts)[0],
             *(encoder_part, prediction_part, *batch[:3]),
             num_classes=outputs[0],
-            **rest,
+            **settings.of_rnnt(blank),
         )
 
     def node_values(frames: torch.Tensor, states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
