@@ -210,7 +210,7 @@ def forget_run(cfg: DictConfig) -> None:
     manager, version = cfg.exp_manager, os.environ.get("NEMO_EXPM_VERSION")  # set when NeMo made up a folder's name
     if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version") or not version:
         return
-    folder = Path(manager.exp_dir) / (manager.get("name") or "default") / version
+    folder = runs_folder(cfg) / version
     shutil.rmtree(folder, ignore_errors=True)
     unlink_latest(folder)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):

@@ -39,8 +39,8 @@ class UnfinishedRun:
 
 def runs_folder(cfg: DictConfig) -> Path | None:
     """Return `exp_dir/name`, the folder of all runs of that name; None without an exp_dir."""
-    exp_dir = value_at(cfg, "exp_manager.exp_dir")
-    return Path(str(exp_dir)) / str(value_at(cfg, "exp_manager.name") or "default") if exp_dir else None
+    exp_dir, name = (value_at(cfg, f"exp_manager.{key}") for key in ("exp_dir", "name"))
+    return Path(str(exp_dir)) / ("default" if name in (None, "") else str(name)) if exp_dir else None  # 0 is a name
 
 
 def unfinished_runs(cfg: DictConfig) -> list[UnfinishedRun]:

@@ -14,6 +14,7 @@ from nemo_codert.training.run_folders import (
     continue_run,
     continuing_command,
     link_latest,
+    runs_folder,
     unfinished_problems,
     unfinished_runs,
     unlink_latest,
@@ -160,6 +161,11 @@ def test_latest_leads_to_the_run_and_survives_a_move_of_the_folder(run_of, tmp_p
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert (tmp_path / "moved" / "pair" / "latest" / "checkpoints").is_dir()
     assert sorted(path.name for path in (tmp_path / "moved" / "pair").iterdir()) == ["first", "latest", "second"]
+
+
+@pytest.mark.parametrize(("name", "folder"), [(0, "runs/0"), ("pair", "runs/pair"), (None, "runs/default")])
+def test_a_name_of_0_is_a_name(name, folder):
+    assert runs_folder(OmegaConf.create({"exp_manager": {"exp_dir": "runs", "name": name}})) == Path(folder)
 
 
 def test_latest_of_a_run_that_is_gone_leads_to_the_one_before(run_of):
