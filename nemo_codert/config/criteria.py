@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.tdt import is_tdt
 from nemo_codert.config.teachers import WITHOUT_GRADIENT
 from nemo_codert.config.values import is_count, sub_block
 
@@ -54,6 +54,7 @@ class EncoderKLConfig(TermConfig):
     reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
     frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
     both_ways: bool = False  # co-trained pairs: the teacher learns from the student too
+    durations_weight: float = 1.0  # TDT pairs: factor >= 0 of the divergence of the durations' distributions
 
 
 @dataclass
@@ -98,6 +99,7 @@ class JointKLConfig(TermConfig):
     reduction: str = "per_utterance"  # per_utterance: nats per utterance | per_frame: nats per frame
     frame_shift: int = 0  # student frames >= 0: the student's frame t + frame_shift learns from the teacher's frame t
     both_ways: bool = False  # co-trained pairs: the teacher learns from the student too
+    durations_weight: float = 1.0  # TDT pairs: factor >= 0 of the divergence of the durations' distributions
 
 
 @dataclass
@@ -182,6 +184,7 @@ def mirror_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[s
 def _encoder_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
     if term.prior not in PRIORS:
         yield f"{path}.prior is {term.prior!r}, wanted one of {', '.join(PRIORS)}"
+    yield from at_least_zero(path, {"durations_weight": term.durations_weight})
     yield from temperature_problems(term, path)
     yield from frame_problems(term, path)
 
@@ -199,6 +202,7 @@ def _joint_kl_problems(term: DictConfig, path: str) -> Iterator[str]:
     for key, choices in (("nodes", NODES), ("classes", CLASSES)):
         if term[key] not in choices:
             yield f"{path}.{key} is {term[key]!r}, wanted one of {', '.join(choices)}"
+    yield from at_least_zero(path, {"durations_weight": term.durations_weight})
     yield from temperature_problems(term, path)
     yield from frame_problems(term, path)
 
@@ -207,15 +211,15 @@ def _joint_kl_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> It
     yield from mirror_problems(term, path, pair)
     if not is_tdt(pair.model):
         return
-    if term.nodes in LATTICE_NODES:
+    if term.nodes == "best_path":
         yield (
-            f"{path}.nodes is {term.nodes} but the teacher is a TDT model, whose alignments are not those of an "
-            "RNN-T. Set nodes to all or non_blank"
+            f"{path}.nodes is best_path but the teacher is a TDT model, whose most probable alignment is not computed "
+            "here. Set nodes to occupied, the probability that an alignment passes a node"
         )
-    if term.classes == "target_blank_rest":
+    if term.classes == "target_blank_rest" and not pair.student.durations:
         yield (
             f"{path}.classes is target_blank_rest but the teacher is a TDT model, whose labels also move on in time: "
-            "the classes do not mean the same in both. Set classes to all"
+            "the classes do not mean the same in both. Set classes to all, or model.student.durations"
         )
 
 
@@ -297,10 +301,10 @@ def _ctc_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterato
 
 
 def _sequence_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterator[str]:
-    if is_tdt(pair.model):
+    if is_tdt(pair.model) and not pair.student.durations:
         yield (
             f"{path} compares log-likelihoods but the teacher is a TDT model, whose likelihood is that of its "
-            "durations too: choose another at"
+            "durations too: set model.student.durations, or choose another at"
         )
 
 

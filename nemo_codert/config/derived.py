@@ -62,6 +62,8 @@ def make_teacher_like_student(cfg: DictConfig, student: DictConfig) -> None:
             cfg.decoder = copy.deepcopy(decoder)
         if student.get("joint") is not None:
             cfg.joint = copy.deepcopy(student.joint)
+            if student.get("durations"):
+                cfg.joint.num_extra_outputs = len(student.durations)
         widths = {
             "enc_hidden": encoder_width(encoder),
             "pred_hidden": sub_block(sub_block(cfg, "decoder"), "prednet").get("pred_hidden"),

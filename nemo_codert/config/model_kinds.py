@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
-from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.tdt import is_tdt
 from nemo_codert.config.values import sub_block
 
 PAIR_CLASS = "EncDecCoDERTBPEModel"

@@ -7,8 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_codert.config.criteria import ONE_TERM, at_least_zero, distils, kind_of
 from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
 from nemo_codert.config.schema import CoDERTConfig, NonFiniteConfig
-from nemo_codert.config.stock_checks import STOCK_JOINT, decoder_problems, is_tdt, joint_problems, missing_values
+from nemo_codert.config.stock_checks import STOCK_JOINT, decoder_problems, joint_problems, missing_values
 from nemo_codert.config.student_hears import student_hears_problems
+from nemo_codert.config.tdt import loss_arguments
 from nemo_codert.config.teachers import TEACHERS, WITHOUT_GRADIENT
 from nemo_codert.config.values import is_number, sub_block
 
@@ -54,8 +55,6 @@ def _student_joint_problems(joint: object, of_teacher: DictConfig | dict, shares
     if not OmegaConf.is_dict(joint.get("jointnet")):
         yield f"{path}.jointnet is {joint.get('jointnet')!r}, wanted a block of keys, {{}} for an additive joint"
         return
-    if joint.get("num_extra_outputs"):
-        yield f"{path}.num_extra_outputs is {joint.num_extra_outputs!r}: the student is a standard RNN-T, set it to 0"
     keys = ("_target_", "jointnet.joint_hidden") if joint.get("_target_") == STOCK_JOINT else ("_target_",)
     for key in keys if shares_decoder else ():
         own, other = (OmegaConf.select(OmegaConf.create(block), key) for block in (joint, of_teacher))
@@ -243,8 +242,9 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
             yield f"{path}.preserve_memory has no effect: a pair computes the joint itself."
         if joint.get("log_softmax") is not None:
             yield f"{path}.log_softmax has no effect in training: the losses take raw logits."
+    read = ["loss_name", "warprnnt_numba_kwargs", *([f"{cfg.loss.loss_name}_kwargs"] if loss_arguments(cfg) else [])]
     for key in sub_block(cfg, "loss"):
-        if key not in ("loss_name", "warprnnt_numba_kwargs") and not (is_tdt(cfg) and key == "tdt_kwargs"):
+        if key not in read:
             yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."
 
 

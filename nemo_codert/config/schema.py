@@ -41,6 +41,7 @@ class StudentConfig:
     encoder: Any = None  # any NeMo encoder block, required
     decoder: Any = None  # own prediction network when not shared; null: same shape as model.decoder
     joint: Any = None  # own joint network; null: the block model.joint
+    durations: Any = None  # a TDT student: decoding.durations, those of its teacher; null: a standard RNN-T
     init_from: str | None = None  # .nemo path or pretrained name of an RNN-T to warm-start the student from
     init_from_teacher: bool = False  # start from evenly spaced encoder layers of the teacher, and other parts that fit
     aux_ctc: Any = None  # a hybrid RNN-T/CTC student: NeMo's block of that name; null: a standard RNN-T

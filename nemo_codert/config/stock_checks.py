@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.derived import encoder_width, encoders
+from nemo_codert.config.tdt import ADDITIVE_JOINT, TDT_LOSSES, is_tdt, tdt_problems
 from nemo_codert.config.values import is_count, is_number, sub_block
 
-ADDITIVE_JOINT = "nemo_codert.modules.AdditiveRNNTJoint"
 STOCK_JOINT = "nemo.collections.asr.modules.RNNTJoint"
 OPTIONAL_BLOCKS = ("loss", "aux_ctc", "optim_param_groups", "variational_noise", "freeze_updates")
 RNNT_LOSSES = ("default", "warprnnt_numba")
-TDT_LOSSES = ("tdt", "tdt_pytorch")
 # NeMo's losses, each with a block of arguments of its name; standard RNN-T reads warprnnt_numba's alone.
 OTHER_LOSSES = "warprnnt pytorch multiblank_rnnt multiblank_rnnt_pytorch graph_rnnt graph_w_transducer".split()
 LOSS_BLOCKS = tuple(f"{name}_kwargs" for name in (*RNNT_LOSSES, *OTHER_LOSSES, *TDT_LOSSES))
@@ -22,22 +21,16 @@ RNNT_REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
 PARAMETER_GROUPS = ("encoder", "decoder", "joint", "student_encoder", "student_decoder", "student_joint")
 
 
-def is_tdt(cfg: DictConfig) -> bool:
-    """Return True if a config describes a TDT model, whose joint has outputs for durations after those for tokens."""
-    durations = sub_block(cfg, "decoding").get("durations")
-    return sub_block(cfg, "loss").get("loss_name") in TDT_LOSSES or (OmegaConf.is_list(durations) and bool(durations))
-
-
-def unsupported_options(cfg: DictConfig, *, takes_tdt: bool) -> Iterator[str]:
+def unsupported_options(cfg: DictConfig, *, trains_tdt: bool) -> Iterator[str]:
     """Yield faults of stock keys that a pair cannot honour.
 
     Args:
-        takes_tdt: the config may describe a TDT teacher, because that teacher is not trained.
+        trains_tdt: where the config describes a TDT model, a TDT loss trains the teacher or the student.
     """
     if sub_block(cfg, "joint"):
         yield from joint_problems("model.joint", cfg.joint)
     yield from _loss_problems(sub_block(cfg, "loss"))
-    yield from _tdt_problems(cfg) if takes_tdt and is_tdt(cfg) else _tdt_refusals(cfg)
+    yield from tdt_problems(cfg, trained=trains_tdt) if is_tdt(cfg) else _tdt_refusals(cfg)
     reduction = cfg.get("rnnt_reduction", "mean_batch")
     if reduction not in RNNT_REDUCTIONS:
         yield f"model.rnnt_reduction is {reduction!r}, wanted one of {', '.join(RNNT_REDUCTIONS)}"
@@ -83,39 +76,16 @@ def joint_problems(path: str, joint: DictConfig) -> Iterator[str]:
 
 
 def _tdt_refusals(cfg: DictConfig) -> Iterator[str]:
-    """Yield keys that only a TDT model has."""
-    frozen = "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"
+    """Yield keys that only a TDT model has, of a config without durations."""
+    tdt = "a TDT model needs decoding.durations, joint.num_extra_outputs and loss.loss_name: tdt"
     if sub_block(cfg, "joint").get("num_extra_outputs"):
-        yield f"model.joint.num_extra_outputs is above 0 (a TDT model): set it to 0; {frozen}"
+        yield f"model.joint.num_extra_outputs is above 0 but there are no durations: set it to 0; {tdt}"
     loss_name = sub_block(cfg, "loss").get("loss_name", "default")
     if loss_name not in RNNT_LOSSES:
-        yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join(RNNT_LOSSES)}; {frozen}"
-    decoding = sub_block(cfg, "decoding")
-    if decoding.get("durations"):
-        yield f"model.decoding.durations is set (a TDT model): remove it; {frozen}"
-    if decoding.get("model_type", "rnnt") != "rnnt":
-        yield f"model.decoding.model_type is {decoding.get('model_type')!r}, wanted rnnt; {frozen}"
-
-
-def _tdt_problems(cfg: DictConfig) -> Iterator[str]:
-    """Yield contradictions in the description of a TDT teacher."""
-    loss, decoding = sub_block(cfg, "loss"), sub_block(cfg, "decoding")
-    joint, durations = sub_block(cfg, "joint"), decoding.get("durations")
-    if loss.get("loss_name", "default") not in (*RNNT_LOSSES, *TDT_LOSSES):
-        yield f"model.loss.loss_name is {loss.get('loss_name')!r}, wanted the TDT teacher's: {', '.join(TDT_LOSSES)}"
-    if joint.get("_target_") == ADDITIVE_JOINT:
-        yield "model.joint._target_ is an additive joint: a TDT teacher has NeMo's RNNTJoint"
-    if not OmegaConf.is_list(durations):
-        yield f"model.decoding.durations is {durations!r}, wanted the list of durations of the TDT teacher"
-        return
-    if joint.get("num_extra_outputs") != len(durations):
-        yield (
-            f"model.joint.num_extra_outputs is {joint.get('num_extra_outputs')!r} but model.decoding.durations has "
-            f"{len(durations)} durations: a TDT joint has one output for each"
-        )
-    of_loss = sub_block(loss, f"{loss.get('loss_name')}_kwargs").get("durations")
-    if loss.get("loss_name") in TDT_LOSSES and of_loss != durations:  # NeMo would use the loss's durations
-        yield f"model.loss.{loss.loss_name}_kwargs.durations is {of_loss} but model.decoding.durations is {durations}"
+        yield f"model.loss.loss_name is {loss_name!r}, wanted one of {', '.join((*RNNT_LOSSES, *TDT_LOSSES))}"
+    model_type = sub_block(cfg, "decoding").get("model_type", "rnnt")
+    if model_type != "rnnt":
+        yield f"model.decoding.model_type is {model_type!r}, wanted rnnt; {tdt}"
 
 
 def _loss_problems(loss: DictConfig | dict) -> Iterator[str]:

@@ -83,3 +83,9 @@ class Criterion(nn.Module, ABC):
             batch: the batch that both were computed from. Of a term that needs text all three hold the utterances with
                 text alone.
         """
+
+
+def durations_weight(spec: CriterionSpec, parts: PairParts) -> float:
+    """Return a term's factor of the durations' divergence: 0 unless both branches have logits of durations."""
+    has_both = parts.student.joint.num_extra_outputs and parts.teacher.joint.num_extra_outputs
+    return spec.options["durations_weight"] if has_both and parts.cfg.codert.teacher_logits == "joint" else 0.0

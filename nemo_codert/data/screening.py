@@ -274,6 +274,7 @@ def screen_manifest(
     sample_rate: int | None = None,
     tokenize: Callable[[str], list[int]] | None = None,
     seconds_per_frame: float | None = None,
+    spare_frames: int = 0,
     unk_id: int | None = None,
     loader: Loader = Loader(),
     audio_check: str = "headers",
@@ -290,6 +291,7 @@ def screen_manifest(
             bins are empty.
         tokenize: text to token ids; needed by seconds_per_frame and unk_id.
         seconds_per_frame: one encoder frame in seconds; drops utterances with more tokens than encoder frames.
+        spare_frames: encoder frames that an utterance needs besides one for each token.
         unk_id: id of the unknown token; lists transcripts that contain it in `unspelled`.
         loader: limits of the loader that will read the manifest.
         audio_check: `headers` reads header and end of every file, `samples` decodes every utterance that is still
@@ -325,7 +327,7 @@ def screen_manifest(
     if tokenize is not None:
         tokenize = lru_cache(maxsize=1)(tokenize)  # each transcript is tokenized twice
     for line in lines:
-        line.reason, line.chosen = _reason(line, loader, tokenize, seconds_per_frame)
+        line.reason, line.chosen = _reason(line, loader, tokenize, seconds_per_frame, spare_frames)
         if unk_id is not None and line.reason is None and has_text(line.entry):
             line.is_unspelled = unk_id in tokenize(line.entry["text"])
     decoded = _listen(_usable(lines), loader, audio_check, f"Decoding {Path(path).name}", progress)
@@ -425,7 +427,11 @@ def count_by(entries: Iterable[Mapping[str, Any]], key: str) -> dict[str, int]:
 
 
 def _reason(
-    line: _Line, loader: Loader, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
+    line: _Line,
+    loader: Loader,
+    tokenize: Callable[[str], list[int]] | None,
+    seconds_per_frame: float | None,
+    spare_frames: int,
 ) -> tuple[str | None, bool]:
     """Return the fault that headers and text show, None if there is none, and whether the config's limits are it."""
     entry, header = line.entry, line.header
@@ -443,7 +449,7 @@ def _reason(
         return Reason.WRONG_RATE, False  # lhotse uses the manifest's rate, which would change the speed
     if not has_text(entry):
         return None, False
-    return text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame), False
+    return text_fault(entry["text"], entry["duration"], tokenize, seconds_per_frame, spare_frames), False
 
 
 def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
@@ -457,7 +463,11 @@ def _audio_fault(entry: dict[str, Any], header: AudioHeader) -> str | None:
 
 
 def text_fault(
-    text: str, seconds: float, tokenize: Callable[[str], list[int]] | None, seconds_per_frame: float | None
+    text: str,
+    seconds: float,
+    tokenize: Callable[[str], list[int]] | None,
+    seconds_per_frame: float | None,
+    spare_frames: int = 0,
 ) -> str | None:
     """Return the fault of a transcript for `seconds` of audio, None if it fits; without a tokenizer only emptiness."""
     if not text.strip():
@@ -467,7 +477,7 @@ def text_fault(
     num_tokens = len(tokenize(text))
     if num_tokens == 0:
         return Reason.EMPTY_TEXT
-    return Reason.TOO_LONG_TEXT if num_tokens > seconds / seconds_per_frame else None
+    return Reason.TOO_LONG_TEXT if num_tokens + spare_frames > seconds / seconds_per_frame else None
 
 
 def _ask(

@@ -54,7 +54,7 @@ class OnnxGreedy:
 
     def __init__(self, model: EncDecRNNTBPEModel, encoder: Path, decoder_joint: Path) -> None:
         self.model, self.blank = model, model.decoder.blank_idx
-        self.max_symbols = max_symbols(model.cfg.decoding)
+        self.max_symbols, self.durations = max_symbols(model.cfg.decoding), model.cfg.decoding.get("durations")
         self.encoder, self.decoder_joint = _session(encoder), _session(decoder_joint)
         self.encoder_inputs, self.step_inputs = (
             [port.name for port in session.get_inputs()] for session in (self.encoder, self.decoder_joint)
@@ -74,16 +74,24 @@ class OnnxGreedy:
         return self._greedy(encoded[:, :, : int(encoded_len[0])])
 
     def _greedy(self, encoded: np.ndarray) -> list[int]:
-        """Decode [1, D, T] to ids. The prediction network reads the last token again until a new one is emitted."""
-        last, tokens = self.blank, []
+        """Decode [1, D, T] to ids. The prediction network reads the last token again until a new one is emitted.
+
+        A TDT model moves on by the likeliest duration; an RNN-T, whose tokens take no time, by one frame with a blank.
+        """
+        last, tokens, t, steps = self.blank, [], 0, 0
         states = [state.numpy() for state in self.model.decoder.initialize_state(torch.zeros(1, 1))]
-        for t in range(encoded.shape[2]):
-            for _ in range(self.max_symbols):
-                logits, new_states = self._step(encoded[:, :, t : t + 1], last, states)
-                if (best := int(logits.argmax())) == self.blank:
-                    break
+        while t < encoded.shape[2]:
+            logits, new_states = self._step(encoded[:, :, t : t + 1], last, states)
+            of_tokens, of_durations = np.split(logits.ravel(), [self.blank + 1])
+            is_blank = (best := int(of_tokens.argmax())) == self.blank
+            frames = self.durations[int(of_durations.argmax())] if self.durations else 0
+            if not is_blank:
                 last, states = best, new_states
                 tokens.append(best)
+            steps = 0 if frames else steps + 1
+            if not frames and (is_blank or steps == self.max_symbols):
+                frames, steps = 1, 0
+            t += frames
         return tokens
 
     def _step(self, frame: np.ndarray, last: int, states: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.model_kinds import is_pair
-from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.tdt import is_tdt
 from nemo_codert.data.audio_files import mono_entries
 from nemo_codert.evaluation.transcribe import Evaluation, max_symbols
 

@@ -18,7 +18,7 @@ from nemo.collections.asr.models import ASRModel
 from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.tdt import is_tdt
 from nemo_codert.data.audio_files import decodes, mono_entries, read_mono
 from nemo_codert.data.corpora.corpus import resample
 from nemo_codert.data.manifest import read_manifest, write_manifest

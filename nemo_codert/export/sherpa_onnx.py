@@ -10,6 +10,7 @@ B batch, F mel bins, T encoder frames, U target tokens, D channels, V vocabulary
 import copy
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from nemo_codert.export.audio_limit import check_positions
 from nemo_codert.export.stock_file import stock_of
 from nemo_codert.files.atomic import whole_folder
 from nemo_codert.models.open_model import networks_of
+from nemo_codert.models.stock_config import network_blocks
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 from nemo_codert.modules.transducer import Transducer
@@ -33,6 +35,7 @@ from nemo_codert.modules.unprojected_lstm import replace_projected_lstms
 
 NETWORKS = ("encoder", "decoder", "joiner")
 TOKENS = "tokens.txt"
+TDT_URL = "https://arxiv.org/abs/2304.06795#tdt"  # sherpa-onnx takes a model for TDT where its url has the word
 OPSET = 17  # the opset of NeMo's own ONNX files
 QUANTIZED = ("MatMul", "Gemm", "LSTM")  # convolutions stay in float: small, and slower as integers
 HIGHFREQ_BELOW_NYQUIST = 400  # Hz: where the mel filters of the offline recognizer end
@@ -81,9 +84,11 @@ def export_sherpa_onnx(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: sherpa-onnx takes a folder")
     networks = networks_of(model, branch)
-    if problems := [*front_end_problems(model, is_cache_aware(networks.encoder)), *network_problems(networks)]:
+    durations = network_blocks(model.cfg, branch).decoding.get("durations") or ()
+    online = is_cache_aware(networks.encoder)
+    if problems := [*front_end_problems(model, online), *network_problems(networks, durations)]:
         raise ValueError("sherpa-onnx cannot serve this model:\n  - " + "\n  - ".join(problems))
-    if not is_cache_aware(networks.encoder):
+    if not online:
         check_positions(networks.encoder)
     if int8:
         _quantization()
@@ -140,13 +145,21 @@ def front_end_problems(model: EncDecRNNTBPEModel, online: bool = False) -> list[
     return [problem + remedy for problem in problems]
 
 
-def network_problems(networks: Transducer) -> list[str]:
-    """List parts of the networks that sherpa-onnx cannot run, in the form of `front_end_problems`."""
+def network_problems(networks: Transducer, durations: Sequence[int] = ()) -> list[str]:
+    """List parts of the networks that sherpa-onnx cannot run, in the form of `front_end_problems`.
+
+    durations: of a TDT model.
+    """
     decoder, problems = networks.decoder, []
-    if networks.joint.num_extra_outputs:
+    if list(durations) != list(range(len(durations))):
         problems.append(
-            "the model is a TDT model, whose joint has outputs for durations: only standard RNN-Ts are exported for "
-            "sherpa-onnx. Export a student of it, or use --format nemo"
+            f"model.decoding.durations is {list(durations)}, sherpa-onnx takes the place of a duration for the number "
+            "of frames. Train with 0, 1, 2, ..., or use --format nemo"
+        )
+    if durations and is_cache_aware(networks.encoder):
+        problems.append(
+            "the model is a TDT model with a cache-aware encoder, sherpa-onnx runs TDT models over whole utterances "
+            "only. Train a student without durations, or use --format nemo"
         )
     if not isinstance(decoder, RNNTDecoder):
         problems.append(f"model.decoder is {type(decoder).__name__}, sherpa-onnx runs NeMo's RNNTDecoder only")
@@ -181,7 +194,7 @@ def _metadata(model: EncDecRNNTBPEModel, networks: Transducer) -> dict[str, str 
         "model_type": "EncDecRNNTBPEModel",
         "version": 1,
         "model_author": "NeMo",
-        "url": "",
+        "url": TDT_URL if networks.joint.num_extra_outputs else "",
         "comment": f"nemo_codert {__version__}",
     }
 

@@ -157,6 +157,7 @@ def _stock_files(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Expor
     from nemo_codert.export.audio_limit import limit_in_words, seconds_per_frame
     from nemo_codert.export.stock_file import export_onnx, save_with_card, stock_of
     from nemo_codert.export.training_record import recorded_training
+    from nemo_codert.modules.encoder_logits import num_token_classes
 
     stock = stock_of(model, branch=settings.branch, joint=settings.joint)
     parameters, limit = sum(parameter.numel() for parameter in stock.parameters()), ""
@@ -166,7 +167,7 @@ def _stock_files(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Expor
     else:
         card = _card(stock.cfg, recorded_training(model.cfg), parameters, settings)
         written = save_with_card(stock, settings.output, card)
-    pieces = stock.joint.num_classes_with_blank - 1
+    pieces = num_token_classes(stock.joint) - 1
     hidden = f"joint_hidden {stock.joint.joint_hidden}"
     what = f"{type(stock).__name__}, {parameters:,} parameters, {hidden}, {pieces} word pieces"
     return Exported(f"{what}{limit}", written)
@@ -192,12 +193,13 @@ def _sherpa_folder(model: "EncDecRNNTBPEModel", settings: ExportSettings) -> Exp
     from nemo_codert.export.audio_limit import limit_in_words, seconds_per_frame
     from nemo_codert.export.sherpa_onnx import export_sherpa_onnx, is_cache_aware
     from nemo_codert.models.open_model import networks_of
+    from nemo_codert.modules.encoder_logits import num_token_classes
 
     choice = {"branch": settings.branch, "joint": settings.joint, "int8": settings.int8}
     written = export_sherpa_onnx(model, Path(settings.output), **choice)
     networks = networks_of(model, settings.branch)
     online = is_cache_aware(networks.encoder)  # served in windows: audio of any length
     limit = "" if online else limit_in_words(networks.encoder, seconds_per_frame(model, networks.encoder))
-    pieces = networks.joint.num_classes_with_blank - 1
+    pieces = num_token_classes(networks.joint) - 1
     program = "OnlineRecognizer" if online else "OfflineRecognizer"
     return Exported(f"sherpa-onnx {program}, {pieces} word pieces{limit}", tuple(written))

@@ -11,7 +11,13 @@ from nemo_codert.losses.features import feature_distance
 from nemo_codert.losses.frames import group_features, group_frames, paired_frames, valid_frames
 from nemo_codert.losses.joint_rnnt import chunked_joint_rnnt_loss, joint_rnnt_loss
 from nemo_codert.losses.lattice_kl import additive_lattice_kl, lattice_temperatures
-from nemo_codert.losses.node_kl import JointSide, joint_class_log_probs, joint_lattice_kl, joint_temperatures
+from nemo_codert.losses.node_kl import (
+    JointSide,
+    joint_class_log_probs,
+    joint_lattice_kl,
+    joint_node_logits,
+    joint_temperatures,
+)
 from nemo_codert.losses.node_weights import node_weights
 from nemo_codert.losses.sequence import full_sum_distillation_loss
 from nemo_codert.losses.tdt import additive_tdt_loss, chunked_joint_tdt_loss, joint_tdt_loss
@@ -39,6 +45,7 @@ __all__ = [
     "has_tdt_path",
     "joint_class_log_probs",
     "joint_lattice_kl",
+    "joint_node_logits",
     "joint_rnnt_loss",
     "joint_tdt_loss",
     "joint_temperatures",

@@ -229,6 +229,31 @@ def joint_class_log_probs(
     return padded_nodes(rows, side.encoder_part.shape[1], side.prediction_part.shape[1])
 
 
+def joint_node_logits(side: JointSide, num_outputs: int) -> torch.Tensor:
+    """Return the logits of a joint with few outputs at all nodes, padding included, without a graph.
+
+    Args:
+        side: a joint and its projections, such as a TDT joint's outputs for durations.
+        num_outputs: N.
+
+    Returns:
+        [B, T, U+1, N], computed for some frames at a time.
+
+    Example:
+        >>> import torch
+        >>> from nemo_codert.losses import JointSide
+        >>> parts = torch.ones(1, 2, 3), torch.ones(1, 1, 3)
+        >>> side = JointSide(lambda encoder, prediction: encoder + prediction, *parts)
+        >>> joint_node_logits(side, num_outputs=3).shape
+        torch.Size([1, 2, 1, 3])
+    """
+    with torch.no_grad():
+        batch, num_states = side.prediction_part.shape[:2]
+        step = max(CHUNK_ELEMENTS // (batch * num_states * side.width(num_outputs)), 1)
+        states = side.prediction_part[:, None]
+        return torch.cat([side.joint(frames[:, :, None], states) for frames in side.encoder_part.split(step, 1)], 1)
+
+
 def joint_temperatures(
     side: JointSide,
     encoded_lengths: torch.Tensor,

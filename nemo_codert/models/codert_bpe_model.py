@@ -40,6 +40,7 @@ from nemo_codert.modules.activation_checkpointing import checkpoint_layers
 from nemo_codert.modules.checksums import pieces_sha256
 from nemo_codert.modules.ctc_head import build_ctc_head
 from nemo_codert.modules.encoder_geometry import EncoderGeometry, encoder_geometry
+from nemo_codert.modules.encoder_logits import num_token_classes
 from nemo_codert.modules.shared_modules import refer, student_generator
 from nemo_codert.modules.student_hears import Draws, Features, StudentHears
 from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
@@ -170,7 +171,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
         # Also after change_vocabulary, where NeMo drops the loss name, its kwargs and the reduction.
         name, kwargs = self.extract_rnnt_loss_cfg(student_block(self.cfg, "loss"))
         self.loss = RNNTLoss(
-            num_classes=self.student_joint.num_classes_with_blank - 1,
+            num_classes=num_token_classes(self.student_joint) - 1,
             loss_name=name,
             loss_kwargs=kwargs,
             reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
@@ -244,6 +245,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             blocks=blocks,
             pieces=list(self.joint.vocabulary),
             front_end=self.preprocessor,
+            durations=list(cfg.student.durations or ()),
             decoder=own,
         )
 

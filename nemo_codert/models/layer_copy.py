@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from nemo.collections.asr.modules import ConformerEncoder
 
+from nemo_codert.modules.encoder_logits import num_token_classes
 from nemo_codert.modules.transducer import Transducer
 
 KEY = "model.student.init_from_teacher is true but"
@@ -43,7 +44,8 @@ def start_from_teacher(
     layers = _paired_layers(teacher.encoder, student.encoder)
     networks = ("encoder", *(("joint",) if joint else ()), *(("decoder",) if decoder else ()))
     wanted = _named_tensors(student, networks)
-    offered = _offered(teacher, layers, joint=type(teacher.joint) is type(student.joint))
+    outputs = num_token_classes(teacher.joint) + student.joint.num_extra_outputs
+    offered = _offered(teacher, layers, outputs, joint=type(teacher.joint) is type(student.joint))
     copied, left = {}, []
     for part in dict.fromkeys(map(_part_of, wanted)):
         own = {name: value for name, value in wanted.items() if _part_of(name) == part}
@@ -83,16 +85,16 @@ def _named_tensors(transducer: Transducer, networks: tuple[str, ...]) -> dict[st
     }
 
 
-def _offered(teacher: Transducer, layers: list[int], *, joint: bool) -> dict[str, torch.Tensor]:
-    """Return the teacher's tensors under the student's names; of a TDT joint's output layer the rows for tokens.
+def _offered(teacher: Transducer, layers: list[int], outputs: int, *, joint: bool) -> dict[str, torch.Tensor]:
+    """Return the teacher's tensors under the student's names.
 
     Args:
+        outputs: rows of the joint's output layer that the student has: for an RNN-T the tokens of a TDT joint.
         joint: False leaves out the joint, whose weights mean nothing in one of another class.
     """
     tensors = _named_tensors(teacher, ("encoder", "joint", "decoder") if joint else ("encoder", "decoder"))
     offered = {name: value for name, value in tensors.items() if _part_of(name) != "encoder.layers"}
-    tokens = teacher.joint.num_classes_with_blank - teacher.joint.num_extra_outputs
-    offered |= {name: value[:tokens] for name, value in offered.items() if _part_of(name) == "joint.joint_net"}
+    offered |= {name: value[:outputs] for name, value in offered.items() if _part_of(name) == "joint.joint_net"}
     for of_student, of_teacher in enumerate(layers):
         prefix = f"encoder.layers.{of_teacher}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

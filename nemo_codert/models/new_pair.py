@@ -17,7 +17,7 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
 from omegaconf import OmegaConf
 
 from nemo_codert.config.shipped import shipped_configs
-from nemo_codert.config.stock_checks import is_tdt
+from nemo_codert.config.tdt import TDT_LOSSES, is_tdt
 from nemo_codert.files.atomic import whole_new_folder
 from nemo_codert.models.encoder_sizes import scaled_encoder
 from nemo_codert.models.open_model import open_model
@@ -163,6 +163,9 @@ def _model_section(model: EncDecRNNTModel, source: str, tokenizer: Path, share: 
         for block, keys in DURATION_KEYS.items():
             own = {key: cfg[block][key] for key in keys if key in (cfg.get(block) or {})}
             section[block] = {**section.get(block, {}), **own}
+        section["student"]["durations"] = list(model.cfg.decoding.durations)
+        if section.get("loss", {}).get("loss_name") not in TDT_LOSSES:
+            section["loss"] = {"loss_name": "tdt", "tdt_kwargs": {"durations": section["student"]["durations"]}}
     if head := cfg.get("aux_ctc"):
         decoder = {**head["decoder"], "feat_in": None, "num_classes": -1, "vocabulary": []}
         section["aux_ctc"] = {"ctc_loss_weight": head.get("ctc_loss_weight", 0.3), "decoder": decoder}

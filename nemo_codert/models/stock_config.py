@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
 from nemo_codert.config.model_kinds import is_pair
-from nemo_codert.config.stock_checks import ADDITIVE_JOINT, TDT_LOSSES, is_tdt
+from nemo_codert.config.stock_checks import ADDITIVE_JOINT
+from nemo_codert.config.tdt import TDT_LOSSES, is_tdt, student_is_tdt
 from nemo_codert.modules.encoder_geometry import encoder_geometry
 
 # NeMo evaluates the word errors of a fused step in sub-batches of this many utterances; the exact loss has none.
@@ -145,10 +146,10 @@ def network_blocks(cfg: DictConfig, branch: str) -> DictConfig:
 
 
 def without_durations(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a pair's config with the keys of a TDT teacher removed, as the student's config needs it."""
+    """Return a copy of a pair's config without the keys of a TDT teacher, unless the student is a TDT model too."""
     plain = copy.deepcopy(cfg)
     with open_dict(plain):
-        for name in DURATION_KEYS if is_tdt(cfg) else ():
+        for name in DURATION_KEYS if _drops_durations(cfg) else ():
             _drop_durations(name, plain.get(name))
     return plain
 
@@ -161,9 +162,16 @@ def student_block(cfg: DictConfig, name: str) -> DictConfig | None:
         name: `joint`, which may be the student's own, or a block of `without_durations`.
     """
     block = copy.deepcopy((name == "joint" and cfg.student.get("joint")) or cfg.get(name))
-    if is_tdt(cfg):
+    if _drops_durations(cfg):
         _drop_durations(name, block)
+    elif name == "joint" and student_is_tdt(cfg):
+        with open_dict(block):
+            block.num_extra_outputs = len(cfg.student.durations)
     return block
+
+
+def _drops_durations(cfg: DictConfig) -> bool:
+    return is_tdt(cfg) and not student_is_tdt(cfg)
 
 
 def _drop_durations(name: str, block: DictConfig | None) -> None:

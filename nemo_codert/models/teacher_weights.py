@@ -15,7 +15,7 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.modules import ConvASRDecoder
 from omegaconf import DictConfig
 
-from nemo_codert.config.model_kinds import KINDS, is_pair
+from nemo_codert.config.model_kinds import KINDS, TDT, is_pair
 from nemo_codert.models.open_model import branches, open_model
 from nemo_codert.models.stock_config import NETWORK_BLOCKS, network_blocks
 from nemo_codert.models.weight_checks import Source, check_source
@@ -33,7 +33,7 @@ class LoadRequest:
         name: the source: path of a `.nemo` or `.ckpt` file, or a pretrained name.
         key: config key that names the source, for messages.
         branch: half to take of a source that is itself a pair: `teacher` or `student`. A teacher may be of any of
-            `KINDS`.
+            `KINDS`, a student with durations a TDT model.
         target: networks that take the weights.
         blocks, pieces, front_end, durations: see `check_source`.
         decoder: see `load_networks`.
@@ -67,7 +67,8 @@ def load(request: LoadRequest) -> dict[str, Any]:
     """
     if request.encoder_alone:
         return _load_encoder(request)
-    source = load_source(request.name, request.key, request.branch)
+    kinds = KINDS if request.branch == "teacher" else (TDT,) if request.durations else ()
+    source = load_source(request.name, request.key, request.branch, kinds)
     blocks, front_end = request.blocks, request.front_end
     if request.encoder_sha256 is not None:
         if weights_sha256(source.networks.encoder) != request.encoder_sha256:
@@ -102,19 +103,21 @@ def load_lone_checkpoint(model: EncDecRNNTBPEModel, name: str, key: str, branch:
     """Warm-start a stock model that is trained alone, as a pair's branch would be; raises as `load`."""
     blocks = {f"model.{part}": model.cfg[part] for part in NETWORK_BLOCKS}
     target, pieces = branches(model)["model"], list(model.joint.vocabulary)
-    return load(LoadRequest(name, key, branch, target, blocks, pieces, model.preprocessor))
+    durations = list(model.cfg.decoding.get("durations") or ())
+    return load(LoadRequest(name, key, branch, target, blocks, pieces, model.preprocessor, durations))
 
 
-def load_source(name: str, key: str, branch: str) -> Source:
-    """Restore an RNN-T, as a teacher also a hybrid or a TDT model, and pick the branch.
+def load_source(name: str, key: str, branch: str, kinds: Sequence[str]) -> Source:
+    """Restore an RNN-T, or a model of one of `kinds`, and pick the branch.
 
     Args:
         name, key, branch: see `LoadRequest`.
+        kinds: see `open_model`.
 
     Raises:
         ValueError: see `open_model`.
     """
-    model = open_model(name, f"{key} {name!r}", kinds=KINDS if branch == "teacher" else ())
+    model = open_model(name, f"{key} {name!r}", kinds=kinds)
     found, cfg = branches(model), network_blocks(model.cfg, branch)
     return Source(
         name,

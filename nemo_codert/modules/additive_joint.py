@@ -1,7 +1,8 @@
 """CoDERT's joint, z[b,t,u] = E[b,t] + G[b,u].
 
 The encoder and the prediction network each project to logits over the vocabulary; the joint adds them
-(arXiv:2106.07734, section 2.1). B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank.
+(arXiv:2106.07734, section 2.1). B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank,
+N durations of a TDT model (`num_extra_outputs`), whose logits come last.
 """
 
 import logging
@@ -12,7 +13,7 @@ from nemo.collections.asr.modules import RNNTJoint
 from nemo.core.classes.common import typecheck
 from torch import nn
 
-from nemo_codert.losses import additive_rnnt_loss
+from nemo_codert.losses import additive_rnnt_loss, additive_tdt_loss
 from nemo_codert.nemo_compat import fastemit_lambda
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class AdditiveRNNTJoint(RNNTJoint):
     def __init__(self, jointnet: dict[str, Any], num_classes: int, **kwargs: Any) -> None:
         if jointnet.get("dropout"):
             logger.warning("joint.jointnet.dropout has no effect: an additive joint has no hidden layer.")
-        jointnet = {**jointnet, "joint_hidden": num_classes + 1, "activation": "identity", "dropout": 0.0}
+        width = num_classes + 1 + kwargs.get("num_extra_outputs", 0)
+        jointnet = {**jointnet, "joint_hidden": width, "activation": "identity", "dropout": 0.0}
         super().__init__(jointnet=jointnet, num_classes=num_classes, **kwargs)
 
     def _joint_net_modules(
@@ -79,15 +81,23 @@ class AdditiveRNNTJoint(RNNTJoint):
         batch.update(transcript_lengths=transcript_lengths, compute_wer=compute_wer, keep_hypotheses=keep_hypotheses)
         if not self.fuse_loss_wer or decoder_outputs is None:
             return super().forward(decoder_outputs=decoder_outputs, **batch)
-        loss = additive_rnnt_loss(
-            self.enc(encoder_outputs.transpose(1, 2)),  # [B, T, V+1]
-            self.pred(decoder_outputs.transpose(1, 2)),  # [B, U+1, V+1]
+        loss = self._exact_loss(
+            self.enc(encoder_outputs.transpose(1, 2)),  # [B, T, V+1], of a TDT model [B, T, V+1+N]
+            self.pred(decoder_outputs.transpose(1, 2)),  # [B, U+1, V+1], of a TDT model [B, U+1, V+1+N]
             transcripts,
             encoder_lengths,
             transcript_lengths,
-            blank=self.num_classes_with_blank - 1,
+            blank=self.num_classes_with_blank - 1 - self.num_extra_outputs,
             reduction=self.loss.reduction,
             fastemit_lambda=fastemit_lambda(self.loss),
         )
         _, *word_errors = super().forward(decoder_outputs=None, **batch)
         return loss, *word_errors
+
+    def _exact_loss(self, *given: torch.Tensor, **settings: Any) -> torch.Tensor:
+        if not self.num_extra_outputs:
+            return additive_rnnt_loss(*given, **settings)
+        nemo_loss = self.loss._loss  # holds the settings of the TDT loss; validation draws no RNN-T loss
+        omega = getattr(nemo_loss, "omega", 0.0) if torch.is_grad_enabled() else 0.0
+        settings |= {"durations": nemo_loss.durations, "sigma": nemo_loss.sigma, "omega": omega}
+        return additive_tdt_loss(*given, **settings)

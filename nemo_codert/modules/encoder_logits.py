@@ -2,13 +2,14 @@
 
 For the additive joint these are its two projections. For a stock joint they are its output with the other
 projection zeroed, bias included. Dropout is left out, so no random numbers are drawn. A TDT joint's outputs for
-durations, which come last, are left out too.
-B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank.
+durations, which come last, are left out too; `projected_durations` returns them.
+B batch, T encoder frames, U target tokens, D channels, V vocabulary without blank, N durations.
 """
 
 import torch
 from nemo.collections.asr.modules import ConvASRDecoder, RNNTJoint
 from torch import nn
+from torch.nn.functional import linear
 
 from nemo_codert.modules.additive_joint import AdditiveRNNTJoint
 
@@ -77,16 +78,36 @@ def joint_logits(joint: RNNTJoint, encoded: torch.Tensor, decoded: torch.Tensor)
 def projected_logits(joint: RNNTJoint, projected: torch.Tensor) -> torch.Tensor:
     """Return the logits of one projection: [B, T, H] -> [B, T, V+1], `projected` itself for an additive joint."""
     if isinstance(joint, AdditiveRNNTJoint):
-        return projected
+        return token_logits(joint, projected)
+    hidden, output = _hidden(joint, projected)
+    return token_logits(joint, output(hidden))
+
+
+def projected_durations(joint: RNNTJoint, projected: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a TDT joint's durations of one projection: [B, T, H] -> [B, T, N]."""
+    if isinstance(joint, AdditiveRNNTJoint):
+        return projected[..., -joint.num_extra_outputs :]
+    hidden, output = _hidden(joint, projected)
+    return linear(hidden, output.weight[-joint.num_extra_outputs :], output.bias[-joint.num_extra_outputs :])
+
+
+def _hidden(joint: RNNTJoint, projected: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
+    """Return a stock joint's hidden units without dropout, and its output layer."""
     projected = projected.clone()  # NeMo's activation works in place, and the loss needs the projection too
-    for layer in joint.joint_net:
+    *layers, output = joint.joint_net
+    for layer in layers:
         projected = projected if isinstance(layer, nn.Dropout) else layer(projected)
-    return token_logits(joint, projected)
+    return projected, output
 
 
 def token_logits(joint: RNNTJoint, outputs: torch.Tensor) -> torch.Tensor:
     """Return the outputs [..., V+1] for tokens and blank of [..., V+1+N]; a TDT joint has N more for durations."""
     return outputs[..., : -joint.num_extra_outputs] if joint.num_extra_outputs else outputs
+
+
+def num_token_classes(joint: RNNTJoint) -> int:
+    """Return V+1, the classes of a joint without a TDT joint's durations; the blank is the last of them."""
+    return joint.num_classes_with_blank - joint.num_extra_outputs
 
 
 def ctc_logits(head: ConvASRDecoder, encoded: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from nemo_codert.data.utterance_ids import cut_id
 from nemo_codert.losses import valid_frames
 from nemo_codert.modules.encoder_layers import captured_layers, layer_width
-from nemo_codert.modules.encoder_logits import ctc_logits, projected_logits
+from nemo_codert.modules.encoder_logits import ctc_logits, projected_durations, projected_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +218,19 @@ class BranchOutput:
     @cached_property
     def mean_prediction(self) -> torch.Tensor:
         """Mean of `prediction_logits` over the states 0..U_b of an utterance, [B, 1, V+1]: of state 0 without text."""
-        logits = self.prediction_logits
+        return self._mean_of_states(self.prediction_logits)
+
+    @cached_property
+    def encoder_durations(self) -> torch.Tensor:
+        """Raw logits of a TDT joint's N durations, of the encoder alone, [B, T, N]."""
+        return projected_durations(self.networks.joint, self.encoder_side)
+
+    @cached_property
+    def mean_prediction_durations(self) -> torch.Tensor:
+        """Mean of the durations' logits of the prediction network alone over an utterance's states, [B, 1, N]."""
+        return self._mean_of_states(projected_durations(self.networks.joint, self.prediction_side))
+
+    def _mean_of_states(self, logits: torch.Tensor) -> torch.Tensor:
         states = valid_frames(self.transcript_len + 1, logits.shape[1])[:, :, None]  # [B, U+1, 1]
         return logits.masked_fill(~states, 0.0).sum(1, keepdim=True) / (self.transcript_len + 1)[:, None, None]
 

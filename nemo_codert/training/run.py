@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.utils.exp_manager import StatelessTimer, exp_manager
@@ -23,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.data_sections import keep_order_of_buckets
+from nemo_codert.config.stock_checks import ADDITIVE_JOINT
+from nemo_codert.config.tdt import is_tdt
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
 from nemo_codert.evaluation.word_errors import CER, metric_of, score_text
 from nemo_codert.export.model_card import model_card, read_error_rates
@@ -248,6 +251,7 @@ def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) ->
         return EncDecCoDERTBPEModel(checked, trainer=trainer)
     make_config = student_config if cfg.train == "student" else teacher_config
     stock_cfg = make_config(checked)
+    check_lone_tdt(stock_cfg, cfg.train, on_cpu=isinstance(getattr(trainer, "accelerator", None), CPUAccelerator))
     if checked.codert.activation_checkpointing:
         logger.warning("model.codert.activation_checkpointing has no effect: train is %s, not pair.", cfg.train)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -256,6 +260,28 @@ def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) ->
     if name := OmegaConf.select(cfg, key):
         log_loaded(cfg.train, load_lone_checkpoint(model, name, key, cfg.train))
     return model
+
+
+def check_lone_tdt(stock_cfg: DictConfig, branch: str, *, on_cpu: bool) -> None:
+    """Check that NeMo has the loss of a TDT model which its own class trains; an additive joint brings its own.
+
+    Raises:
+        ValueError: a stock joint with a loss that cannot be computed there.
+    """
+    if not is_tdt(stock_cfg) or stock_cfg.joint._target_ == ADDITIVE_JOINT:
+        return
+    key = "model.student.joint" if branch == "student" else "model.joint"
+    additive = f"train the {branch} alone with {key}._target_={ADDITIVE_JOINT}"
+    if on_cpu:
+        raise ValueError(
+            f"model.loss.loss_name is {stock_cfg.loss.loss_name}, and the {branch} alone is trained by NeMo's own "
+            f"class, whose TDT loss needs a GPU where the joint is a stock joint: train on one, or {additive}"
+        )
+    if stock_cfg.loss.loss_name != "tdt":
+        raise ValueError(
+            f"model.loss.loss_name is {stock_cfg.loss.loss_name}, which NeMo's models give the wrong blank: set it to "
+            f"tdt, or {additive}"
+        )
 
 
 def check_optimiser(model: EncDecRNNTBPEModel) -> None:

@@ -16,6 +16,7 @@ from nemo_codert.config.criteria import trains_without_text
 from nemo_codert.config.data_sections import manifest_paths
 from nemo_codert.config.derived import encoder_stride
 from nemo_codert.config.student_hears import PATH
+from nemo_codert.config.tdt import tdt_settings
 from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
 from nemo_codert.data.normalisation import normaliser
 from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
@@ -108,13 +109,15 @@ def _text_checks(cfg: DictConfig) -> dict[str, Any]:
     """Return the arguments of `screen_dataset` that the tokenizer and the encoders determine."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
-    stride = max((stride for stride in strides if stride), default=None)
+    stride, settings = max((stride for stride in strides if stride), default=None), tdt_settings(cfg.model)
     return {
         "sample_rate": cfg.model.sample_rate,
         "tokenize": processor.encode,
         "unk_id": processor.unk_id(),
         "normalise": normaliser(processor),
         "seconds_per_frame": stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
+        # Every token of a TDT model without the duration 0 takes a frame or more, and so does the blank at the end.
+        "spare_frames": int(settings is not None and 0 not in settings.durations),
     }
 
 

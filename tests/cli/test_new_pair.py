@@ -17,7 +17,7 @@ from nemo_codert.models import new_pair as module
 from nemo_codert.models.encoder_sizes import scaled_encoder
 from nemo_codert.models.new_pair import new_pair
 from tests.conftest import conformer, lstm
-from tests.models.teacher_files import KINDS, save_teacher
+from tests.models.teacher_files import DURATIONS, KINDS, save_teacher
 
 TEACHER = conformer(layers=4, channels=48)
 
@@ -50,7 +50,7 @@ def test_the_config_builds_the_pair_of_every_kind_of_teacher(kind, teachers, tmp
         for branch, each in networks.items()
     }
     assert (pair.teacher, pair.student) == (sizes["teacher"], sizes["student"])
-    assert model.student_joint.num_extra_outputs == 0
+    assert model.student_joint.num_extra_outputs == (len(DURATIONS) if "tdt" in kind else 0)
     output = model.training_step(batch, 0)
     assert torch.isfinite(output["loss"])
 

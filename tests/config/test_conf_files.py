@@ -19,9 +19,9 @@ pytestmark = pytest.mark.unit
 CONF = Path(__file__).resolve().parents[2] / "conf"
 LIBRISPEECH = ("librispeech_conformer", "librispeech_fastconformer", "librispeech_lstm")
 STREAMING = {"fsdd_streaming": "fsdd", "librispeech_fastconformer_streaming": "librispeech_fastconformer"}
-HEIRS = {**STREAMING, "words": "fsdd"}  # file: the one it is built on
-TOP = ("fsdd", "quickstart", "words", *LIBRISPEECH, *STREAMING)
-SMALL = ("fsdd", "fsdd_streaming", "quickstart", "words")  # built as they are
+HEIRS = {**STREAMING, "words": "fsdd", "fsdd_tdt": "fsdd"}  # file: the one it is built on
+TOP = ("fsdd", "fsdd_tdt", "quickstart", "words", *LIBRISPEECH, *STREAMING)
+SMALL = ("fsdd", "fsdd_streaming", "fsdd_tdt", "quickstart", "words")  # built as they are
 
 # strategy: train, teacher, share_decoder, distillation weight; None where the file leaves the base's value.
 STRATEGIES = {
@@ -121,7 +121,7 @@ def millions_of(encoder: DictConfig) -> float:
 def test_every_yaml_is_known_here():
     found = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
     assert found == {"base", *TOP, *(f"strategy/{name}" for name in (*STRATEGIES, *METHODS)), *PIPELINES}
-    assert len(found) == 35
+    assert len(found) == 36
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -241,7 +241,7 @@ def test_a_launch_command_in_the_header_composes(name):
 def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name, tokenizer_dir):
     cfg, pieces = (
         model_section(name, tokenizer_dir),
-        {"fsdd": 40, "fsdd_streaming": 40, "quickstart": 96, "words": 64}.get(name, 1024),
+        {"fsdd": 40, "fsdd_streaming": 40, "fsdd_tdt": 40, "quickstart": 96, "words": 64}.get(name, 1024),
     )
     counts = {
         "teacher encoder": millions_of(cfg.encoder),
@@ -258,7 +258,7 @@ def test_the_parameters_named_in_the_header_are_those_of_the_built_networks(name
 @pytest.mark.parametrize("name, strategy", [
     ("fsdd", "static"), ("quickstart", "tandem"), ("librispeech_conformer", "shared_kd"),
     ("librispeech_fastconformer", "static"), ("librispeech_lstm", "tandem"), ("fsdd_streaming", "shared_kd"),
-    ("words", "tandem_kd"), ("librispeech_fastconformer_streaming", "static"),
+    ("words", "tandem_kd"), ("fsdd_tdt", "shared_kd"), ("librispeech_fastconformer_streaming", "static"),
 ])  # fmt: skip
 def test_a_config_builds_a_pair(strategy, name, tokenizer_dir):
     from nemo_codert.models import EncDecCoDERTBPEModel
@@ -290,6 +290,17 @@ def test_a_config_builds_the_stock_model_of_a_branch(strategy, name, tokenizer_d
     assert model.encoder.d_model == encoder.d_model
     assert model.joint.encoder_hidden == encoder.get("proj_size", encoder.d_model)
     assert not hasattr(model, "student_encoder") and "codert" not in model.cfg
+
+
+def test_a_tdt_config_changes_nothing_but_what_makes_both_models_tdt_models():
+    cfg, plain = composed("fsdd_tdt").model, composed("fsdd").model
+    durations = cfg.student.pop("durations")
+    assert durations == cfg.decoding.durations == cfg.loss.tdt_kwargs.durations == [0, 1, 2, 3, 4]
+    assert cfg.joint.pop("num_extra_outputs") == 5 and cfg.decoding.pop("model_type") == "tdt"
+    cfg.decoding.pop("durations"), cfg.loss.pop("tdt_kwargs")
+    assert cfg.loss.pop("loss_name") == "tdt" and plain.loss.pop("loss_name") == "default"
+    cfg.model_defaults.pop("tdt_durations"), cfg.model_defaults.pop("num_tdt_durations")
+    assert plain.student.pop("durations") is None and cfg == plain
 
 
 @pytest.mark.parametrize("name, base", STREAMING.items())

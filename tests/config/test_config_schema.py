@@ -117,6 +117,7 @@ def test_the_defaults_are_those_that_the_design_fixes():
         "encoder": None,
         "decoder": None,
         "joint": None,
+        "durations": None,
         "init_from": None,
         "init_from_teacher": False,
         "aux_ctc": None,
@@ -210,7 +211,7 @@ REFUSED = [
     ("joint.fuse_loss_wer", True, "fused_batch_size is None but fuse_loss_wer is true"),
     ("joint.jointnet", None, "model.joint.jointnet is missing"),
     ("joint", {"_target_": STOCK, "jointnet": {"activation": "relu"}}, "jointnet.joint_hidden is missing"),
-    ("loss.loss_name", "tdt", "'tdt', wanted one of default, warprnnt_numba"),
+    ("loss.loss_name", "tdt", "model.decoding.durations is None, wanted the list of durations"),
     ("loss.loss_name", "multiblank_rnnt", "'multiblank_rnnt', wanted one of"),
     ("loss.loss_name", "pytorch", "'pytorch', wanted one of"),
     ("loss.warprnnt_numba_kwargs", {"clamp": 1.0}, "clamp is 1.0: clamped gradients are not exact"),
@@ -252,7 +253,7 @@ REFUSED = [
     ("tokenizer.type", "wpe", "model.tokenizer.type is 'wpe', wanted bpe"),
     ("tokenizer.type", "agg", "model.tokenizer.type is 'agg', wanted bpe"),
     ("tokenizer.custom_tokenizer", {"_target_": "x"}, "only a plain SentencePiece tokenizer"),
-    ("decoding.durations", [0, 1], "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"),
+    ("decoding.durations", [0, 1], "set it to tdt, with tdt_kwargs.durations"),
     ("decoding.big_blank_durations", [2], "a multi-blank model"),
     ("decoding.model_type", "tdt", "wanted rnnt"),
     ("decoding.fused_batch_size", 4, "fused_batch_size is 4 but model.joint.fuse_loss_wer is false"),
@@ -359,13 +360,12 @@ TDT = {
 }
 
 
-def test_a_tdt_teacher_is_taken_where_nothing_trains_it():
-    assert checked_config(model_config(**TDT, codert={"teacher": "frozen"})).model.joint.num_extra_outputs == 2
-    assert checked_config(model_config(**TDT), alone="student").model.joint.num_extra_outputs == 2
-    frozen = "a TDT teacher has to be frozen, with a codert.teacher_checkpoint"
-    assert len(lines := faults(model_config(**TDT))) == 4 and all(frozen in line for line in lines)
-    with pytest.raises(ValueError, match=frozen):
-        checked_config(model_config(**TDT, codert={"teacher": "frozen"}), alone="teacher")
+@pytest.mark.parametrize("durations", [None, [0, 1]])
+@pytest.mark.parametrize("teacher, alone", [("frozen", None), ("co_trained", None), ("frozen", "student")])
+def test_a_tdt_teacher_is_taken_with_a_student_of_either_kind(durations, teacher, alone):
+    student = {"encoder": CONFORMER, "durations": durations}
+    cfg = model_config(**TDT, student=student, codert={"teacher": teacher})
+    assert checked_config(cfg, alone=alone).student.durations == durations
 
 
 @pytest.mark.parametrize(
@@ -373,18 +373,56 @@ def test_a_tdt_teacher_is_taken_where_nothing_trains_it():
     [
         ("joint.num_extra_outputs", 3, "num_extra_outputs is 3 but model.decoding.durations has 2 durations"),
         ("joint.num_extra_outputs", None, "num_extra_outputs is None but model.decoding.durations has 2"),
-        ("joint._target_", ADDITIVE_JOINT, "model.joint._target_ is an additive joint: a TDT teacher"),
         ("joint.masking_prob", 0.5, "HAINAN"),
         ("decoding.durations", [0, 2], r"tdt_kwargs.durations is \[0, 1\] but model.decoding.durations is \[0, 2\]"),
         ("decoding.durations", None, "model.decoding.durations is None, wanted the list of durations"),
         ("decoding.big_blank_durations", [2], "a multi-blank model"),
-        ("loss.loss_name", "pytorch", "'pytorch', wanted the TDT teacher's: tdt, tdt_pytorch"),
+        ("loss.loss_name", "pytorch", "'pytorch', wanted one of tdt, tdt_pytorch"),
     ],
 )
-def test_a_description_of_a_tdt_teacher_that_contradicts_itself_is_refused(key, value, message):
+def test_a_description_of_a_tdt_model_that_contradicts_itself_is_refused(key, value, message):
     cfg = model_config(**TDT, codert={"teacher": "frozen"})
     OmegaConf.update(cfg, key, value, merge=False, force_add=True)
     assert any(re.search(message, line) for line in faults(cfg)), faults(cfg)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"student": {"durations": [0, 1, 2]}}, r"durations is \[0, 1, 2\] but model.decoding.durations is \[0, 1\]"),
+        ({"student": {"durations": [1, 0]}}, "in the same order"),
+        ({"student": {"durations": 2}}, "durations is 2, wanted a list"),
+        (
+            {"student": {"joint": {**TDT["joint"], "num_extra_outputs": 3}}},
+            "extra_outputs is 3 but .* has 2 durations",
+        ),
+        ({"decoding": {"durations": [0, 2]}}, "without 1"),
+        ({"decoding": {"durations": [0, 1, 1]}}, "wanted different whole numbers"),
+        ({"loss": {"loss_name": "default"}}, "set it to tdt, with tdt_kwargs.durations"),
+        ({"loss": {"tdt_kwargs": {"sigma": -0.1}}}, "tdt_kwargs.sigma is -0.1, wanted a number, 0 or more"),
+        ({"loss": {"tdt_kwargs": {"omega": 1.5}}}, r"tdt_kwargs.omega is 1.5, wanted a number in \[0, 1\]"),
+        ({"loss": {"tdt_kwargs": {"fastemit_lambda": 1}}}, "fastemit_lambda is 1, wanted"),
+        ({"loss": {"tdt_kwargs": {"clamp": 2}}}, "tdt_kwargs.clamp is 2, wanted -1"),
+        ({"loss": {"tdt_kwargs": {"rho": 2}}}, "tdt_kwargs.rho is not supported"),
+        ({"codert": {"rnnt_loss": "nemo"}}, "rnnt_loss is nemo but a TDT model is trained"),
+        ({"codert": {"teacher": "ema", "share_decoder": False}, "student": {"durations": None}}, "teacher is ema"),
+        (
+            {"joint": {"_target_": ADDITIVE_JOINT}, "student": {"durations": None}},
+            "share_decoder is true with additive",
+        ),
+    ],
+)
+def test_a_tdt_student_that_does_not_fit_its_teacher_is_refused_by_name(changes, message):
+    cfg = model_config(**TDT, student={"encoder": CONFORMER, "durations": [0, 1]})
+    assert any(re.search(message, line) for line in faults(OmegaConf.merge(cfg, changes))), message
+
+
+def test_a_tdt_student_of_a_standard_teacher_is_refused():
+    (fault,) = faults(model_config(student={"encoder": CONFORMER, "durations": [0, 1]}))
+    assert "model.student.durations is [0, 1] but the stock keys describe no TDT model" in fault
+    joint = {"_target_": ADDITIVE_JOINT, "num_extra_outputs": 2, "jointnet": {}}
+    (fault,) = faults(model_config(student={"encoder": CONFORMER, "joint": joint}))
+    assert "model.student.joint.num_extra_outputs is 2 but model.student.durations is null" in fault
 
 
 @pytest.mark.parametrize("loss", [None, {"loss_name": "default", "warprnnt_numba_kwargs": {"fastemit_lambda": 0.01}}])

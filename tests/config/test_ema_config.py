@@ -86,11 +86,6 @@ def test_nothing_can_be_copied_from_such_a_teacher():
     assert fault.startswith("model.student.init_from_teacher is true but model.codert.teacher is ema")
 
 
-def test_the_student_is_no_tdt_model_so_its_average_is_none():
-    message = "\n".join(faults(averaged(loss={"loss_name": "tdt"})))
-    assert "model.loss.loss_name is 'tdt'" in message and "a TDT teacher has to be frozen" in message
-
-
 def test_keys_without_effect_are_warned_about(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("nemo_codert"), "propagate", True)
     checked_config(averaged())

@@ -242,7 +242,6 @@ def test_a_floor_that_no_distribution_reaches_is_named(make_config):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nodes": "occupied"}, "term.nodes is occupied but the teacher is a TDT model"),
         ({"nodes": "best_path"}, "term.nodes is best_path but the teacher is a TDT model"),
         ({"classes": "target_blank_rest"}, "term.classes is target_blank_rest but the teacher is a TDT model"),
         ({"both_ways": True}, "both_ways is true but model.codert.teacher is frozen"),

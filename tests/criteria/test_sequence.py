@@ -44,7 +44,7 @@ def test_it_is_the_squared_difference_of_the_log_likelihoods(make_config, batch,
     assert moved == own | ({"student_decoder"} if strategy == "tandem_kd" else set())
 
 
-def test_a_tdt_teacher_is_refused(make_config):
+def test_a_tdt_teacher_of_a_standard_student_is_refused(make_config):
     cfg = OmegaConf.merge(with_term(make_config("static", STOCK)), TDT, {"codert": {"teacher_checkpoint": "t.nemo"}})
     with pytest.raises(ValueError, match="distillation.seq compares log-likelihoods but the teacher is a TDT model"):
         checked_config(cfg)

@@ -74,7 +74,7 @@ def test_the_specs_list_the_term_beside_the_others(toy_config):
     assert [specs["likeness"].weight_at(step) for step in range(4)] == [0.0, 0.5, 0.5, 0.0]
     assert specs["encoder"].options == {
         **{"temperature": 2.0, "temperature_floor": 0.5, "prior": "none", "reduction": "per_utterance"},
-        **{"frame_shift": 0, "both_ways": False},
+        **{"frame_shift": 0, "both_ways": False, "durations_weight": 1.0},
     }
 
 
@@ -132,7 +132,7 @@ def test_a_flat_block_is_one_term_named_encoder():
         "encoder": {
             **{"at": "encoder", "by": "kl", "weight": 0.3, "from_step": 7, "until_step": None, "ramp_steps": 0},
             **{"temperature": 1.0, "temperature_floor": 0.5, "prior": "none", "reduction": "per_utterance"},
-            **{"frame_shift": 0, "both_ways": False},
+            **{"frame_shift": 0, "both_ways": False, "durations_weight": 1.0},
         }
     }
     named = OmegaConf.create({"encoder": {"at": "encoder", "by": "kl", "weight": 0.3, "from_step": 7}})

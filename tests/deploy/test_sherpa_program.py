@@ -32,6 +32,18 @@ def test_sherpa_onnx_and_onnxruntime_say_what_nemo_says(trained_pair, spoken, tm
             assert [program.text(signal) for signal in signals] == sentences, (form, int8)
 
 
+def test_a_tdt_student_says_the_same_in_nemo_onnxruntime_and_sherpa_onnx(tdt_pair, spoken, tmp_path):
+    signals, sentences = [signal.numpy() for signal in spoken.values()], list(spoken)
+    stock = tdt_pair.student_model()
+    assert nemo_texts(stock, signals) == sentences
+    greedy = OnnxGreedy(stock, *export_onnx(stock, tmp_path / "onnx" / "student.onnx"))
+    assert [greedy.text(signal) for signal in signals] == sentences
+    export_sherpa_onnx(tdt_pair, tmp_path / "sherpa", int8=True)
+    for int8 in (False, True):
+        program = SherpaOnnx(tmp_path / "sherpa", int8=int8)
+        assert [program.text(signal) for signal in signals] == sentences, int8
+
+
 def test_the_online_recognizer_says_what_nemo_says_of_the_whole_utterance(streaming_pair, spoken, tmp_path):
     signals, sentences = [signal.numpy() for signal in spoken.values()], list(spoken)
     assert nemo_texts(streaming_pair.student_model(), signals) == sentences

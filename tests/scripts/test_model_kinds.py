@@ -116,9 +116,14 @@ def test_decodings_that_a_kind_does_not_have_are_refused(models):
         transcribing(ctc, branch="teacher")
 
 
-def test_a_tdt_model_is_refused_for_sherpa_onnx(models):
-    (problem,) = network_problems(networks_of(open_model(models["tdt"])))
-    assert problem.startswith("the model is a TDT model")
+def test_a_tdt_model_goes_into_sherpa_onnx_where_its_durations_are_their_places(models):
+    networks = networks_of(open_model(models["tdt"]))
+    assert network_problems(networks, [0, 1, 2]) == []
+    (problem,) = network_problems(networks, [0, 1, 4])
+    assert problem.startswith("model.decoding.durations is [0, 1, 4], sherpa-onnx takes the place of a duration")
+    networks.encoder.att_context_style, networks.encoder.att_context_size = "chunked_limited", [4, 1]
+    (problem,) = network_problems(networks, [0, 1, 2])
+    assert problem.startswith("the model is a TDT model with a cache-aware encoder")
 
 
 # ---- one normalisation, one metric ----------------------------------------------------------------------------------

@@ -19,12 +19,21 @@ from nemo_codert.models.open_model import open_model
 from nemo_codert.training import run
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.early_checks import test_manifests as manifests_of_tests
-from nemo_codert.training.run import Run, build_model, finish, make_trainer, prepare, train, transcribe_tests
+from nemo_codert.training.run import (
+    Run,
+    build_model,
+    check_lone_tdt,
+    finish,
+    make_trainer,
+    prepare,
+    train,
+    transcribe_tests,
+)
 from nemo_codert.training.run_checks import check_run
 from nemo_codert.training.run_folders import unfinished_runs
 from nemo_codert.training.usable_data import screen_data
-from tests.conftest import STOCK
-from tests.models.teacher_files import KINDS, NO_DATA
+from tests.conftest import ADDITIVE, STOCK
+from tests.models.teacher_files import DURATIONS, KINDS, NO_DATA
 from tests.models.training_runs import equal_states
 from tests.training.run_configs import SMALL, TEST_SETS
 
@@ -98,6 +107,30 @@ def test_a_student_alone_is_built_with_its_own_decoder(small_run, tmp_path):
     screen_data(cfg, checked, tmp_path / "run")
     model = build_model(cfg, checked, make_trainer(cfg, checked))
     assert model.decoder.pred_hidden == model.joint.pred_hidden == 24
+
+
+@pytest.mark.parametrize("branch, key", [("student", "model.student.joint"), ("teacher", "model.joint")])
+def test_a_lone_tdt_model_with_a_stock_joint_needs_a_gpu(branch, key, make_config):
+    cfg = OmegaConf.merge(make_config(joint=STOCK), KINDS["tdt"], {"student": {"durations": DURATIONS}})
+    alone = {"student": student_config, "teacher": teacher_config}[branch](cfg)
+    with pytest.raises(ValueError, match=f"needs a GPU .* train the {branch} alone with {key}._target_=nemo_codert"):
+        check_lone_tdt(alone, branch, on_cpu=True)
+    check_lone_tdt(alone, branch, on_cpu=False)
+    alone.loss.loss_name = "tdt_pytorch"
+    with pytest.raises(ValueError, match="tdt_pytorch, which NeMo's models give the wrong blank"):
+        check_lone_tdt(alone, branch, on_cpu=False)
+    alone.joint._target_ = ADDITIVE
+    check_lone_tdt(alone, branch, on_cpu=True)
+
+
+def test_a_lone_tdt_student_trains_on_a_cpu(small_run, tmp_path):
+    tdt = ["joint.num_extra_outputs=3", "decoding.durations=[0,1,2]", "decoding.model_type=tdt", "loss.loss_name=tdt"]
+    tdt += ["loss.tdt_kwargs={durations: [0, 1, 2], sigma: 0.05, omega: 0.1}", "student.durations=[0,1,2]"]
+    cfg = small_run("strategy=student", *(f"++model.{key}" for key in tdt))
+    done = train(cfg)
+    assert done.trainer.global_step == cfg.trainer.max_steps
+    student = ASRModel.restore_from(str(done.folder / "student.nemo"), map_location="cpu")
+    assert type(student.joint).__name__ == "RNNTJoint" and student.joint.num_extra_outputs == 3
 
 
 def test_a_lone_checkpoint_with_other_settings_is_refused(small_run, source):
