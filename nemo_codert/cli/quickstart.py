@@ -2,11 +2,11 @@
 
     codert quickstart --output-dir quickstart_run
 
-Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a student alone, then
-the same student together with a teacher (one prediction network for both, distilled in place), with equal updates,
-and compares the two on unseen voices. Stock NeMo transcribes with the distilled student in a process where
-nemo_codert cannot be imported, and the same test set is transcribed once more with silence around it, at other levels
-and as a stream.
+Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a student alone and, at
+the same time, the same student together with a teacher (one prediction network for both, distilled in place), with
+equal updates, and compares the two on unseen voices. Stock NeMo transcribes with the distilled student in a process
+where nemo_codert cannot be imported, and the same test set is transcribed once more with silence around it, at other
+levels and as a stream.
 
 Everything goes into the output folder: corpus/, alone/ and pair/ (the trainings), student.nemo and student.md (its
 model card), report.md, learning_curves.png. A second run reuses the corpus and replaces the rest.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from nemo_codert.cli.console import fault, quieten_libraries
 from nemo_codert.cli.quickstart_report import Findings, StockTexts, write_quickstart_report
@@ -54,10 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
     claim(folder)
     say(1, f"Synthesising speech in {folder / 'corpus'}")
     corpus = prepare_corpus(folder / "corpus", options.seed)
-    say(2, "Training the student alone, to compare with (strategy student)")
-    alone = train(corpus, folder / "alone", "student", options)
+    log = folder / "alone.log"
+    say(2, f"Training the student alone, to compare with (strategy student), in the background: {log}")
+    with open(log, "wb") as output:
+        of_student = Training(corpus, folder / "alone", "student", options, output)
     say(3, "Training teacher and student together (strategy shared_kd)")
-    pair = train(corpus, folder / "pair", "shared_kd", options)
+    try:
+        pair = Training(corpus, folder / "pair", "shared_kd", options).finished()
+        alone = of_student.finished(f"the end of {log}")
+    finally:
+        of_student.stop()
     for name in ("student.nemo", "student.md"):
         shutil.copyfile(pair / name, folder / name)
     say(4, "Transcribing with the student in stock NeMo, in a process of its own")
@@ -117,26 +123,48 @@ def prepare_corpus(folder: Path, seed: int) -> Path:
     return folder
 
 
-def train(corpus: Path, folder: Path, strategy: str, options: argparse.Namespace) -> Path:
-    """Train in a process of its own, transcribe the test set, and return the folder of the run."""
-    shutil.rmtree(folder, ignore_errors=True)
-    overrides = [
-        f"strategy={strategy}",
-        f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
-        f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
-        f"model.test_ds.manifest_filepath={hydra_value(corpus / 'test.json')}",
-        f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
-        f"exp_manager.exp_dir={hydra_value(folder)}",
-        f"seed={options.seed}",
-    ]
-    if options.max_steps:
-        overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
-    # Training sets seeds, log levels and the allocator of its whole process.
-    command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart"]
-    finished = subprocess.run([*command, *overrides], check=False)
-    if finished.returncode:
-        sys.exit(f"The training failed with exit status {finished.returncode}: see its message above.")
-    return next(folder.glob("quickstart/2*/student.nemo")).parent
+class Training:
+    """A training in a process of its own, which transcribes the test set at its end.
+
+    Args:
+        corpus: made by `prepare_corpus`. folder: of the training; an earlier one is replaced.
+        strategy: of conf/strategy. options: of the command line.
+        output: file for what the training prints, by default that of this process.
+    """
+
+    def __init__(
+        self, corpus: Path, folder: Path, strategy: str, options: argparse.Namespace, output: IO[bytes] | None = None
+    ) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder = folder
+        overrides = [
+            f"strategy={strategy}",
+            f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
+            f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
+            f"model.test_ds.manifest_filepath={hydra_value(corpus / 'test.json')}",
+            f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
+            f"exp_manager.exp_dir={hydra_value(folder)}",
+            f"seed={options.seed}",
+        ]
+        if options.max_steps:
+            overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
+        # Training sets seeds, log levels and the allocator of its whole process. Two trainings share the cores.
+        command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart", *overrides]
+        threads = str(max((os.cpu_count() or 1) // 2, 1))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        self.process = subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, env=environment)
+
+    def finished(self, where: str = "its message above") -> Path:
+        """Wait for the end and return the folder of the run; exit where the training fails, whose message is there."""
+        if status := self.process.wait():
+            sys.exit(f"The training failed with exit status {status}: see {where}.")
+        return next(self.folder.glob("quickstart/2*/student.nemo")).parent
+
+    def stop(self) -> None:
+        """End the training if it is under way."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
 
 
 def transcribe_recordings(model: Path, manifest: Path) -> "list[Recording]":

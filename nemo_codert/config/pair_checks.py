@@ -220,7 +220,7 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield f"model.codert.teacher_cache has no effect: the teacher is {codert.teacher}."
     if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
         yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
-    yield from _terms_without_effect(codert.distillation)
+    yield from _terms_without_effect(codert.distillation, has_durations=bool(cfg.student.get("durations")))
     if codert.teacher in WITHOUT_GRADIENT and not distils(codert) and not codert.share_decoder:
         remedy = "Add a term" if codert.teacher == "ema" else "Add a term, set share_decoder to true,"
         yield (
@@ -248,8 +248,10 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
             yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."
 
 
-def _terms_without_effect(distillation: DictConfig) -> Iterator[str]:
+def _terms_without_effect(distillation: DictConfig, *, has_durations: bool) -> Iterator[str]:
     for name, term in distillation.items():
+        if term.get("durations_weight", 1.0) != 1.0 and not has_durations:
+            yield f"model.codert.distillation.{name}.durations_weight has no effect: the student has no durations."
         defaults = {**vars(kind_of(term).schema()), "weight": term.weight}
         trains_heads = bool(term.get("layers")) and term.get("ctc_weight", 0) > 0
         if term.weight == 0 and not trains_heads and (name != ONE_TERM or dict(term) != defaults):

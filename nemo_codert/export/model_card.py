@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from nemo_codert.config.tdt import is_tdt
 from nemo_codert.data.manifest import read_manifest
 from nemo_codert.evaluation.bootstrap import CONFIDENCE, RESAMPLES, error_rate_interval
 from nemo_codert.evaluation.word_errors import CER, UNITS, WER, metric_of, total_word_errors, word_errors
@@ -19,7 +20,7 @@ from nemo_codert.export.training_record import DataRecord, TrainingRecord, packa
 
 UNKNOWN = "unknown"
 TASK = {"type": "automatic-speech-recognition", "name": "Automatic Speech Recognition"}
-TAGS = ["automatic-speech-recognition", "speech", "NeMo", "transducer", "RNN-T"]
+TAGS = ["automatic-speech-recognition", "speech", "NeMo", "transducer"]
 STRATEGIES = {
     "student": "trained alone",
     "teacher": "trained alone",
@@ -157,11 +158,12 @@ def model_card(
         name: the model's name.
         branch: `student` or `teacher`, of a pair or trained alone.
     """
-    front = yaml.safe_dump(_front_matter(name, record, results, options), sort_keys=False, allow_unicode=True)
+    kind = "TDT" if is_tdt(cfg) else "RNN-T"
+    front = yaml.safe_dump(_front_matter(name, kind, record, results, options), sort_keys=False, allow_unicode=True)
     text = "\n".join(
         [
             f"---\n{front}---\n\n# {name}\n",
-            f"A transducer (RNN-T) for NVIDIA NeMo, class `{_class_name(cfg)}`: {parameters:,} parameters, "
+            f"A transducer ({kind}) for NVIDIA NeMo, class `{_class_name(cfg)}`: {parameters:,} parameters, "
             f"{len(cfg.joint.vocabulary)} word pieces, audio at {cfg.preprocessor.sample_rate} Hz. "
             f"It is {_origin(branch, record)}.\n",
             *_usage(name, options.repository),
@@ -182,14 +184,14 @@ def _class_name(cfg: DictConfig) -> str:
 
 
 def _front_matter(
-    name: str, record: TrainingRecord | None, results: Sequence[Result], options: CardOptions
+    name: str, kind: str, record: TrainingRecord | None, results: Sequence[Result], options: CardOptions
 ) -> dict[str, Any]:
     distilled = record is not None and record.teacher is not None
     front: dict[str, Any] = {
         "license": options.license,
         "library_name": "nemo",
         "pipeline_tag": TASK["type"],
-        "tags": [*TAGS, *(["CoDERT", "knowledge-distillation"] if distilled else [])],
+        "tags": [*TAGS, kind, *(["CoDERT", "knowledge-distillation"] if distilled else [])],
     }
     if options.language:
         front = {"language": list(options.language), **front}

@@ -21,6 +21,11 @@ pytestmark = pytest.mark.unit
         ("codert.distillation", {"weight": 0, "temperature": 2.0}, "distillation.encoder has no effect"),
         ("codert.distillation", {"weight": 0, "reduction": "per_frame"}, "distillation.encoder has no effect"),
         (
+            "codert.distillation",
+            {"durations_weight": 0.5},
+            "encoder.durations_weight has no effect: the student has no",
+        ),
+        (
             "codert",
             {"teacher": "frozen", "share_decoder": False, "distillation": {"weight": 0}},
             "model.codert.teacher has no effect on the student",

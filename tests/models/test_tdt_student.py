@@ -5,6 +5,7 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import OmegaConf
 
+from nemo_codert.export.model_card import model_card
 from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 from nemo_codert.models.layer_copy import start_from_teacher
@@ -24,6 +25,10 @@ TERMS = {
     "sequence": {"at": "sequence", "by": "l2"},
 }
 BOTH = pytest.mark.parametrize("joint", [ADDITIVE, STOCK], ids=["additive", "stock"])
+
+
+def card(cfg, branch: str) -> str:
+    return model_card(cfg, name="it", branch=branch, parameters=1000, record=None, results=[])
 
 
 def tdt_config(make_config, joint: str, strategy: str = "tandem_kd", student: dict | None = None, **codert):
@@ -154,6 +159,7 @@ def test_both_branches_learn_and_leave_as_tdt_models(make_config, batch, tmp_pat
         stock.save_to(str(tmp_path / f"{branch}.nemo"))
         plain = EncDecRNNTBPEModel.restore_from(str(tmp_path / f"{branch}.nemo"), map_location="cpu").eval()
         assert list(plain.cfg.decoding.durations) == DURATIONS and plain.joint.num_extra_outputs == len(DURATIONS)
+        assert "A transducer (TDT) for NVIDIA NeMo" in card(plain.cfg, branch)
         assert plain.cfg.loss.loss_name == "tdt" and plain.cfg.loss.tdt_kwargs.omega == 0.1
 
 

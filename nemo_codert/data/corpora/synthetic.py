@@ -31,7 +31,8 @@ WORDS_PER_MINUTE = (115, 170)
 PITCH = (35, 65)  # espeak's scale, 50 is the voice's own
 PEAK = (0.2, 0.8)  # full scale 1
 SIGNAL_TO_NOISE = (15.0, 35.0)  # dB, measured over the speech between its silences
-ROOM = (2e-4, 5e-3)  # RMS of a room's noise in training: above the noise of the recording
+# Training utterances: edges longer than those of dev and test, and rooms above the noise of the recording.
+VARIETY = {"room": (2e-4, 5e-3), "edged": 0.65, "edges": ("zeros", "room", "room")}
 EDGE_SECONDS = (0.05, 0.25)  # silence (with noise) before and after the speech
 SHORTEST_SECONDS = 1.2
 SPEECH_THRESHOLD = 1e-3  # espeak's silences are exact zeros but for the tail of an echo
@@ -66,7 +67,7 @@ def make_synthetic_corpus(
     for name, texts in sentences.items():
         spoken = speak(name, texts, seed)
         if varied and name == "train":
-            spoken = with_variety(spoken, np.random.default_rng([seed, len(VOICES)]), room=ROOM)
+            spoken = with_variety(spoken, np.random.default_rng([seed, len(VOICES)]), **VARIETY)
         manifests[name] = write_set(Path(output_dir), name, spoken, total=len(texts))
     return manifests
 

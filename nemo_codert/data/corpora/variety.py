@@ -4,7 +4,7 @@ Joined or synthesised utterances begin and end alike, and a model trained on the
 of a device has a second of silence. Imports numpy and soxr only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,12 @@ LEVEL = (-20.0, 6.0)  # dB added
 
 
 def varied(
-    utterances: Iterator[Utterance], generator: np.random.Generator, *, room: tuple[float, float] = ROOM
+    utterances: Iterator[Utterance],
+    generator: np.random.Generator,
+    *,
+    room: tuple[float, float] = ROOM,
+    edged: float = SHARE,
+    edges: Sequence[str] = EDGES,
 ) -> Iterator[Utterance]:
     """Yield the utterances, about seven of eight of them changed; texts, speakers and ids stay.
 
@@ -30,6 +35,7 @@ def varied(
         utterances: of a training set.
         generator: of the draws; as many for every utterance, so that a change of one leaves the others alone.
         room: least and largest RMS of the noise of a room, full scale 1.
+        edged: share of utterances with longer edges. edges: kinds of which one is drawn, of `EDGES`.
 
     Example:
         >>> utterance = Utterance(np.full(16_000, 0.1, np.float32), "yes", "ann")
@@ -37,11 +43,11 @@ def varied(
         [43333, 16000, 35888, 45142]
     """
     for utterance in utterances:
-        faster, edged, louder = generator.random(3) < SHARE
+        faster, longer, louder = generator.random(3) < (SHARE, edged, SHARE)
         speed, level = generator.uniform(*SPEED), generator.uniform(*LEVEL)
-        edges, seed = str(generator.choice(EDGES)), int(generator.integers(2**32))
+        kind, seed = str(generator.choice(edges)), int(generator.integers(2**32))
         samples = resample(utterance.samples, round(SAMPLE_RATE * speed)) if faster else utterance.samples
-        samples = _with_edges(samples, edges, room, np.random.default_rng(seed)) if edged else samples
+        samples = _with_edges(samples, kind, room, np.random.default_rng(seed)) if longer else samples
         samples = samples * 10 ** (level / 20) if louder else samples
         yield replace(utterance, samples=np.clip(samples, -1.0, 1.0).astype(np.float32))
 
