@@ -63,7 +63,7 @@ SHARED_KEYS += ("model.student", "model.decoder", "model.joint", "model.loss", "
 SHARED_KEYS += ("model.decoding", "model.codert.bad_utterances")
 TEACHERS_OWN = ("model.optim",)  # a teacher trained alone is not among the compared students
 STUDENTS_OWN = ("model.student.aux_ctc",)  # a CTC head of the student is part of a strategy
-VARIANTS_OWN = ("model.train_ds",)  # the data may be what makes a variant
+VARIANTS_OWN = ("model.train_ds", "model.student.durations")  # what may make a variant: data, or a TDT student
 TRAIN = "model.train_ds.manifest_filepath"
 MONITOR = "exp_manager.checkpoint_callback_params.monitor"
 
@@ -283,7 +283,7 @@ def _changes(strategy: str, own: Mapping[str, Any], config: Mapping[str, Any]) -
         raise ValueError(
             f"{shared[0]} is {own.get(shared[0])!r} for {strategy} but {config.get(shared[0])!r} for {BASELINE}: "
             "updates, data and student must be the same for all strategies. Set it for all, after --, or, if it is "
-            f"{VARIANTS_OWN[0]}, for a variant, {strategy}{VARIANT}LABEL"
+            f"{' or '.join(VARIANTS_OWN)}, for a variant, {strategy}{VARIANT}LABEL"
         )
     return changes
 

@@ -372,6 +372,7 @@ def test_a_folder_that_cannot_stand_in_an_override_is_named(make):
     [
         ({"strategy_overrides": {"student": [TENTH]}}, "sets model.train_ds.manifest_filepath, which the comparison"),
         ({"strategy_overrides": {"tandem_kd": ["model.train_ds.batch_size=4"]}}, "for a variant, tandem_kd@LABEL"),
+        ({"strategy_overrides": {"tandem_kd": ["model.student.durations=[0,1]"]}}, "for a variant, tandem_kd@LABEL"),
         ({"overrides": [OF_FOLD]}, "it is for one strategy"),
         ({"strategies": ["student", "no_such@low"]}, "there is no strategy 'no_such'"),
         ({"strategy_overrides": {"tandem_kd@low": ["model.optim.lr=1"]}}, "--override is for tandem_kd@low, but"),
