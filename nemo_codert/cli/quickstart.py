@@ -8,14 +8,15 @@ equal updates, and compares the two on unseen voices. Stock NeMo transcribes wit
 where nemo_codert cannot be imported, and the same test set is transcribed once more with silence around it, at other
 levels and as a stream.
 
-Everything goes into the output folder: corpus/, alone/ and pair/ (the trainings), student.nemo and student.md (its
-model card), report.md, learning_curves.png. A second run reuses the corpus and replaces the rest.
+Everything goes into the output folder: corpus/, alone/ and pair/ (the trainings), alone.log, student.nemo and
+student.md (its model card), report.md, learning_curves.png. A second run reuses the corpus and replaces the rest.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ CORPUS_SIZES = {"train": 1800, "dev": 60, "test": 100}
 VOCABULARY = 96  # BPE pieces
 STOCK_FILES = 5
 STEPS = 6
+LINES = 5  # last lines of a failed training's log, which are printed
 
 STOCK_TRANSCRIPTION = """
 import json, sys
@@ -54,16 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     claim(folder)
     say(1, f"Synthesising speech in {folder / 'corpus'}")
     corpus = prepare_corpus(folder / "corpus", options.seed)
-    log = folder / "alone.log"
-    say(2, f"Training the student alone, to compare with (strategy student), in the background: {log}")
-    with open(log, "wb") as output:
-        of_student = Training(corpus, folder / "alone", "student", options, output)
-    say(3, "Training teacher and student together (strategy shared_kd)")
-    try:
-        pair = Training(corpus, folder / "pair", "shared_kd", options).finished()
-        alone = of_student.finished(f"the end of {log}")
-    finally:
-        of_student.stop()
+    alone, pair = train_both(corpus, folder, options)
     for name in ("student.nemo", "student.md"):
         shutil.copyfile(pair / name, folder / name)
     say(4, "Transcribing with the student in stock NeMo, in a process of its own")
@@ -123,48 +116,71 @@ def prepare_corpus(folder: Path, seed: int) -> Path:
     return folder
 
 
-class Training:
-    """A training in a process of its own, which transcribes the test set at its end.
+def train_both(corpus: Path, folder: Path, options: argparse.Namespace) -> tuple[Path, Path]:
+    """Train the student alone, in the background, and the pair; return the folders of both runs.
+
+    Exits with a message where one of them fails, and then ends the other.
+    """
+    log, running = folder / "alone.log", []
+    say(2, f"Training the student alone, to compare with (strategy student), in the background: {log}")
+    with open(log, "wb") as output:
+        running.append(start_training(corpus, folder / "alone", "student", options, output))
+    say(3, "Training teacher and student together (strategy shared_kd)")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        running.append(start_training(corpus, folder / "pair", "shared_kd", options))
+        wait_for(running, log)
+    finally:
+        for process in running:
+            process.terminate()  # has no effect on a process that has ended
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    alone, pair = (next((folder / name).glob("quickstart/2*/student.nemo")).parent for name in ("alone", "pair"))
+    return alone, pair
+
+
+def start_training(
+    corpus: Path, folder: Path, strategy: str, options: argparse.Namespace, output: IO[bytes] | None = None
+) -> subprocess.Popen:
+    """Start a training, which transcribes the test set at its end, in a process of its own.
 
     Args:
         corpus: made by `prepare_corpus`. folder: of the training; an earlier one is replaced.
         strategy: of conf/strategy. options: of the command line.
         output: file for what the training prints, by default that of this process.
     """
+    shutil.rmtree(folder, ignore_errors=True)
+    overrides = [
+        f"strategy={strategy}",
+        f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
+        f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
+        f"model.test_ds.manifest_filepath={hydra_value(corpus / 'test.json')}",
+        f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
+        f"exp_manager.exp_dir={hydra_value(folder)}",
+        f"seed={options.seed}",
+    ]
+    if options.max_steps:
+        overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
+    # Training sets seeds, log levels and the allocator of its whole process. Two trainings share the cores.
+    command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart", *overrides]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {"OMP_NUM_THREADS": str(max(cores // 2, 1)), **os.environ}
+    return subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, env=environment)
 
-    def __init__(
-        self, corpus: Path, folder: Path, strategy: str, options: argparse.Namespace, output: IO[bytes] | None = None
-    ) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        self.folder = folder
-        overrides = [
-            f"strategy={strategy}",
-            f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
-            f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
-            f"model.test_ds.manifest_filepath={hydra_value(corpus / 'test.json')}",
-            f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
-            f"exp_manager.exp_dir={hydra_value(folder)}",
-            f"seed={options.seed}",
-        ]
-        if options.max_steps:
-            overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
-        # Training sets seeds, log levels and the allocator of its whole process. Two trainings share the cores.
-        command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart", *overrides]
-        threads = str(max((os.cpu_count() or 1) // 2, 1))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ}
-        self.process = subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, env=environment)
 
-    def finished(self, where: str = "its message above") -> Path:
-        """Wait for the end and return the folder of the run; exit where the training fails, whose message is there."""
-        if status := self.process.wait():
-            sys.exit(f"The training failed with exit status {status}: see {where}.")
-        return next(self.folder.glob("quickstart/2*/student.nemo")).parent
+def wait_for(running: "list[subprocess.Popen]", log: Path) -> None:
+    """Wait until both trainings have ended; exit with a message as soon as one fails.
 
-    def stop(self) -> None:
-        """End the training if it is under way."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
+    Args:
+        running: the student's, which writes to `log`, and the pair's.
+    """
+    while any(process.poll() is None for process in running) or any(process.returncode for process in running):
+        for process, where in zip(running, (log, None), strict=True):
+            if process.poll():
+                last = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-LINES:] if where else []
+                message = "".join(f"\n  {line}" for line in last) or " see its message above."
+                sys.exit(f"The training failed with exit status {process.returncode}:{message}")
+        time.sleep(0.5)
 
 
 def transcribe_recordings(model: Path, manifest: Path) -> "list[Recording]":

@@ -115,14 +115,13 @@ def did_it_help(found: "Reduction", findings: Findings) -> str:
 def table(findings: Findings) -> str:
     """Return the results as a Markdown table, which also reads well in a terminal."""
     lines = [
-        "| model                    | parameters | test WER | real-time factor |",
-        "|--------------------------|-----------:|---------:|-----------------:|",
+        "| model                    | parameters | test WER |",
+        "|--------------------------|-----------:|---------:|",
     ]
     for branch, name in BRANCHES.items():
         path = findings.predictions(branch)
         parameters, figures = _summary(path)["parameters"], _figures(path)
-        wer, speed = figures["wer"], figures["real_time_factor"]
-        lines.append(f"| {name:24} | {parameters:>10,} | {wer:>8.1%} | {speed:>16.3f} |")
+        lines.append(f"| {name:24} | {parameters:>10,} | {figures['wer']:>8.1%} |")
     return "\n".join(lines)
 
 
@@ -130,8 +129,7 @@ def about(findings: Findings) -> str:
     """Return how the figures came about."""
     figures = _figures(findings.predictions("student"))
     return f"""Corpus, two trainings and checks took {findings.minutes:.1f} minutes. The speech is synthetic; the test
-set has {figures["utterances"]} utterances by voices that are not in the training set. The real-time factor is that of
-a whole `transcribe` call, one second of audio taking that many seconds."""
+set has {figures["utterances"]} utterances by voices that are not in the training set."""
 
 
 def about_curves(curves: dict[str, list[tuple[int, float]]]) -> str:

@@ -34,7 +34,12 @@ from nemo_codert.config.stock_checks import (
     unsupported_options,
     width_problems,
 )
-from nemo_codert.config.tdt import pair_duration_problems, student_duration_problems
+from nemo_codert.config.tdt import (
+    nemo_loss_problems,
+    pair_duration_problems,
+    student_duration_problems,
+    trains_tdt,
+)
 from nemo_codert.config.values import sub_block
 
 logger = logging.getLogger(__name__)
@@ -109,9 +114,9 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None, warns: bool = T
         problems += [*teacher_source_problems(cfg, student, codert), *ema_problems(codert)]
         problems += pair_duration_problems(cfg, student, codert)
         problems += pair_problems(PairBlocks(cfg, student, codert))
-    trains_teacher = alone == "teacher" or (alone is None and codert.teacher == "co_trained")
-    trains_tdt = trains_teacher or (alone != "teacher" and bool(student.durations))
-    problems += [*unsupported_options(cfg, trains_tdt=trains_tdt), *optimisation_problems(cfg, shares)]
+    trained = trains_tdt(codert, student, alone)
+    problems += nemo_loss_problems(cfg, student, codert, alone) if trained else ()
+    problems += [*unsupported_options(cfg, trains_tdt=trained), *optimisation_problems(cfg, shares)]
     for name, encoder in encoders(cfg, student).items():
         problems += encoder_problems(name, encoder)
         problems += checkpointing_problems(name, encoder, codert)

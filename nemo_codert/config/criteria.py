@@ -26,7 +26,6 @@ OLDER_KEYS = {"start_step": "from_step"}  # older names of a term's keys
 REDUCTIONS = ("per_utterance", "per_frame")
 PRIORS = ("none", "mean_prediction")
 NODES = ("all", "non_blank", "occupied", "best_path")
-LATTICE_NODES = ("occupied", "best_path")  # nodes that the RNN-T alignments of the transcript choose
 CLASSES = ("all", "target_blank_rest")
 ADAPTIVE = "adaptive"
 HEADS = "ctc_heads"  # kind of the CTC loss of heads in the middle of the student's encoder

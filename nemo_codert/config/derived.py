@@ -2,7 +2,7 @@
 
 import copy
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.config.values import is_count, sub_block
 
@@ -62,7 +62,7 @@ def make_teacher_like_student(cfg: DictConfig, student: DictConfig) -> None:
             cfg.decoder = copy.deepcopy(decoder)
         if student.get("joint") is not None:
             cfg.joint = copy.deepcopy(student.joint)
-            if student.get("durations"):
+            if OmegaConf.is_list(student.get("durations")) and OmegaConf.is_dict(cfg.joint):
                 cfg.joint.num_extra_outputs = len(student.durations)
         widths = {
             "enc_hidden": encoder_width(encoder),

@@ -9,7 +9,7 @@ from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
 from nemo_codert.config.schema import CoDERTConfig, NonFiniteConfig
 from nemo_codert.config.stock_checks import STOCK_JOINT, decoder_problems, joint_problems, missing_values
 from nemo_codert.config.student_hears import student_hears_problems
-from nemo_codert.config.tdt import loss_arguments
+from nemo_codert.config.tdt import is_tdt, loss_arguments, student_is_tdt
 from nemo_codert.config.teachers import TEACHERS, WITHOUT_GRADIENT
 from nemo_codert.config.values import is_number, sub_block
 
@@ -22,6 +22,7 @@ CHOICES = {
     "audio_check": ("auto", "headers", "samples"),
 }
 NON_FINITE_ACTIONS = ("stop", "skip")
+NEMOS_RNNT_ARGUMENTS = {"fastemit_lambda": 0.0, "clamp": -1.0}  # the values of a block that does nothing
 
 
 def student_problems(student: DictConfig, joint: DictConfig | dict, shares_decoder: bool) -> Iterator[str]:
@@ -220,7 +221,7 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield f"model.codert.teacher_cache has no effect: the teacher is {codert.teacher}."
     if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
         yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
-    yield from _terms_without_effect(codert.distillation, has_durations=bool(cfg.student.get("durations")))
+    yield from _terms_without_effect(codert.distillation, has_durations=student_is_tdt(cfg))
     if codert.teacher in WITHOUT_GRADIENT and not distils(codert) and not codert.share_decoder:
         remedy = "Add a term" if codert.teacher == "ema" else "Add a term, set share_decoder to true,"
         yield (
@@ -242,16 +243,17 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
             yield f"{path}.preserve_memory has no effect: a pair computes the joint itself."
         if joint.get("log_softmax") is not None:
             yield f"{path}.log_softmax has no effect in training: the losses take raw logits."
-    read = ["loss_name", "warprnnt_numba_kwargs", *([f"{cfg.loss.loss_name}_kwargs"] if loss_arguments(cfg) else [])]
-    for key in sub_block(cfg, "loss"):
-        if key not in read:
-            yield f"model.loss.{key} has no effect: standard RNN-T reads warprnnt_numba_kwargs only."
+    read = [] if is_tdt(cfg) and student_is_tdt(cfg) else ["warprnnt_numba_kwargs"]
+    read += [f"{cfg.loss.loss_name}_kwargs"] if loss_arguments(cfg) else []
+    for key, block in sub_block(cfg, "loss").items():
+        if key not in ("loss_name", *read) and block not in (None, {}, NEMOS_RNNT_ARGUMENTS):
+            yield f"model.loss.{key} has no effect: what is trained or distilled here reads {', '.join(read)} only."
 
 
 def _terms_without_effect(distillation: DictConfig, *, has_durations: bool) -> Iterator[str]:
     for name, term in distillation.items():
         if term.get("durations_weight", 1.0) != 1.0 and not has_durations:
-            yield f"model.codert.distillation.{name}.durations_weight has no effect: the student has no durations."
+            yield f"model.codert.distillation.{name}.durations_weight has no effect: no durations are there."
         defaults = {**vars(kind_of(term).schema()), "weight": term.weight}
         trains_heads = bool(term.get("layers")) and term.get("ctc_weight", 0) > 0
         if term.weight == 0 and not trains_heads and (name != ONE_TERM or dict(term) != defaults):

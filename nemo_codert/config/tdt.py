@@ -36,6 +36,16 @@ def student_is_tdt(cfg: DictConfig) -> bool:
     return bool(sub_block(cfg, "student").get("durations"))
 
 
+def trains_tdt(codert: DictConfig, student: DictConfig, alone: str | None) -> bool:
+    """Return whether a TDT loss trains a branch of a config that describes a TDT model.
+
+    Args:
+        alone: `student` or `teacher` where only that branch is trained.
+    """
+    trains_teacher = alone == "teacher" or (alone is None and codert.teacher == "co_trained")
+    return trains_teacher or (alone != "teacher" and bool(student.durations))
+
+
 def tdt_settings(cfg: DictConfig) -> TDTSettings | None:
     """Return the settings of the TDT loss that a pair's checked config has for its branches, None without durations.
 
@@ -73,7 +83,8 @@ def tdt_problems(cfg: DictConfig, *, trained: bool) -> Iterator[str]:
     elif trained and 1 not in durations:
         yield (
             f"model.decoding.durations is {list(durations)}, without 1: no sum of them fits the number of frames "
-            "of some utterances, which then have no loss. Add 1"
+            "of some utterances, which then have no loss. Add 1, or beside a frozen teacher set "
+            "model.student.durations to null"
         )
     if joint.get("num_extra_outputs") != len(durations):
         yield (
@@ -90,7 +101,8 @@ def tdt_problems(cfg: DictConfig, *, trained: bool) -> Iterator[str]:
     of_loss = loss_arguments(cfg).get("durations")
     if loss.get("loss_name") in TDT_LOSSES and of_loss != durations:  # NeMo would use the loss's durations
         yield f"model.loss.{loss.loss_name}_kwargs.durations is {of_loss} but model.decoding.durations is {durations}"
-    yield from _argument_problems(cfg)
+    if trained:
+        yield from _argument_problems(cfg)
 
 
 def _durations_problem(durations: Sequence[object]) -> str | None:
@@ -164,5 +176,23 @@ def pair_duration_problems(cfg: DictConfig, student: DictConfig, codert: DictCon
             f"{path} is null but model.codert.share_decoder is true with additive joints: the teacher's projection of "
             f"the prediction network has outputs for durations. Set it to {durations}, or share_decoder to false"
         )
-    if codert.rnnt_loss == "nemo" and (own or codert.teacher == "co_trained"):
+    if own and codert.student_loss_weight == 0 and not any(map(_trains_durations, codert.distillation.values())):
+        yield (
+            "model.codert.student_loss_weight is 0 but no term with a durations_weight above 0 would train the "
+            f"durations of the student: set it above 0, or {path} to null"
+        )
+
+
+def _trains_durations(term: DictConfig) -> bool:
+    return bool(term.weight > 0 and term.get("durations_weight"))
+
+
+def nemo_loss_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig, alone: str | None) -> Iterator[str]:
+    """Yield a fault where NeMo's loss is chosen for a TDT model that this package's loss trains.
+
+    Args:
+        alone: branch that is trained alone: with a stock joint by NeMo's own class and loss.
+    """
+    joint = (sub_block(student, "joint") if alone == "student" else {}) or sub_block(cfg, "joint")
+    if codert.rnnt_loss == "nemo" and is_tdt(cfg) and (alone is None or joint.get("_target_") == ADDITIVE_JOINT):
         yield "model.codert.rnnt_loss is nemo but a TDT model is trained, by this package's TDT loss: set it to auto"

@@ -86,6 +86,17 @@ class Criterion(nn.Module, ABC):
 
 
 def durations_weight(spec: CriterionSpec, parts: PairParts) -> float:
-    """Return a term's factor of the durations' divergence: 0 unless both branches have logits of durations."""
-    has_both = parts.student.joint.num_extra_outputs and parts.teacher.joint.num_extra_outputs
-    return spec.options["durations_weight"] if has_both and parts.cfg.codert.teacher_logits == "joint" else 0.0
+    """Return a term's factor of the durations' divergence: 0 unless both branches have logits of durations.
+
+    Raises:
+        ValueError: durations that count frames of different lengths.
+    """
+    weight, frames = spec.options["durations_weight"], parts.teacher_frames_per_student_frame
+    if not (weight and parts.student.joint.num_extra_outputs and parts.teacher.joint.num_extra_outputs):
+        return 0.0
+    if frames > 1:
+        raise ValueError(
+            f"model.codert.distillation.{spec.name}.durations_weight is {weight} but the teacher has {frames} frames "
+            "for each of the student: a duration is another time in each. Set it to 0"
+        )
+    return weight

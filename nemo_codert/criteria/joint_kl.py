@@ -161,7 +161,7 @@ class _Lattices:
         """Return the weights [B, T, U+1] of the paired nodes, a mean over the teacher's frames of a group."""
         label, blank, _ = self._of_teacher.unbind(-1)
         given = label[:, :, :-1], blank
-        if self.durations and nodes == "occupied":
+        if self.teacher.joint.num_extra_outputs and nodes == "occupied":
             log_durations = joint_node_logits(self.teacher.durations, len(self.durations)).double().log_softmax(-1)
             of_batch = self.teacher_len, self.target_lengths, self.durations
             weights = tdt_node_occupancies(*given, log_durations, *of_batch)

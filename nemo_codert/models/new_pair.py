@@ -163,9 +163,10 @@ def _model_section(model: EncDecRNNTModel, source: str, tokenizer: Path, share: 
         for block, keys in DURATION_KEYS.items():
             own = {key: cfg[block][key] for key in keys if key in (cfg.get(block) or {})}
             section[block] = {**section.get(block, {}), **own}
-        section["student"]["durations"] = list(model.cfg.decoding.durations)
+        durations = list(model.cfg.decoding.durations)
+        section["student"]["durations"] = durations if 1 in durations else None  # some utterances would have no loss
         if section.get("loss", {}).get("loss_name") not in TDT_LOSSES:
-            section["loss"] = {"loss_name": "tdt", "tdt_kwargs": {"durations": section["student"]["durations"]}}
+            section["loss"] = {"loss_name": "tdt", "tdt_kwargs": {"durations": durations}}
     if head := cfg.get("aux_ctc"):
         decoder = {**head["decoder"], "feat_in": None, "num_classes": -1, "vocabulary": []}
         section["aux_ctc"] = {"ctc_loss_weight": head.get("ctc_loss_weight", 0.3), "decoder": decoder}

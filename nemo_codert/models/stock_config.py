@@ -117,6 +117,8 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
                 stock.joint.fuse_loss_wer = cfg.codert.rnnt_loss != "nemo"
                 stock.joint.fused_batch_size = WER_BATCH_SIZE
             stock.decoding.pop("fused_batch_size", None)  # -1 would switch the fused step off again
+            if "tdt_pytorch_kwargs" in stock.get("loss", {}):  # whose loss would lose omega and FastEmit
+                stock.loss.loss_name, stock.loss.tdt_kwargs = "tdt", stock.loss.pop("tdt_pytorch_kwargs")
         if stock.get("optim_param_groups"):
             stock.optim_param_groups = _own_groups(stock.optim_param_groups, branch)
         for key in ("student", "codert", "target", "aux_ctc"):

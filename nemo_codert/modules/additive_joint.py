@@ -98,6 +98,6 @@ class AdditiveRNNTJoint(RNNTJoint):
         if not self.num_extra_outputs:
             return additive_rnnt_loss(*given, **settings)
         nemo_loss = self.loss._loss  # holds the settings of the TDT loss; validation draws no RNN-T loss
-        omega = getattr(nemo_loss, "omega", 0.0) if torch.is_grad_enabled() else 0.0
+        omega = nemo_loss.omega if torch.is_grad_enabled() else 0.0
         settings |= {"durations": nemo_loss.durations, "sigma": nemo_loss.sigma, "omega": omega}
         return additive_tdt_loss(*given, **settings)

@@ -25,7 +25,7 @@ from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_r
 from nemo_codert.config.checked import CheckedConfig
 from nemo_codert.config.data_sections import keep_order_of_buckets
 from nemo_codert.config.stock_checks import ADDITIVE_JOINT
-from nemo_codert.config.tdt import is_tdt
+from nemo_codert.config.tdt import is_tdt, student_is_tdt
 from nemo_codert.evaluation.transcribe import evaluate, write_predictions
 from nemo_codert.evaluation.word_errors import CER, metric_of, score_text
 from nemo_codert.export.model_card import model_card, read_error_rates
@@ -106,6 +106,7 @@ def prepare(cfg: DictConfig) -> Run:
         os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
+    check_lone_tdt(checked, on_cpu=isinstance(trainer.accelerator, CPUAccelerator))
     name_wandb_run(cfg, checked)
     try:
         resumed = None
@@ -251,7 +252,6 @@ def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) ->
         return EncDecCoDERTBPEModel(checked, trainer=trainer)
     make_config = student_config if cfg.train == "student" else teacher_config
     stock_cfg = make_config(checked)
-    check_lone_tdt(stock_cfg, cfg.train, on_cpu=isinstance(getattr(trainer, "accelerator", None), CPUAccelerator))
     if checked.codert.activation_checkpointing:
         logger.warning("model.codert.activation_checkpointing has no effect: train is %s, not pair.", cfg.train)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -262,25 +262,28 @@ def build_model(cfg: DictConfig, checked: CheckedConfig, trainer: pl.Trainer) ->
     return model
 
 
-def check_lone_tdt(stock_cfg: DictConfig, branch: str, *, on_cpu: bool) -> None:
+def check_lone_tdt(checked: CheckedConfig, *, on_cpu: bool) -> None:
     """Check that NeMo has the loss of a TDT model which its own class trains; an additive joint brings its own.
 
     Raises:
         ValueError: a stock joint with a loss that cannot be computed there.
     """
-    if not is_tdt(stock_cfg) or stock_cfg.joint._target_ == ADDITIVE_JOINT:
+    branch, cfg = checked.alone, checked.model
+    if branch is None or not is_tdt(cfg) or (branch == "student" and not student_is_tdt(cfg)):
         return
-    key = "model.student.joint" if branch == "student" else "model.joint"
+    key = "model.student.joint" if branch == "student" and cfg.student.joint else "model.joint"
+    if OmegaConf.select(cfg, key.removeprefix("model."))._target_ == ADDITIVE_JOINT:
+        return
     additive = f"train the {branch} alone with {key}._target_={ADDITIVE_JOINT}"
     if on_cpu:
         raise ValueError(
-            f"model.loss.loss_name is {stock_cfg.loss.loss_name}, and the {branch} alone is trained by NeMo's own "
-            f"class, whose TDT loss needs a GPU where the joint is a stock joint: train on one, or {additive}"
+            f"model.loss.loss_name is {cfg.loss.loss_name}, and the {branch} alone is trained by NeMo's own class, "
+            f"whose TDT loss needs a GPU where the joint is a stock joint: train on one, or {additive}"
         )
-    if stock_cfg.loss.loss_name != "tdt":
+    if cfg.loss.loss_name != "tdt":
         raise ValueError(
-            f"model.loss.loss_name is {stock_cfg.loss.loss_name}, which NeMo's models give the wrong blank: set it to "
-            f"tdt, or {additive}"
+            f"model.loss.loss_name is {cfg.loss.loss_name}, which NeMo's models give the wrong blank: set it to tdt, "
+            f"or {additive}"
         )
 
 

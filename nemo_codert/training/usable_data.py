@@ -16,7 +16,7 @@ from nemo_codert.config.criteria import trains_without_text
 from nemo_codert.config.data_sections import manifest_paths
 from nemo_codert.config.derived import encoder_stride
 from nemo_codert.config.student_hears import PATH
-from nemo_codert.config.tdt import tdt_settings
+from nemo_codert.config.tdt import is_tdt, tdt_settings, trains_tdt
 from nemo_codert.data import DataReport, Loader, Reason, screen_dataset, screen_manifest
 from nemo_codert.data.normalisation import normaliser
 from nemo_codert.data.screening import REPORTED_UTTERANCES, name_of
@@ -43,7 +43,7 @@ def screen_data(cfg: DictConfig, checked: CheckedConfig, folder: Path) -> dict[s
     """
     codert, report = checked.codert, DataReport()
     _keep_names(cfg)
-    how = {"policy": codert.bad_utterances, "audio_check": codert.audio_check, **_text_checks(cfg)}
+    how = {"policy": codert.bad_utterances, "audio_check": codert.audio_check, **_text_checks(cfg, checked)}
     records: dict[str, list[DataRecord]] = {}
     for name in ("train_ds", "validation_ds"):
         block = cfg.model[name]
@@ -105,11 +105,12 @@ def _check_noise(checked: CheckedConfig, report: DataReport) -> None:
     report.add("student_hears", path, screening)
 
 
-def _text_checks(cfg: DictConfig) -> dict[str, Any]:
+def _text_checks(cfg: DictConfig, checked: CheckedConfig) -> dict[str, Any]:
     """Return the arguments of `screen_dataset` that the tokenizer and the encoders determine."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(cfg.model.tokenizer.dir) / "tokenizer.model"))
     strides = [encoder_stride(encoder) for encoder in (cfg.model.encoder, cfg.model.student.encoder)]
-    stride, settings = max((stride for stride in strides if stride), default=None), tdt_settings(cfg.model)
+    stride = max((stride for stride in strides if stride), default=None)
+    trained = is_tdt(cfg.model) and trains_tdt(checked.codert, checked.student, checked.alone)
     return {
         "sample_rate": cfg.model.sample_rate,
         "tokenize": processor.encode,
@@ -117,7 +118,7 @@ def _text_checks(cfg: DictConfig) -> dict[str, Any]:
         "normalise": normaliser(processor),
         "seconds_per_frame": stride * cfg.model.preprocessor.get("window_stride", 0.01) if stride else None,
         # Every token of a TDT model without the duration 0 takes a frame or more, and so does the blank at the end.
-        "spare_frames": int(settings is not None and 0 not in settings.durations),
+        "spare_frames": int(trained and 0 not in tdt_settings(cfg.model).durations),
     }
 
 

@@ -407,6 +407,14 @@ def test_a_description_of_a_tdt_model_that_contradicts_itself_is_refused(key, va
         ({"codert": {"rnnt_loss": "nemo"}}, "rnnt_loss is nemo but a TDT model is trained"),
         ({"codert": {"teacher": "ema", "share_decoder": False}, "student": {"durations": None}}, "teacher is ema"),
         (
+            {"codert": {"teacher": "ema", "share_decoder": False}, "student": {"durations": 5, "joint": TDT["joint"]}},
+            "a list",
+        ),
+        (
+            {"codert": {"student_loss_weight": 0, "distillation": {"encoder": {"durations_weight": 0}}}},
+            "student_loss_weight is 0 but no term with a durations_weight above 0",
+        ),
+        (
             {"joint": {"_target_": ADDITIVE_JOINT}, "student": {"durations": None}},
             "share_decoder is true with additive",
         ),
@@ -415,6 +423,22 @@ def test_a_description_of_a_tdt_model_that_contradicts_itself_is_refused(key, va
 def test_a_tdt_student_that_does_not_fit_its_teacher_is_refused_by_name(changes, message):
     cfg = model_config(**TDT, student={"encoder": CONFORMER, "durations": [0, 1]})
     assert any(re.search(message, line) for line in faults(OmegaConf.merge(cfg, changes))), message
+
+
+@pytest.mark.parametrize("alone", ["student", "teacher"])
+def test_nemos_loss_is_refused_for_an_additive_tdt_model_alone(alone):
+    cfg = model_config(**TDT, student={"encoder": CONFORMER, "durations": [0, 1]}, codert={"rnnt_loss": "nemo"})
+    checked_config(cfg, alone=alone)  # a stock joint: NeMo's own class and loss
+    cfg.joint._target_ = ADDITIVE_JOINT
+    with pytest.raises(ValueError, match="rnnt_loss is nemo but a TDT model is trained"):
+        checked_config(cfg, alone=alone)
+
+
+@pytest.mark.parametrize("alone", [None, "student"])
+def test_the_arguments_of_a_loss_that_trains_nothing_are_not_checked(alone):
+    cfg = model_config(**TDT, codert={"teacher": "frozen"})
+    cfg.loss.tdt_kwargs.update(clamp=1.0, rho=2)
+    checked_config(cfg, alone=alone)
 
 
 def test_a_tdt_student_of_a_standard_teacher_is_refused():

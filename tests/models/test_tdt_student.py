@@ -12,7 +12,7 @@ from nemo_codert.models.layer_copy import start_from_teacher
 from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_models import stock_class
 from nemo_codert.modules import AdditiveRNNTJoint
-from tests.conftest import ADDITIVE, STOCK
+from tests.conftest import ADDITIVE, STOCK, conformer
 from tests.models.teacher_files import DURATIONS, TDT, pair_config, save_teacher
 from tests.models.training_runs import branch_losses, equal_states, moved_groups, train
 from tests.reference import tdt_recursion
@@ -180,6 +180,27 @@ def test_the_student_decodes_in_nemo_as_in_the_pair(make_config, batch, joint, s
     assert texts[0] == texts[1] and any(texts[0])
 
 
+def test_a_term_both_ways_takes_the_nodes_of_an_rnnt_student_too(make_config, batch):
+    terms = {"both": {"at": "joint", "nodes": "occupied", "both_ways": True}}
+    cfg = tdt_config(make_config, STOCK, "tandem", student={"durations": None})
+    cfg.codert.distillation = terms
+    model = built(cfg)
+    losses = branch_losses(model, batch)
+    losses["train_distillation_loss_both"].backward()
+    assert {"student_encoder", "encoder"} <= moved_groups(model)
+
+
+@pytest.mark.parametrize("at", ["encoder", "joint"])
+def test_durations_of_other_frames_are_not_compared(make_config, batch, at):
+    student = {"encoder": conformer(layers=1, channels=16, subsampling=8)}
+    cfg = tdt_config(make_config, STOCK, "tandem", student=student)
+    cfg.codert.distillation = {"term": {"at": at}}
+    with pytest.raises(ValueError, match="term.durations_weight is 1.0 but the teacher has 2 frames for each"):
+        built(cfg)
+    cfg.codert.distillation.term.durations_weight = 0.0
+    assert all(value > 0 for value in train(built(cfg), [batch]))
+
+
 def test_a_frozen_stock_teacher_trains_an_additive_tdt_student(make_config, batch, tmp_path):
     path, teacher = save_teacher(make_config, tmp_path, "tdt")
     cfg = pair_config(make_config, "tdt", path, {"distillation": TERMS})
@@ -192,8 +213,10 @@ def test_a_frozen_stock_teacher_trains_an_additive_tdt_student(make_config, batc
     assert model.student_model().joint.num_extra_outputs == len(DURATIONS)
 
 
-def test_the_lone_student_is_a_tdt_model_with_the_exact_loss(make_config, batch):
+@pytest.mark.parametrize("loss_name", ["tdt", "tdt_pytorch"])
+def test_the_lone_student_is_a_tdt_model_with_the_exact_loss(make_config, batch, loss_name):
     cfg = tdt_config(make_config, ADDITIVE, "tandem")
+    cfg.loss = {"loss_name": loss_name, f"{loss_name}_kwargs": cfg.loss.tdt_kwargs}
     pair, stock = built(cfg), student_config(cfg)
     torch.manual_seed(0)
     lone = stock_class(stock)(stock)

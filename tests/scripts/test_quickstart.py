@@ -2,6 +2,11 @@
 
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -57,6 +62,44 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["training"]
 
 
+def program(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_training_that_fails_in_the_background_ends_the_wait_at_once(tmp_path):
+    log = tmp_path / "alone.log"
+    log.write_text("first\nepoch 1\rerror: no such key\n")
+    running = [program("raise SystemExit(3)"), program("import time; time.sleep(60)")]
+    try:
+        with pytest.raises(SystemExit, match="failed with exit status 3:\n  first\n  epoch 1\n  error: no such key"):
+            quickstart.wait_for(running, log)
+    finally:
+        running[1].kill(), running[1].wait()
+    with pytest.raises(SystemExit, match="exit status 4: see its message above"):
+        quickstart.wait_for([program(""), program("raise SystemExit(4)")], log)
+    quickstart.wait_for([program(""), program("")], log)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_no_training_outlives_an_interrupted_quickstart(sent, tmp_path, monkeypatch):
+    started = []
+
+    def start(*_):
+        started.append(program("import time; time.sleep(60)"))
+        return started[-1]
+
+    monkeypatch.setattr(quickstart, "start_training", start)
+    monkeypatch.setattr(quickstart, "wait_for", lambda *_: os.kill(os.getpid(), sent) or time.sleep(1))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            quickstart.train_both(tmp_path, tmp_path, None)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert len(started) == 2 and all(process.returncode for process in started)
+    assert signal.getsignal(signal.SIGTERM) == before[1]
+
+
 def predictions(folder, hypotheses, parameters):
     """Write the transcripts of three sentences by three voices, as a training leaves them."""
     folder.mkdir(parents=True)
@@ -99,7 +142,7 @@ def test_the_report_begins_with_what_the_teacher_changed(findings, tmp_path):
     sentence = report.split("\n\n")[1]
     assert "66.7% fewer word errors than alone: 11.1% against 33.3% WER of 9 words by 3 unseen voices" in sentence
     assert "too few words" in sentence and sentence in printed
-    assert "| student alone            |      1,000 |    33.3% |            0.020 |" in report
+    assert "| student alone            |      1,000 |    33.3% |" in report
     assert (
         "end at 12.5% (student) and 6.2% (teacher)" in report and "rises after its start (least 0.5, at the" in report
     )

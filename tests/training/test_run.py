@@ -112,15 +112,17 @@ def test_a_student_alone_is_built_with_its_own_decoder(small_run, tmp_path):
 @pytest.mark.parametrize("branch, key", [("student", "model.student.joint"), ("teacher", "model.joint")])
 def test_a_lone_tdt_model_with_a_stock_joint_needs_a_gpu(branch, key, make_config):
     cfg = OmegaConf.merge(make_config(joint=STOCK), KINDS["tdt"], {"student": {"durations": DURATIONS}})
-    alone = {"student": student_config, "teacher": teacher_config}[branch](cfg)
+    if branch == "student":
+        cfg.student.joint = cfg.joint
+    alone = checked_config(cfg, alone=branch)
     with pytest.raises(ValueError, match=f"needs a GPU .* train the {branch} alone with {key}._target_=nemo_codert"):
-        check_lone_tdt(alone, branch, on_cpu=True)
-    check_lone_tdt(alone, branch, on_cpu=False)
-    alone.loss.loss_name = "tdt_pytorch"
+        check_lone_tdt(alone, on_cpu=True)
+    check_lone_tdt(alone, on_cpu=False)
+    alone.model.loss.loss_name = "tdt_pytorch"
     with pytest.raises(ValueError, match="tdt_pytorch, which NeMo's models give the wrong blank"):
-        check_lone_tdt(alone, branch, on_cpu=False)
-    alone.joint._target_ = ADDITIVE
-    check_lone_tdt(alone, branch, on_cpu=True)
+        check_lone_tdt(alone, on_cpu=False)
+    OmegaConf.update(alone.model, f"{key.removeprefix('model.')}._target_", ADDITIVE)
+    check_lone_tdt(alone, on_cpu=True)
 
 
 def test_a_lone_tdt_student_trains_on_a_cpu(small_run, tmp_path):
