@@ -44,8 +44,8 @@ two models or more), utterance_*.png.
 Exit status 2: bad options, files or data; the message names the remedy, and nothing is left behind.
 """
 EXAMPLES = r"""
-codert analyze --model runs/fsdd/fsdd/latest/pair.nemo --manifest data/fsdd/test_unseen.json --output-dir runs/logits
-codert analyze --checkpoints runs/fsdd/fsdd/latest --manifest data/fsdd/dev.json \
+codert analyze --model runs/fsdd/latest/pair.nemo --manifest data/fsdd/test_unseen.json --output-dir runs/logits
+codert analyze --checkpoints runs/fsdd/latest --manifest data/fsdd/dev.json \
     --output-dir runs/logits_over_training --utterances dev_000003 dev_000017
 codert analyze --model student.nemo --teacher teacher.nemo --manifest test.json --output-dir out
 """

@@ -37,7 +37,7 @@ Exit status 2: bad options, files or data; the message names the remedy.
 """
 EXAMPLES = r"""
 codert evaluate --model runs/fsdd/student.nemo --manifest data/fsdd/test_seen.json
-codert evaluate --model runs/fsdd/fsdd/latest/pair.nemo --branch teacher --decoding malsd_batch \
+codert evaluate --model runs/fsdd/latest/pair.nemo --branch teacher --decoding malsd_batch \
     --manifest data/fsdd/test_seen.json --manifest data/fsdd/test_unseen.json --output predictions.json
 codert evaluate --model teacher.nemo --model student.nemo --manifest data/fsdd/test_seen.json
 """

@@ -39,11 +39,11 @@ A file is complete under its name or not there. Exit status 2: bad options or fi
 names the remedy.
 """
 EXAMPLES = r"""
-codert export --model runs/fsdd/fsdd/latest/pair.nemo --output student.nemo
-codert export --model runs/fsdd/fsdd/latest/pair.nemo --output student.onnx --format onnx
-codert export --model runs/fsdd/fsdd/latest/pair.nemo --output sherpa --format sherpa-onnx --int8
-codert export --model runs/fsdd/fsdd/latest/pair.nemo --output teacher.nemo --branch teacher
-codert export --model runs/fsdd/fsdd/latest/pair.nemo --output student.nemo --push my-org/digits-student
+codert export --model runs/fsdd/latest/pair.nemo --output student.nemo
+codert export --model runs/fsdd/latest/pair.nemo --output student.onnx --format onnx
+codert export --model runs/fsdd/latest/pair.nemo --output sherpa --format sherpa-onnx --int8
+codert export --model runs/fsdd/latest/pair.nemo --output teacher.nemo --branch teacher
+codert export --model runs/fsdd/latest/pair.nemo --output student.nemo --push my-org/digits-student
 """
 
 

@@ -31,7 +31,7 @@ alignment, too: of models with many errors look at the median.
 Exit status 2: bad options, files or data; the message names the remedy.
 """
 EXAMPLES = r"""
-codert latency --model runs/fsdd/fsdd_streaming/latest/pair.nemo --manifest data/fsdd/test_seen.json
+codert latency --model runs/fsdd/latest/pair.nemo --manifest data/fsdd/test_seen.json
 codert latency --model student.nemo --model other_student.nemo --teacher teacher.nemo \
     --manifest data/fsdd/test_seen.json --manifest data/fsdd/test_unseen.json
 """

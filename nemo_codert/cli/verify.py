@@ -28,7 +28,7 @@ N utterances only. Utterances that are longer than the exported files take are n
 Exit status 2: bad options, files or data, or a model that sherpa-onnx cannot serve; the message names the remedy.
 """
 EXAMPLES = r"""
-codert verify --model runs/fsdd/fsdd/latest/pair.nemo --manifest data/fsdd/test_unseen.json --output-dir runs/served
+codert verify --model runs/fsdd/latest/pair.nemo --manifest data/fsdd/test_unseen.json --output-dir runs/served
 codert verify --model student.nemo --manifest data/fsdd/test_unseen.json --output-dir runs/recordings \
     --checks recordings
 """

@@ -160,27 +160,30 @@ def continuing_command(program: str, arguments: Sequence[str], cfg: DictConfig, 
 
 
 def link_latest(folder: Path) -> None:
-    """Make `latest`, beside a run's folder, a link to it; nothing is done where a link cannot be made.
+    """Make `exp_dir/latest` a link to a run's folder; nothing is done where a link cannot be made.
+
+    The link lies beside the names, so that `exp_dir/name/*` are the folders of that name's runs and nothing else.
 
     Args:
         folder: of a run, `exp_dir/name/DATE`.
     """
-    link, made = folder.parent / LATEST, folder.parent / f".{LATEST}_{os.getpid()}"
+    place = folder.parent.parent
+    link, made = place / LATEST, place / f".{LATEST}_{os.getpid()}"
     if link.exists() and not link.is_symlink():
         return  # a folder of the user's
     try:
-        made.symlink_to(folder.name, target_is_directory=True)
+        made.symlink_to(Path(folder.parent.name, folder.name), target_is_directory=True)
         made.replace(link)
     except OSError:  # the file system has no links
         made.unlink(missing_ok=True)
 
 
 def unlink_latest(folder: Path) -> None:
-    """Let `latest` name the newest folder that remains, where it named one that is gone."""
-    link = folder.parent / LATEST
+    """Let `exp_dir/latest` name the newest folder that remains, where it named one that is gone."""
+    link = folder.parent.parent / LATEST
     if not link.is_symlink() or link.exists():
         return
     link.unlink()
-    remaining = [path for path in folder.parent.iterdir() if path.is_dir()]
+    remaining = [path for path in link.parent.glob("*/*") if (path / CHECKPOINTS).is_dir()]
     if remaining:
         link_latest(max(remaining, key=lambda path: path.stat().st_mtime))

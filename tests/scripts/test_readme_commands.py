@@ -332,7 +332,7 @@ def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_comput
     (export,) = (words for words in commands if "sherpa-onnx" in words)
     (verify,) = (words for words in commands if words[0] == "verify" and "--checks" not in words)
     given = {
-        "runs/fsdd/fsdd/latest/pair.nemo": str(shared_run / "pair.nemo"),
+        "runs/fsdd/latest/pair.nemo": str(shared_run / "pair.nemo"),
         "data/fsdd/test_unseen.json": str(workplace / "digits" / "test_seen.json"),
     }
     monkeypatch.chdir(tmp_path)

@@ -156,11 +156,11 @@ def test_the_command_that_continues_names_the_run_only_where_it_must(run_of, con
 def test_latest_leads_to_the_run_and_survives_a_move_of_the_folder(run_of, tmp_path):
     for version in ("first", "second"):
         link_latest(run_of(version))
-    link = tmp_path / "runs" / "pair" / "latest"
-    assert os.readlink(link) == "second"
+    assert os.readlink(tmp_path / "runs" / "latest") == "pair/second"
     (tmp_path / "runs").rename(tmp_path / "moved")
-    assert (tmp_path / "moved" / "pair" / "latest" / "checkpoints").is_dir()
-    assert sorted(path.name for path in (tmp_path / "moved" / "pair").iterdir()) == ["first", "latest", "second"]
+    assert (tmp_path / "moved" / "latest" / "checkpoints").is_dir()
+    assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["latest", "pair"]
+    assert sorted(path.name for path in (tmp_path / "moved" / "pair").iterdir()) == ["first", "second"]
 
 
 @pytest.mark.parametrize(("name", "folder"), [(0, "runs/0"), ("pair", "runs/pair"), (None, "runs/default")])
@@ -173,16 +173,16 @@ def test_latest_of_a_run_that_is_gone_leads_to_the_one_before(run_of):
     link_latest(second)
     (second / "checkpoints").rmdir(), second.rmdir()
     unlink_latest(second)
-    assert os.readlink(first.parent / "latest") == "first"
+    assert os.readlink(first.parent.parent / "latest") == "pair/first"
     (first / "checkpoints").rmdir(), first.rmdir()
     unlink_latest(first)
-    assert not any(first.parent.iterdir())
+    assert [path.name for path in first.parent.parent.iterdir()] == ["pair"]
 
 
 def test_where_no_link_can_be_made_nothing_happens(run_of, monkeypatch):
-    folder = run_of("latest")  # a version of that name
+    folder = run_of("../latest/first")  # a run of that name
     link_latest(folder)
-    assert folder.is_dir() and not folder.is_symlink()
+    assert folder.parent.is_dir() and not folder.parent.is_symlink()
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("operation not permitted")

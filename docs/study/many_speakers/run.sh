@@ -63,7 +63,7 @@ train_teacher() { # FOLD: 4,000 updates, with the digits, which no student gets
     codert train --config-name=words strategy=teacher seed="$1" --resume model.optim.lr=2e-3 \
         trainer.max_steps=4000 trainer.val_check_interval=500 \
         "$data=[$corpus/train.json,data/fsdd/train.json]" model.validation_ds.manifest_filepath="$corpus/dev.json" \
-        model.tokenizer.dir="$corpus/tokenizer" exp_manager.exp_dir=runs/teachers exp_manager.name="$1"
+        model.tokenizer.dir="$corpus/tokenizer" exp_manager.exp_dir="runs/teachers/$1"
     cp "runs/teachers/$1/latest/teacher.nemo" "$corpus/teacher.nemo"
 }
 
