@@ -414,7 +414,7 @@ def test_no_two_trainings_of_a_strategy_have_one_seed_where_every_fold_has_its_o
 
 def test_a_comparison_with_seed_0_alone_takes_further_folds(make, tmp_path):
     settings = make(folded(tmp_path, "bob", "cat"), seeds=[0], own_seeds=True)
-    more = extended(settings, make(folded(tmp_path, "ann", "bob", "cat"), seeds=[0], own_seeds=True), tmp_path)
+    more = extended(settings, make(folded(tmp_path, "ann"), seeds=[0], own_seeds=True), tmp_path)
     assert [(cell.fold, more.seed_of(cell)) for cell in plan(more) if cell.strategy == "student"] == [
         ("bob", 0), ("cat", 1), ("ann", 2),
     ]  # fmt: skip
