@@ -15,7 +15,7 @@ from nemo.core.classes.common import safe_instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.checked import CheckedConfig
-from nemo_codert.config.trainer_keys import REFUSED_CALLBACKS, callback_blocks, callback_name_problems
+from nemo_codert.config.trainer_keys import OLDER_KEYS, REFUSED_CALLBACKS, callback_blocks, callback_name_problems
 from nemo_codert.nemo_compat import is_allowed_target
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.finite_guard import FiniteGuard
@@ -66,6 +66,9 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     settings, codert = dict(cfg.trainer), checked.codert
     for key in ("logger", "enable_checkpointing"):  # exp_manager makes both; Lightning's default is to make its own
         settings[key] = False
+    for key in OLDER_KEYS:
+        if settings.pop(key, None) is not None:
+            logger.warning("trainer.%s has no effect: Lightning's Trainer has no such argument any more.", key)
     if settings.get("sync_batchnorm") and not _is_on_cuda(settings):
         logger.warning("trainer.sync_batchnorm has no effect: PyTorch synchronises batch norm on CUDA devices alone.")
         settings["sync_batchnorm"] = False

@@ -304,7 +304,8 @@ model:
     betas: [0.9, 0.0]
     weight_decay: 0.001
     sched: {{name: CosineAnnealing, warmup_steps: 5000, warmup_ratio: null, min_lr: 1e-6, last_epoch: -1}}
-trainer: {{devices: 1, max_epochs: 100, max_steps: null, accelerator: gpu, log_every_n_steps: 100, gradient_clip_val: 1.0}}
+trainer: {{devices: 1, max_epochs: 100, max_steps: null, accelerator: gpu, log_every_n_steps: 100,
+  gradient_clip_val: 1.0}}
 exp_manager: {{checkpoint_callback_params: {{save_top_k: 3}}, wandb_logger_kwargs: {{entity: null}}}}
 """
 
@@ -353,8 +354,8 @@ trainer: {max_epochs: 1000}
         """
 model:
   encoder: {pos_emb_max_len: 5000}
-  ipl: {m_updates: 0, restore_pc: true, manifest_filepath: "???", dataset_weights: 1, cache_manifest: "???", dropout: 0.1,
-    n_l_updates: 0, p_cache: 0.2}
+  ipl: {m_updates: 0, restore_pc: true, manifest_filepath: "???", dataset_weights: 1, cache_manifest: "???",
+    dropout: 0.1, n_l_updates: 0, p_cache: 0.2}
   aux_ctc:
     ctc_loss_weight: 0.4
     decoding: {strategy: beam, beam: {beam_size: 5, beam_alpha: 0.5, beam_beta: 1, return_best_hypothesis: false}}
