@@ -158,4 +158,6 @@ def test_keys_of_earlier_releases_are_read_as_they_were_meant(command, caplog):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_no_key_of_a_recipe_is_refused_where_it_trains_on_gpus(name, command):
-    assert early_problems(with_run_defaults(command(with_pair(recipe(name))))) == []
+    others = ["trainer.precision=bf16", "trainer.num_nodes=2", "trainer.devices=2", "trainer.strategy=auto"]
+    for overrides in ([], others):
+        assert early_problems(with_run_defaults(command(with_pair(recipe(name)), *overrides))) == []
