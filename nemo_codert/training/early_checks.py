@@ -48,7 +48,7 @@ SCHEDULES = (
     *("T5InverseSquareRootAnnealing", "SquareRootAnnealing", "PolynomialDecayAnnealing"),
     *("PolynomialHoldDecayAnnealing", "StepLR", "ExponentialLR", "ReduceLROnPlateau", "CyclicLR"),
 )
-NEMO_FOLDER = "nemo_experiments"  # of runs, in the working directory, where exp_manager.exp_dir is null
+NEMO_FOLDER = "nemo_experiments"  # folder of all runs where exp_manager.exp_dir is null, in the working directory
 OLDER_LIGHTNING = "pytorch_lightning."  # Lightning's package before it was lightning.pytorch
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
 

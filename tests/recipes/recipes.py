@@ -313,7 +313,13 @@ exp_manager: {{checkpoint_callback_params: {{save_top_k: 3}}, wandb_logger_kwarg
 RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
     "conformer_transducer_bpe": (
         ("conformer", "ddp_block"),
-        "model: {skip_nan_grad: false, decoding: {greedy: {max_symbols: 30}}, joint: {fused_batch_size: 16}}",
+        """
+model:
+  skip_nan_grad: false
+  decoder: {prednet: {dropout: 0.1}}
+  joint: {fused_batch_size: 16, jointnet: {dropout: 0.1}}
+  decoding: {greedy: {max_symbols: 30}}
+""",
     ),
     "conformer_transducer_bpe_streaming": (
         ("reduction", "streaming"),

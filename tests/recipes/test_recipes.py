@@ -13,6 +13,7 @@ from nemo_codert.config.search import check_names, config_search, with_additions
 from nemo_codert.training.early_checks import early_problems, with_run_defaults
 from nemo_codert.training.run import Run, checked_run, train
 from nemo_codert.training.trainer import make_trainer
+from tests.conftest import REPOSITORY
 from tests.models.teacher_files import NO_DATA
 from tests.recipes.recipes import NAME, RECIPES, recipe, with_pair, written
 
@@ -89,6 +90,7 @@ def teacher_file(tokenizer_dir, tmp_path):
     return save
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_recipe_trains_a_teacher_with_its_student(name, trained):
     run, student = trained(with_pair(recipe(name)), "strategy=shared_kd")
@@ -97,12 +99,14 @@ def test_a_recipe_trains_a_teacher_with_its_student(name, trained):
     assert (run.folder / "pair.nemo").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TDT if "ctc" not in name])
 def test_a_recipe_of_a_tdt_model_trains_a_tdt_student(name, trained):
     _, student = trained(with_pair(recipe(name), durations=DURATIONS), "strategy=shared_kd")
     assert student.joint.num_extra_outputs == 5 and list(student.cfg.decoding.durations) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [HYBRID, "fastconformer_hybrid_tdt_ctc_bpe"])
 def test_a_recipe_of_a_hybrid_model_trains_a_hybrid_student(name, trained):
     durations = {"durations": DURATIONS} if name in TDT else {}
@@ -111,6 +115,7 @@ def test_a_recipe_of_a_hybrid_model_trains_a_hybrid_student(name, trained):
     assert type(student) is EncDecHybridRNNTCTCBPEModel and bool(student.joint.num_extra_outputs) is (name in TDT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [RNNT, HYBRID, CONVOLUTIONS, "conformer_tdt_bpe_stateless"])
 def test_a_recipe_trains_a_student_of_a_frozen_model_of_that_recipe(name, trained, teacher_file):
     path = teacher_file(name)
@@ -119,6 +124,7 @@ def test_a_recipe_trains_a_student_of_a_frozen_model_of_that_recipe(name, traine
     assert (run.folder / "teacher_report.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [RNNT, "conformer_tdt_bpe"])
 def test_a_recipe_trains_its_student_alone(name, trained):
     run, _ = trained(with_pair(recipe(name)), "strategy=student")
@@ -161,3 +167,11 @@ def test_no_key_of_a_recipe_is_refused_where_it_trains_on_gpus(name, command):
     others = ["trainer.precision=bf16", "trainer.num_nodes=2", "trainer.devices=2", "trainer.strategy=auto"]
     for overrides in ([], others):
         assert early_problems(with_run_defaults(command(with_pair(recipe(name)), *overrides))) == []
+
+
+def test_the_documentation_lists_every_recipe():
+    section = (REPOSITORY / "docs" / "configuration.md").read_text().split("## NeMo's own recipes\n")[1]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    assert {row[0].strip("| `"): row[1].split()[0] for row in rows} == {
+        name: "refused" if name in REFUSED else "trains" for name in RECIPES
+    }
