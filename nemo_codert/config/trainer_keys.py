@@ -116,8 +116,7 @@ TRAINER_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "default_root_dir": OWN_CHECK,
 }
 
-# Arguments of earlier Trainers that recipes of NeMo's still carry -> whether a value can be left out, and the words
-# for those that can.
+# Argument of earlier Trainers that recipes of NeMo's carry -> whether a value can be left out, and the words for it.
 OLDER_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "resume_from_checkpoint": (_is_off, "null: --resume continues a run, model.student.init_from starts from weights"),
     "progress_bar_refresh_rate": (_is_whole, "a whole number, or trainer.enable_progress_bar"),
