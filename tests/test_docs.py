@@ -24,6 +24,7 @@ RUN = ("README.md", "training.md")  # by tests/scripts/test_readme_commands.py
 NOT_RUN = {
     "CONTRIBUTING.md": "make targets",
     "cached_targets.md": "they need trained teachers; tests/evaluation and tests/training run tiny ones",
+    "configuration.md": "tests, which make test runs",
     "deployment.md": "they need trained students; tests/export, tests/deploy and tests/scripts run tiny ones",
     "index.md": "the quickstart: tests/scripts/test_quickstart.py",
     "loss_numerics.md": "tests, which make test runs, and benchmarks of minutes",

@@ -129,6 +129,7 @@ def checked_config(cfg: DictConfig, *, alone: str | None = None, warns: bool = T
     with open_dict(cfg):
         if "sched" in sub_block(cfg, "optim") and cfg.optim.sched is None:
             cfg.optim.pop("sched")  # NeMo takes the key for a schedule
+        cfg.pop("ipl", None)  # the recipe's paths in it are mandatory, and nothing reads the block
         cfg.student, cfg.codert, cfg.nemo_codert_version = student, codert, __version__
     return CheckedConfig(cfg, alone)
 

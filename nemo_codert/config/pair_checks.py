@@ -232,6 +232,8 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield f"model.codert.student_hears has no effect: the {alone} is trained alone, by NeMo's own class."
     if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
         yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
+    if sub_block(cfg, "ipl").get("m_updates"):
+        yield "model.ipl has no effect: a run makes no pseudo-labels, codert pseudo-label does."
     if codert.teacher_logits == "ctc" and not distils(codert):
         yield "model.codert.teacher_logits has no effect: model.codert.distillation has no term with a weight above 0."
     if not alone and codert.teacher in WITHOUT_GRADIENT:

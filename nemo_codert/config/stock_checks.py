@@ -30,7 +30,13 @@ def unsupported_options(cfg: DictConfig, *, trains_tdt: bool) -> Iterator[str]:
     if sub_block(cfg, "joint"):
         yield from joint_problems("model.joint", cfg.joint)
     yield from _loss_problems(sub_block(cfg, "loss"))
-    yield from tdt_problems(cfg, trained=trains_tdt) if is_tdt(cfg) else _tdt_refusals(cfg)
+    multi_blank = _multi_blank_problem(cfg)
+    if multi_blank:
+        yield multi_blank
+    if is_tdt(cfg):
+        yield from tdt_problems(cfg, trained=trains_tdt)
+    elif not multi_blank:
+        yield from _tdt_refusals(cfg)
     reduction = cfg.get("rnnt_reduction", "mean_batch")
     if reduction not in RNNT_REDUCTIONS:
         yield f"model.rnnt_reduction is {reduction!r}, wanted one of {', '.join(RNNT_REDUCTIONS)}"
@@ -39,8 +45,6 @@ def unsupported_options(cfg: DictConfig, *, trains_tdt: bool) -> Iterator[str]:
         yield f"model.tokenizer.type is {tokenizer.get('type')!r}, wanted bpe (a SentencePiece tokenizer)"
     if tokenizer.get("custom_tokenizer") is not None:
         yield "model.tokenizer.custom_tokenizer is set: only a plain SentencePiece tokenizer is supported, remove it"
-    if decoding.get("big_blank_durations"):
-        yield "model.decoding.big_blank_durations is set (a multi-blank model): not supported, remove it"
     size, own = decoding.get("fused_batch_size"), sub_block(sub_block(cfg, "student"), "joint")
     joints = {"model.joint": sub_block(cfg, "joint")}
     joints |= {"model.student.joint": own} if own.get("_target_") == STOCK_JOINT else {}
@@ -73,6 +77,28 @@ def joint_problems(path: str, joint: DictConfig) -> Iterator[str]:
         for key in ("joint_hidden", "activation"):
             if joint.jointnet.get(key) is None:
                 yield f"{path}.jointnet.{key} is missing: NeMo's RNNTJoint needs it"
+
+
+def _multi_blank_problem(cfg: DictConfig) -> str | None:
+    """Return the one fault of a multi-blank model, with the keys that make it one; None of another model."""
+    loss, decoding = sub_block(cfg, "loss"), sub_block(cfg, "decoding")
+    found = [
+        ("model.loss.loss_name", loss.get("loss_name"), "to default"),
+        ("model.decoding.model_type", decoding.get("model_type"), "to rnnt"),
+    ]
+    found = [(key, value, remedy) for key, value, remedy in found if str(value).startswith("multiblank")]
+    if durations := decoding.get("big_blank_durations"):
+        found.append(("model.decoding.big_blank_durations", durations, "to null"))
+    if not found:
+        return None
+    if extra := sub_block(cfg, "joint").get("num_extra_outputs"):
+        found.append(("model.joint.num_extra_outputs", extra, "to 0"))
+    values = ", ".join(f"{key} is {value!r}" for key, value, _ in found)
+    remedies = ", ".join(f"{key} {remedy}" for key, _, remedy in found)
+    return (
+        f"{values}: a multi-blank model can be neither teacher nor student. For a standard RNN-T of the same networks "
+        f"set {remedies}"
+    )
 
 
 def _tdt_refusals(cfg: DictConfig) -> Iterator[str]:

@@ -116,6 +116,11 @@ TRAINER_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "default_root_dir": OWN_CHECK,
 }
 
+# Argument of earlier Trainers that recipes of NeMo's carry -> whether a value can be left out, and the words for it.
+OLDER_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "resume_from_checkpoint": (_is_off, "null: --resume continues a run, model.student.init_from starts from weights"),
+    "progress_bar_refresh_rate": (_is_whole, "a whole number, or trainer.enable_progress_bar"),
+}
 
 MANAGER_KEYS = (  # fields of NeMo's ExpManagerConfig
     "explicit_log_dir", "exp_dir", "name", "version", "use_datetime_version", "resume_if_exists", "resume_past_end",
@@ -194,13 +199,13 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield "trainer is missing: give it max_steps, val_check_interval and what else Lightning's Trainer takes"
         return
     for key in block:
-        if key not in TRAINER_KEYS:
+        if key not in TRAINER_KEYS and key not in OLDER_KEYS:
             yield (
                 f"trainer.{key} is not an argument of Lightning's Trainer, the nearest is "
                 f"{nearest(str(key), TRAINER_KEYS)}: rename it"
             )
             continue
-        accepts, wanted = TRAINER_KEYS[key]
+        accepts, wanted = TRAINER_KEYS.get(key) or OLDER_KEYS[key]
         value = value_at(block, key)
         if not accepts(value):
             yield f"trainer.{key} is {value!r}, wanted {wanted}"

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel, EncDecRNNTModel
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nemo_codert.models.stock_config import ctc_decoding
 from nemo_codert.modules.cached_encoder import CachedEncoder
 
 VOCABULARY = ["a", "b"]  # vocabulary of the networks that are built to find the fault
@@ -33,6 +35,8 @@ def build_error(model_cfg: DictConfig, error: Exception) -> Exception:
 def try_networks(model: EncDecRNNTModel) -> None:
     """Run a second of noise through the front end, the masks and the encoders: some settings fail only in use.
 
+    The decoding of a hybrid student's CTC head, which no training uses, is built.
+
     The global random state and the model's modes are not changed.
 
     Raises:
@@ -56,6 +60,9 @@ def try_networks(model: EncDecRNNTModel) -> None:
             if encoder is not None and not isinstance(encoder, CachedEncoder):
                 with _named(f"model.{key.replace('_', '.')}"):
                     encoder(audio_signal=features, length=length)
+    if getattr(model, "student_ctc_decoder", None) is not None:  # built again when the student leaves the pair
+        with _named("model.student.aux_ctc.decoding"):
+            CTCBPEDecoding(ctc_decoding(model.cfg.student.aux_ctc), model.tokenizer)
     model.train(training)
 
 

@@ -126,9 +126,19 @@ def stock_branch_config(cfg: DictConfig, branch: str, width: int) -> DictConfig:
         if branch == "student" and cfg.student.aux_ctc:
             stock.aux_ctc = copy.deepcopy(cfg.student.aux_ctc)
             stock.aux_ctc.decoder.update(feat_in=width, num_classes=-1, vocabulary=[])  # NeMo fills in the classes
-            if stock.aux_ctc.get("decoding") is None:  # NeMo's own default has types that no checkpoint may hold
-                stock.aux_ctc.decoding = {"strategy": "greedy_batch"}
+            stock.aux_ctc.decoding = ctc_decoding(cfg.student.aux_ctc)
     return stock
+
+
+def ctc_decoding(aux_ctc: DictConfig) -> DictConfig:
+    """Return the decoding of a hybrid model's CTC head as a block that NeMo's class can be built from."""
+    block = copy.deepcopy(aux_ctc.get("decoding"))
+    if block is None:  # NeMo's own default has types that no checkpoint may hold
+        return OmegaConf.create({"strategy": "greedy_batch"})
+    if OmegaConf.is_dict(block.get("beam")):
+        with open_dict(block):  # NeMo 3.0.0 reads both of any beam search, its recipe has one of them
+            block.beam = {"beam_alpha": None, "kenlm_path": None, **block.beam}
+    return block
 
 
 def network_blocks(cfg: DictConfig, branch: str) -> DictConfig:

@@ -48,6 +48,8 @@ SCHEDULES = (
     *("T5InverseSquareRootAnnealing", "SquareRootAnnealing", "PolynomialDecayAnnealing"),
     *("PolynomialHoldDecayAnnealing", "StepLR", "ExponentialLR", "ReduceLROnPlateau", "CyclicLR"),
 )
+NEMO_FOLDER = "nemo_experiments"  # folder of all runs where exp_manager.exp_dir is null, in the working directory
+OLDER_LIGHTNING = "pytorch_lightning."  # Lightning's package before it was lightning.pytorch
 OTHER_SOURCES = ("input_cfg", "cuts_path", "shar_path")  # keys of lhotse in place of a manifest
 
 
@@ -68,10 +70,25 @@ def with_run_defaults(cfg: DictConfig) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):
         cfg.train, cfg.seed = cfg.get("train", "pair"), cfg.get("seed", 0)
+        _set_recipe_defaults(cfg)
         params = "exp_manager.checkpoint_callback_params"
         if OmegaConf.is_dict(cfg.get("exp_manager")) and _value(cfg, f"{params}.monitor") is None:
             OmegaConf.update(cfg, params, {"monitor": "val_wer", "mode": "min"}, merge=True)
     return cfg
+
+
+def _set_recipe_defaults(cfg: DictConfig) -> None:
+    """Give null and older values that NeMo's recipes carry the meaning that they have in NeMo."""
+    manager, trainer = cfg.get("exp_manager"), cfg.get("trainer")
+    if OmegaConf.is_dict(manager) and "exp_dir" in manager and not manager.get("explicit_log_dir"):
+        manager.exp_dir = NEMO_FOLDER if manager.exp_dir is None else manager.exp_dir
+    if not OmegaConf.is_dict(trainer):
+        return
+    if "max_steps" in trainer and trainer.max_steps is None:
+        trainer.max_steps = -1
+    target = _value(trainer, "strategy._target_")
+    if isinstance(target, str) and target.startswith(OLDER_LIGHTNING):
+        trainer.strategy._target_ = f"lightning.pytorch.{target.removeprefix(OLDER_LIGHTNING)}"
 
 
 def early_problems(cfg: DictConfig) -> list[str]:

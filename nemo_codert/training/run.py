@@ -54,6 +54,8 @@ __all__ = ["Run", "prepare", "train"]
 
 logger = logging.getLogger("nemo_codert.train")
 
+VERSION_KEY = "NEMO_EXPM_VERSION"  # environment variable in which NeMo keeps the date that names a run's folder
+versions_made: set[str] = set()  # its values that runs of this process have made
 RANK_SEED_STEP = 1_000_003
 TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
 
@@ -102,8 +104,10 @@ def prepare(cfg: DictConfig) -> Run:
     """
     cfg, checked = checked_run(cfg)
     cfg = continue_run(cfg)
-    if "LOCAL_RANK" not in os.environ:  # rank 0: a second run in one process would share the first one's folder,
-        os.environ.pop("NEMO_EXPM_VERSION", None)  # while further ranks get rank 0's folder by this variable
+    # A second run in one process would share the first one's folder, while further ranks get rank 0's folder by this
+    # variable. LOCAL_RANK is also there where Lightning's strategy ddp has run in this process.
+    if "LOCAL_RANK" not in os.environ or os.environ.get(VERSION_KEY) in versions_made:
+        os.environ.pop(VERSION_KEY, None)
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
     check_lone_tdt(checked, on_cpu=isinstance(trainer.accelerator, CPUAccelerator))
@@ -115,6 +119,8 @@ def prepare(cfg: DictConfig) -> Run:
             place = checkpoint_folder(trainer, cfg.exp_manager)
             resumed = prepare_resume(place, load, is_writer=is_global_rank_zero())
         folder = Path(exp_manager(trainer, cfg.exp_manager))
+        if is_global_rank_zero() and os.environ.get(VERSION_KEY):
+            versions_made.add(os.environ[VERSION_KEY])
         if resumed is not None:
             logger.info("Resume: continuing at step %s of %s", checkpoint_step(resumed), folder)
         else:
@@ -211,7 +217,7 @@ def complete(run: Run) -> None:
 
 def forget_run(cfg: DictConfig) -> None:
     """Remove the folder of a run that ended before its first step, if this run made it."""
-    manager, version = cfg.exp_manager, os.environ.get("NEMO_EXPM_VERSION")  # set when NeMo made up a folder's name
+    manager, version = cfg.exp_manager, os.environ.get(VERSION_KEY)  # set when NeMo made up a folder's name
     if manager.get("resume_if_exists") or manager.get("explicit_log_dir") or manager.get("version") or not version:
         return
     folder = runs_folder(cfg) / version

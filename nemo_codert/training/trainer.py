@@ -3,23 +3,27 @@
 NeMo's scripts build `trainer.strategy` and `trainer.callbacks` from blocks with `_target_`, and so does this module.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ProgressBar
 from nemo.core.classes.common import safe_instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_codert.config.checked import CheckedConfig
-from nemo_codert.config.trainer_keys import REFUSED_CALLBACKS, callback_blocks, callback_name_problems
+from nemo_codert.config.trainer_keys import OLDER_KEYS, REFUSED_CALLBACKS, callback_blocks, callback_name_problems
 from nemo_codert.nemo_compat import is_allowed_target
 from nemo_codert.training.checkpoint_files import CheckpointFiles
 from nemo_codert.training.finite_guard import FiniteGuard
 from nemo_codert.training.load_watch import LoadWatch
 from nemo_codert.training.progress import StepProgress
 from nemo_codert.training.resume import ResumeState
+
+logger = logging.getLogger(__name__)
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[str]:
@@ -62,6 +66,12 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     settings, codert = dict(cfg.trainer), checked.codert
     for key in ("logger", "enable_checkpointing"):  # exp_manager makes both; Lightning's default is to make its own
         settings[key] = False
+    for key in OLDER_KEYS:
+        if settings.pop(key, None) is not None:
+            logger.warning("trainer.%s has no effect: Lightning's Trainer has no such argument any more.", key)
+    if settings.get("sync_batchnorm") and not _is_on_cuda(settings):
+        logger.warning("trainer.sync_batchnorm has no effect: PyTorch synchronises batch norm on CUDA devices alone.")
+        settings["sync_batchnorm"] = False
     strategy = settings.get("strategy")
     if OmegaConf.is_dict(strategy):
         settings["strategy"] = _built("trainer.strategy", strategy)
@@ -79,6 +89,11 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
         raise ValueError(
             f"trainer cannot be built: {error}. Its keys are the arguments of Lightning's Trainer"
         ) from error
+
+
+def _is_on_cuda(settings: dict[str, Any]) -> bool:
+    """Return whether a trainer with these settings trains on CUDA devices."""
+    return settings.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def _built(key: str, block: DictConfig) -> Any:

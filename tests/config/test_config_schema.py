@@ -212,7 +212,7 @@ REFUSED = [
     ("joint.jointnet", None, "model.joint.jointnet is missing"),
     ("joint", {"_target_": STOCK, "jointnet": {"activation": "relu"}}, "jointnet.joint_hidden is missing"),
     ("loss.loss_name", "tdt", "model.decoding.durations is None, wanted the list of durations"),
-    ("loss.loss_name", "multiblank_rnnt", "'multiblank_rnnt', wanted one of"),
+    ("loss.loss_name", "multiblank_rnnt", "multi-blank model can be neither .* set model.loss.loss_name to default"),
     ("loss.loss_name", "pytorch", "'pytorch', wanted one of"),
     ("loss.warprnnt_numba_kwargs", {"clamp": 1.0}, "clamp is 1.0: clamped gradients are not exact"),
     ("loss.warprnnt_numba_kwargs", {"clamp": None}, "clamp is None"),

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.unit
         ("joint.log_softmax", False, "joint.log_softmax has no effect in training"),
         ("loss.default_kwargs", {"fastemit_lambda": 0.1}, "model.loss.default_kwargs has no effect"),
         ("loss.tdt_kwargs", {"sigma": 0.1}, "model.loss.tdt_kwargs has no effect"),
+        ("ipl", {"m_updates": 1, "manifest_filepath": "???"}, "model.ipl has no effect: a run makes no pseudo-labels"),
         ("aux_ctc", {"ctc_loss_weight": 0.3}, "model.aux_ctc has no effect: nothing trains a CTC head"),
     ],
 )

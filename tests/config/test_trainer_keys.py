@@ -61,6 +61,8 @@ def test_every_argument_of_lightnings_trainer_has_an_answer():
         ("num_nodes", 0),
         ("max_epoch", 3),
         ("gpus", 1),
+        ("resume_from_checkpoint", "last.ckpt"),
+        ("progress_bar_refresh_rate", "often"),
     ],
 )
 def test_a_key_that_no_run_can_honour_is_named_with_its_value_and_a_remedy(key, value):
@@ -89,6 +91,8 @@ def test_a_key_that_no_run_can_honour_is_named_with_its_value_and_a_remedy(key, 
         ("profiler", "simple"),
         ("gradient_clip_algorithm", "value"),
         ("max_time", "00:01:00:00"),
+        ("resume_from_checkpoint", None),
+        ("progress_bar_refresh_rate", 10),
     ],
 )
 def test_other_values_pass(key, value):

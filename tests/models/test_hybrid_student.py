@@ -11,6 +11,7 @@ from omegaconf import open_dict
 from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.export.stock_file import export_onnx, save_model, stock_of
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
+from nemo_codert.models.build_faults import try_networks
 from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_models import stock_class
 from tests.conftest import ADDITIVE, SENTENCES, STOCK
@@ -178,3 +179,17 @@ def test_a_hybrid_student_that_was_trained_alone_is_saved_and_shared_like_any(hy
     shared = stock_of(loaded)
     assert type(shared) is EncDecHybridRNNTCTCBPEModel and type(shared.joint).__module__.startswith("nemo.")
     assert equal_states(shared.ctc_decoder.state_dict(), lone.ctc_decoder.state_dict())
+
+
+def test_a_decoding_of_the_head_that_cannot_be_built_is_named_before_training(make_hybrid):
+    model = make_hybrid("shared_kd")
+    try_networks(model)
+    model.cfg.student.aux_ctc.decoding = {
+        "strategy": "beam",
+        "beam": {"beam_size": 2},
+    }  # two keys fewer than NeMo reads
+    try_networks(model)
+    assert model.student_model().cfg.aux_ctc.decoding.beam.beam_size == 2
+    model.cfg.student.aux_ctc.decoding.strategy = "greedily"
+    with pytest.raises(ValueError, match="model.student.aux_ctc.decoding fails in use: .*greedily"):
+        try_networks(model)

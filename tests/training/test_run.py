@@ -251,6 +251,17 @@ def test_further_ranks_keep_the_run_folder_of_the_first(rank, kept, small_run, m
     assert seen == [kept]
 
 
+def test_a_run_after_one_by_the_strategy_ddp_has_a_folder_of_its_own(small_run, monkeypatch):
+    """Lightning leaves LOCAL_RANK in the process, which a further rank has too."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    folders = []
+    monkeypatch.setattr("nemo.utils.exp_manager.time.strftime", lambda *_: ("first", "second")[len(folders)])
+    for _ in range(2):
+        folders.append(prepare(small_run("strategy=student")).folder.name)
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    assert folders == ["first", "second"]
+
+
 @pytest.mark.parametrize("seconds, finished", [("00", False), ("59", True)])
 def test_a_run_that_ends_by_its_share_of_the_time_is_unfinished(seconds, finished, small_run, tmp_path):
     overrides = [
