@@ -16,7 +16,7 @@ KEY=VALUE overrides a key, -m with several values trains one run after the other
 there is none: the same command serves for both. Without it a run beside an unfinished one is refused; --new starts it
 all the same. Ctrl-C and SIGTERM print the command that continues.
 
-Everything goes into one folder, exp_manager.exp_dir/NAME/DATE, to which the link exp_dir/latest leads: checkpoints (the
+Everything goes into one folder, exp_manager.exp_dir/NAME/DATE, which the link exp_dir/latest names: checkpoints (the
 best student by val_wer), curves, the list of dropped utterances, `pair.nemo` (for more training, evaluation of both
 branches, export) and `student.nemo`, a stock NeMo model, with its model card `student.md`. strategy=student leaves
 `lone_student.nemo` in place of the pair, strategy=teacher `teacher.nemo` alone. With

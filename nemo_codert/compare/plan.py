@@ -368,7 +368,7 @@ def extended(stored: Settings, wanted: Settings, folder: Path) -> Settings:
         # Comparisons of earlier versions have no hashes of further training manifests.
         pairs |= {f"sha256 of {name}/{file}": (old[file], new.get(file)) for file in old}
     added_folds = sorted(wanted.folds.keys() - stored.folds.keys())
-    if stored.own_seeds and any(stored.seeds) and added_folds:  # seed 0 of a fold is its number, however many there are
+    if stored.own_seeds and any(stored.seeds) and added_folds:  # seed 0 of a fold is its number
         pairs["folds, which their seeds depend on"] = list(stored.folds), [*stored.folds, *added_folds]
     if stored.test_sets != wanted.test_sets:
         pairs["test sets"] = stored.test_sets, wanted.test_sets
