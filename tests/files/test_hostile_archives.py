@@ -298,7 +298,7 @@ def test_every_way_to_restore_an_archive_checks_it(pair_file, stock_file, make_c
         "open_model": lambda: open_model(bad),
         "restored_config": lambda: restored_config(bad, "it"),
         "open_model, a text": lambda: open_model(str(bad), "it"),
-        "load_source": lambda: load_source(str(bad_stock), "key", "teacher"),
+        "load_source": lambda: load_source(str(bad_stock), "key", "teacher", ()),
         "load_lone_checkpoint": lambda: load_lone_checkpoint(lone, str(bad_stock), "key", "student"),
         "teacher_checkpoint": lambda: EncDecCoDERTBPEModel(make_config("static", joint=STOCK, **frozen)),
         "init_from": lambda: EncDecCoDERTBPEModel(

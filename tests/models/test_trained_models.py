@@ -7,6 +7,7 @@ import pytest
 import torch
 from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
 
+from nemo_codert.config.model_kinds import KINDS
 from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
 from nemo_codert.models.open_model import branches, checkpoint_files, open_model, saved_step
@@ -49,7 +50,7 @@ def test_each_branch_of_a_checkpoint_is_a_source_of_weights_with_its_own_config(
     pair = make_model("tandem_kd", teacher=conformer(layers=2))
     path = save_checkpoint(pair, tmp_path / "pair.ckpt", step=1)
     for branch, block in (("student", pair.cfg.student.encoder), ("teacher", pair.cfg.encoder)):
-        source = load_source(str(path), "key", branch)
+        source = load_source(str(path), "key", branch, KINDS)
         for network in ("encoder", "decoder", "joint"):
             own = getattr(branches(pair)[branch], network)
             assert same_weights(getattr(source.networks, network), own)
