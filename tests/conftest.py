@@ -330,11 +330,20 @@ def padded_batch(signals: list[torch.Tensor], tokens: list[torch.Tensor]) -> tup
 
 
 @pytest.fixture(scope="session")
-def batch(manifest, tokenizer_dir):
-    """One training batch of four ragged utterances: signal [B, S], signal_len, transcript [B, U], transcript_len."""
+def session_batch(tokenizer_dir):
+    """One training batch of four ragged utterances: signal [B, S], signal_len, transcript [B, U], transcript_len.
+
+    For fixtures of a wider scope than one test, which must not change it.
+    """
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
     signals = [torch.from_numpy(tone(0.8 + 0.2 * i, seed=i)) for i in range(4)]
     tokens = [torch.tensor(processor.encode(text)) for text in SENTENCES[:4]]
     return padded_batch(signals, tokens)
+
+
+@pytest.fixture
+def batch(session_batch):
+    """A copy of that batch for every test: NeMo's preprocessor adds its dither to the signal in place."""
+    return tuple(tensor.clone() for tensor in session_batch)

@@ -240,14 +240,14 @@ def train(model, batch, steps: range, optimizer=None) -> torch.optim.Optimizer:
 
 
 @pytest.fixture(scope="module")
-def without_term(pair, batch):
+def without_term(pair, session_batch):
     """The weights of a pair trained for two steps, by what else the pair has: the term has not begun."""
     found: dict[tuple, dict[str, torch.Tensor]] = {}
 
     def make(case: Case) -> dict[str, torch.Tensor]:
         if (case.strategy, case.hybrid) not in found:
             model = pair(case, from_step=2)
-            train(model, shortest(batch), range(2))
+            train(model, shortest(session_batch), range(2))
             own = {key: value for key, value in model.state_dict().items() if not key.startswith("criteria.")}
             found[case.strategy, case.hybrid] = own
         return found[case.strategy, case.hybrid]

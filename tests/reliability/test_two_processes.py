@@ -49,7 +49,7 @@ def both(command: list[str], folder: Path, timeout: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory, make_config, manifest, batch) -> list[dict]:
+def answers(tmp_path_factory, make_config, manifest, session_batch) -> list[dict]:
     """What the two processes found."""
     folder = tmp_path_factory.mktemp("two")
     blocks = write_shards(manifest, folder / "tarred")
@@ -64,7 +64,7 @@ def answers(tmp_path_factory, make_config, manifest, batch) -> list[dict]:
     for kind, more in (("classic", {}), ("lhotse", {**LHOTSE, "shard_seed": "randomized", "num_workers": 1})):
         cfg = make_config(train_ds={**DATA, "shuffle": True, **blocks[kind], **more}, **evaluated)
         OmegaConf.save(cfg, folder / f"tarred_{kind}.yaml")
-    torch.save([part.clone() for part in batch], folder / "batch.pt")  # without the types that NeMo adds
+    torch.save(list(session_batch), folder / "batch.pt")
     both([sys.executable, str(REPOSITORY / "tests" / "reliability" / "two_processes.py"), str(folder)], folder, 400)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
