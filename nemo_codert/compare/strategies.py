@@ -141,9 +141,9 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
             f"{CHECKPOINT} is {given!r} for {strategy}, which takes no teacher. Give it to those that do: "
             f"--override STRATEGY:{CHECKPOINT}={given}"
         )
-    if takes_teacher(config) and config.get("model.codert.teacher_logits") == "ctc":
+    if takes_teacher(config) and config.get("model.codert.teacher_logits") in ("ctc", "ctc_alone"):
         raise ValueError(
-            f"{strategy} needs a hybrid teacher, and the comparison trains one without a CTC head: give it with "
+            f"{strategy} needs a teacher with a CTC head, and the comparison trains one without: give it with "
             f"--override {name}:{CHECKPOINT}=HYBRID.nemo"
         )
 

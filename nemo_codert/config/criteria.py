@@ -136,6 +136,7 @@ class CriterionKind:
         needs_teacher: whether the term reads the teacher's output.
         needs_text: whether the term reads transcripts; utterances without text are left out of it.
         any_vocabulary: whether the teacher of such a term may have another tokenizer.
+        of_ctc_heads: whether CTC heads are compared.
         layers: the encoder layers of student and teacher that a term reads, given its options; 1 is the first layer.
     """
 
@@ -146,6 +147,7 @@ class CriterionKind:
     needs_teacher: bool = True
     needs_text: bool = False
     any_vocabulary: bool = False
+    of_ctc_heads: bool = False
     layers: Callable[[Mapping[str, Any]], tuple[Layers, Layers]] = lambda options: ((), ())
 
 
@@ -291,10 +293,10 @@ def _ctc_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterato
             f"{path} compares CTC heads but model.student.aux_ctc is null: give the student a head, or the term "
             "layers for heads in the middle"
         )
-    if term.weight > 0 and pair.codert.teacher_logits != "ctc" and pair.codert.teacher != "cached":
+    if term.weight > 0 and pair.codert.teacher_logits == "joint" and pair.codert.teacher != "cached":
         yield (
             f"{path} compares CTC heads but model.codert.teacher_logits is {pair.codert.teacher_logits}: set it to "
-            "ctc, for a frozen hybrid teacher"
+            "ctc, for a frozen hybrid teacher, or to ctc_alone, which reads encoder and CTC head of a teacher alone"
         )
     yield from _layer_problems(term, path, pair)
 
@@ -331,6 +333,7 @@ CRITERIA: dict[str, CriterionKind] = {
             CTCConfig,
             _ctc_problems,
             _ctc_pair_problems,
+            of_ctc_heads=True,
             layers=head_layers,
         )
         for by in ("kl", "l2")
@@ -555,15 +558,18 @@ def distils(codert: DictConfig) -> bool:
 
 
 def teacher_transcribes(codert: DictConfig) -> bool:
-    """Return whether a pair's teacher is there as a whole: not stored targets, nor an encoder alone."""
+    """Return whether a pair's teacher is there as a whole: not stored targets, nor an encoder (and CTC head) alone."""
     return codert.get("teacher") != "cached" and not reads_encoder_alone(codert)
 
 
 def reads_encoder_alone(codert: DictConfig) -> bool:
-    """Return whether a frozen teacher is compared at hidden layers alone: its encoder is all that is loaded of it.
+    """Return whether the encoder, and with `teacher_logits: ctc_alone` a CTC head, is all that is loaded of a teacher.
 
-    The teacher may then have another tokenizer, and need not be an RNN-T.
+    So it is where a frozen teacher is compared at hidden layers alone. The teacher may then have another tokenizer,
+    and need not be an RNN-T.
     """
+    if codert.get("teacher_logits") == "ctc_alone":
+        return True
     if codert.get("teacher") != "frozen" or codert.get("share_decoder", True):
         return False
     kinds = [kind_of(term) for term in distillation_terms(codert.get("distillation")).values() if term["weight"] > 0]

@@ -16,11 +16,12 @@ from nemo_codert.config.values import is_number, sub_block
 CTC_REDUCTIONS = ("mean_batch", "mean_volume", "mean", "sum")
 CHOICES = {
     "teacher": TEACHERS,
-    "teacher_logits": ("joint", "ctc"),
+    "teacher_logits": ("joint", "ctc", "ctc_alone"),
     "rnnt_loss": ("auto", "exact", "nemo"),
     "bad_utterances": ("drop", "refuse"),
     "audio_check": ("auto", "headers", "samples"),
 }
+HEAD_LOGITS = ("ctc", "ctc_alone")  # values of teacher_logits that read a CTC head
 NON_FINITE_ACTIONS = ("stop", "skip")
 NEMOS_RNNT_ARGUMENTS = {"fastemit_lambda": 0.0, "clamp": -1.0}  # the values of a block that does nothing
 
@@ -128,17 +129,19 @@ def _first_stage_problems(codert: DictConfig) -> Iterator[str]:
 
 def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig) -> Iterator[str]:
     """Yield settings that take something from a pre-trained teacher and cannot."""
-    head = sub_block(sub_block(cfg, "aux_ctc"), "decoder")
-    if codert.teacher_logits == "ctc" and not str(head.get("_target_")).endswith(".ConvASRDecoder"):
+    head, logits = sub_block(sub_block(cfg, "aux_ctc"), "decoder"), codert.teacher_logits
+    if logits in HEAD_LOGITS and not str(head.get("_target_")).endswith(".ConvASRDecoder"):
         yield (
-            f"model.codert.teacher_logits is ctc but model.aux_ctc.decoder._target_ is {head.get('_target_')!r}: take "
-            "the hybrid teacher's block aux_ctc, whose decoder is a ConvASRDecoder, or set teacher_logits to joint"
+            f"model.codert.teacher_logits is {logits} but model.aux_ctc.decoder._target_ is {head.get('_target_')!r}: "
+            "take the teacher's block aux_ctc, whose decoder is a ConvASRDecoder, or set teacher_logits to joint"
         )
-    if codert.teacher_logits == "ctc" and codert.teacher == "co_trained":
+    if logits in HEAD_LOGITS and codert.teacher == "co_trained":
         yield (
-            "model.codert.teacher_logits is ctc but model.codert.teacher is co_trained: a pair has no CTC loss "
+            f"model.codert.teacher_logits is {logits} but model.codert.teacher is co_trained: a pair has no CTC loss "
             "for the teacher's CTC head. Set teacher to frozen or teacher_logits to joint"
         )
+    if logits == "ctc_alone":
+        yield from _ctc_alone_problems(head, codert)
     if not student.init_from_teacher:
         return
     if codert.teacher == "ema":
@@ -168,6 +171,21 @@ def teacher_source_problems(cfg: DictConfig, student: DictConfig, codert: DictCo
         )
 
 
+def _ctc_alone_problems(head: DictConfig | dict, codert: DictConfig) -> Iterator[str]:
+    """Yield settings that need more of a teacher than its encoder and CTC head."""
+    alone = "model.codert.teacher_logits is ctc_alone, which reads encoder and CTC head of the teacher alone"
+    if codert.teacher == "cached":
+        yield f"{alone}, but model.codert.teacher is cached: set it to frozen"
+    if codert.share_decoder:
+        yield f"{alone}, but model.codert.share_decoder is true: set it to false, or teacher_logits to ctc"
+    for name, term in codert.distillation.items():
+        if term.weight > 0 and not (kind_of(term).any_vocabulary or kind_of(term).of_ctc_heads):
+            yield f"{alone}, but model.codert.distillation.{name}.at is {term['at']}: wanted hidden or ctc"
+    names = head.get("vocabulary")
+    if names and not (OmegaConf.is_list(names) and all(isinstance(name, str) for name in names)):
+        yield f"model.aux_ctc.decoder.vocabulary is {names!r}, wanted the list of the teacher's characters"
+
+
 def ema_problems(codert: DictConfig) -> Iterator[str]:
     """Yield settings that mean nothing where the teacher is an average of the student."""
     if codert.teacher != "ema":
@@ -183,10 +201,10 @@ def ema_problems(codert: DictConfig) -> Iterator[str]:
             "starts as a copy of the student: nothing would read it. Set it to null; model.student.init_from starts "
             "both from a checkpoint"
         )
-    if codert.teacher_logits == "ctc":
+    if codert.teacher_logits in HEAD_LOGITS:
         yield (
-            "model.codert.teacher_logits is ctc but model.codert.teacher is ema: only encoder, prediction network and "
-            "joint are averaged. Set teacher_logits to joint"
+            f"model.codert.teacher_logits is {codert.teacher_logits} but model.codert.teacher is ema: only encoder, "
+            "prediction network and joint are averaged. Set teacher_logits to joint"
         )
 
 
@@ -234,7 +252,7 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
     if sub_block(cfg, "ipl").get("m_updates"):
         yield "model.ipl has no effect: a run makes no pseudo-labels, codert pseudo-label does."
-    if codert.teacher_logits == "ctc" and not distils(codert):
+    if codert.teacher_logits in HEAD_LOGITS and not distils(codert):
         yield "model.codert.teacher_logits has no effect: model.codert.distillation has no term with a weight above 0."
     if not alone and codert.teacher in WITHOUT_GRADIENT:
         for name in sub_block(cfg, "optim_param_groups"):

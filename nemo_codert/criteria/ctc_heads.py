@@ -20,9 +20,9 @@ from nemo_codert.modules.transducer import Batch, BranchOutput
 class CTCDivergence(Criterion):
     """Divergence of the student's CTC heads from the teacher's, a mean over heads; the teacher gets no gradient.
 
-    Without `layers` the head is the hybrid student's own. Each of `layers` has a head that belongs to the term; the
-    heads' own CTC loss is `HeadsCTC`. Frames of a faster teacher are grouped; the student's frame t + `frame_shift`
-    learns from the teacher's frame t.
+    Without `layers` the head is the hybrid student's own. Each of `layers` has a head that belongs to the term, with
+    the classes of the teacher's head; the heads' own CTC loss is `HeadsCTC`. Frames of a faster teacher are grouped;
+    the student's frame t + `frame_shift` learns from the teacher's frame t.
     """
 
     def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
@@ -30,6 +30,12 @@ class CTCDivergence(Criterion):
         self.parts = parts  # not the student's head itself: it belongs to the pair, under one name
         self.by = spec.kind.partition(".")[2]
         _share_heads(self, parts, spec.name)
+        if not self.heads and _classes(parts) != list(parts.student.joint.vocabulary):
+            raise ValueError(
+                f"model.codert.distillation.{spec.name}.layers is null, but the teacher's CTC head has other classes "
+                f"({len(_classes(parts))}) than model.tokenizer ({len(parts.student.joint.vocabulary)}): name "
+                "layers of the student, which get heads with the teacher's classes"
+            )
 
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         # Overrides Criterion.forward.
@@ -74,6 +80,12 @@ class HeadsCTC(Criterion):
     def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
         super().__init__(spec, parts)
         _share_heads(self, parts, spec.options["of"])
+        if _classes(parts) != list(parts.student.joint.vocabulary):
+            raise ValueError(
+                f"model.codert.distillation.{spec.options['of']}.ctc_weight is {spec.weight}, but its heads have the "
+                f"classes of the teacher's CTC head ({len(_classes(parts))}), not the tokenizer's "
+                f"({len(parts.student.joint.vocabulary)}), in which the transcripts are: set it to 0"
+            )
         reduction = (parts.cfg.student.aux_ctc or {}).get("ctc_reduction", "mean_batch")
         blank = len(parts.student.joint.vocabulary)
         self.loss = CTCLoss(num_classes=blank, zero_infinity=True, reduction=reduction)
@@ -97,8 +109,14 @@ def _share_heads(criterion: Criterion, parts: PairParts, term: str) -> None:
     if term in parts.heads:
         refer(criterion, "heads", parts.heads[term])
         return
-    pieces, width = list(parts.student.joint.vocabulary), None
+    pieces, width = _classes(parts), None
     criterion.heads = parts.heads[term] = nn.ModuleDict()
     for number in criterion.spec.student_layers:
         width = width or parts.student.layer_width()
         criterion.heads[str(number)] = ConvASRDecoder(feat_in=width, num_classes=len(pieces), vocabulary=pieces)
+
+
+def _classes(parts: PairParts) -> list[str]:
+    """Return the classes of the teacher's CTC head; without one, those of the student's joint."""
+    head = parts.teacher.ctc_head
+    return list((parts.student.joint if head is None else head).vocabulary)

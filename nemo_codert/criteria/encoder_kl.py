@@ -26,7 +26,7 @@ class EncoderKL(Criterion):
         self.frames_per_student_frame = parts.teacher_frames_per_student_frame
         self.shares_decoder = parts.cfg.codert.share_decoder
         self.refuse_mirror(parts)
-        has_head = parts.cfg.codert.teacher_logits == "ctc"  # a CTC head has no durations
+        has_head = parts.cfg.codert.teacher_logits != "joint"  # a CTC head has no durations
         self.durations_weight = 0.0 if has_head else durations_weight(spec, parts)
         num_classes = num_token_classes(parts.student.joint)
         problem = floor_problem(spec.options["temperature_floor"], num_classes)

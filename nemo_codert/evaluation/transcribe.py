@@ -24,6 +24,7 @@ from nemo_codert.data.corpora.corpus import resample
 from nemo_codert.data.manifest import read_manifest, write_manifest
 from nemo_codert.data.normalisation import normalised, normaliser
 from nemo_codert.data.screening import TOOLS, Loader, Reason, screen_manifest
+from nemo_codert.evaluation.long_audio import refuse_without_memory
 from nemo_codert.evaluation.word_errors import UNITS, WER, WordErrors, metric_of, total_word_errors
 
 DECODINGS = ("greedy", "greedy_batch", "beam", "tsd", "alsd", "maes", "maes_batch", "malsd_batch")
@@ -31,6 +32,7 @@ TDT_DECODINGS = ("greedy", "greedy_batch", "beam", "maes", "malsd_batch")  # tho
 MAX_SYMBOLS = 10  # NeMo's default
 MAES_STEPS = 4  # expansions a frame; NeMo's default of 2 cuts words off
 REPORTED_UTTERANCES = 10
+WARM_UP_SECONDS = 60
 # Faults that matter in training only.
 RECOGNISED_ALL_THE_SAME = (Reason.EMPTY_TEXT, Reason.SILENT, Reason.CONTRADICTION)
 
@@ -160,7 +162,7 @@ def max_symbols(decoding: DictConfig) -> int:
 
 
 def evaluate(model: ASRModel, manifest: str | Path, *, batch_size: int = 16, **reading: Any) -> Evaluation:
-    """Transcribe a manifest with a stock model's own `transcribe`; the first utterance once more, as a warm-up.
+    """Transcribe a manifest with a stock model's own `transcribe`; its shortest utterance first, as a warm-up.
 
     `transcribe` reseeds every random generator: never call this inside a run that is to be reproduced.
 
@@ -174,13 +176,19 @@ def evaluate(model: ASRModel, manifest: str | Path, *, batch_size: int = 16, **r
         Transcripts, word errors and times.
 
     Raises:
-        ValueError: see `usable_entries`; also audio that breaks off.
+        ValueError: see `usable_entries`; also audio that breaks off, or needs more memory than there is.
     """
     entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate, **reading)
-    transcribed_texts(model, entries[:1], batch_size)
+    transcribed_texts(model, warm_up(entries), batch_size)
     start = time.perf_counter()
     texts = transcribed_texts(model, entries, batch_size)
     return Evaluation.of(model, str(manifest), entries, texts, time.perf_counter() - start)
+
+
+def warm_up(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is transcribed before the clock starts: the shortest utterance, or nothing if that is long."""
+    shortest = min(entries, key=lambda entry: entry["duration"])
+    return [shortest] if shortest["duration"] <= WARM_UP_SECONDS else []
 
 
 def transcribed_texts(model: ASRModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
@@ -197,8 +205,11 @@ def transcribed(
         whole: return all of NeMo's hypotheses, confidences included, not the texts alone.
 
     Raises:
-        ValueError: audio that breaks off.
+        ValueError: audio that breaks off, or needs more memory than there is.
     """
+    if not entries:
+        return []
+    refuse_without_memory(model.cfg, entries, batch_size)
     keys = ("audio_filepath", "duration", "offset")
     with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:
         mono = mono_entries(entries, Path(folder))

@@ -99,8 +99,9 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             cfg.target = PUBLIC_TARGET
         super().__init__(cfg=cfg, trainer=trainer)
         self._build_student()
-        if self.cfg.codert.teacher_logits == "ctc":
-            self.ctc_decoder = build_ctc_head(self.cfg.aux_ctc.decoder, self.joint)
+        if (logits := self.cfg.codert.teacher_logits) != "joint":
+            own = logits == "ctc_alone"
+            self.ctc_decoder = build_ctc_head(self.cfg.aux_ctc.decoder, self.joint, own_classes=own)
         if self.cfg.codert.activation_checkpointing:
             trained = [self.student_encoder] if self.teacher_is_frozen else [self.encoder, self.student_encoder]
             checkpoint_layers(*trained)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
 from nemo.collections.asr.modules import ConvASRDecoder
 from omegaconf import DictConfig
 
@@ -37,8 +37,8 @@ class LoadRequest:
         target: networks that take the weights.
         blocks, pieces, front_end, durations: see `check_source`.
         decoder: see `load_networks`.
-        encoder_alone: only the encoder is compared and loaded: the source may be any model of NeMo's speech
-            recognition, with any tokenizer.
+        encoder_alone: only the encoder, and the CTC head if the target has one, is compared and loaded: the source
+            may be any model of NeMo's speech recognition, with any tokenizer.
         encoder_sha256: checksum of the weights of the source's encoder, whose output is stored: the encoder is not
             loaded, nor is its front end compared.
     """
@@ -84,7 +84,7 @@ def load(request: LoadRequest) -> dict[str, Any]:
 
 
 def _load_encoder(request: LoadRequest) -> dict[str, Any]:
-    """Load the encoder alone of a source, as `load`."""
+    """Load the encoder of a source, and its CTC head where the target has one, as `load`."""
     model = open_model(request.name, f"{request.key} {request.name!r}", kinds=None)
     blocks = {path: block for path, block in request.blocks.items() if path.rsplit(".", 1)[-1] in ENCODER_BLOCKS}
     cfg = network_blocks(model.cfg, request.branch)
@@ -93,10 +93,28 @@ def _load_encoder(request: LoadRequest) -> dict[str, Any]:
     encoder = model.student_encoder if is_pair(model.cfg) and request.branch == "student" else model.encoder
     source = Source(request.name, encoder, {part: cfg[part] for part in ENCODER_BLOCKS}, model.preprocessor, [], [])
     check_source(source, request.key, blocks, None, request.front_end)
-    return {
-        "source": request.name,
-        **_load_parts({"encoder": (encoder, request.target.encoder)}, request.name, request.key),
-    }
+    parts = {"encoder": (encoder, request.target.encoder)}
+    if request.target.ctc_head is not None:
+        parts["ctc_decoder"] = (_own_ctc_head(model, request), request.target.ctc_head)
+    return {"source": request.name, **_load_parts(parts, request.name, request.key)}
+
+
+def _own_ctc_head(model: ASRModel, request: LoadRequest) -> ConvASRDecoder:
+    """Return the CTC head of a CTC or hybrid model, whose classes must be those of the config."""
+    head, ours = getattr(model, "ctc_decoder", getattr(model, "decoder", None)), request.target.ctc_head
+    if not isinstance(head, ConvASRDecoder):
+        raise ValueError(
+            f"{request.key} {request.name!r} is {type(model).__name__} without a CTC head, but "
+            "model.codert.teacher_logits is ctc_alone: wanted a CTC or hybrid model. Hidden layers alone are "
+            "compared with teacher_logits: joint"
+        )
+    if list(head.vocabulary) != list(ours.vocabulary):
+        raise ValueError(
+            f"{request.key} {request.name!r}: its CTC head has {len(head.vocabulary)} classes, beginning with "
+            f"{list(head.vocabulary)[:5]}, model.aux_ctc.decoder.vocabulary, or without it the tokenizer, has "
+            f"{len(ours.vocabulary)}, beginning with {list(ours.vocabulary)[:5]}. Set vocabulary to the checkpoint's"
+        )
+    return head
 
 
 def load_lone_checkpoint(model: EncDecRNNTBPEModel, name: str, key: str, branch: str) -> dict[str, Any]:

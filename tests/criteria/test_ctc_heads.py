@@ -5,16 +5,18 @@ import copy
 import pytest
 import torch
 from nemo.collections.asr.losses.ctc import CTCLoss
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCModel, EncDecRNNTModel
 from nemo.collections.asr.parts.mixins import InterCTCMixin
 from nemo.core.classes.mixins import AccessMixin
 from omegaconf import OmegaConf
 
 from nemo_codert.config.checked import checked_config
 from nemo_codert.losses import encoder_distillation_loss, softmax_l2_loss
-from nemo_codert.models import EncDecCoDERTBPEModel
+from nemo_codert.models import EncDecCoDERTBPEModel, teacher_config
+from nemo_codert.models.open_model import open_model
 from nemo_codert.modules.transducer import Batch
 from tests.conftest import conformer
-from tests.models.teacher_files import CTC, KINDS, save_teacher
+from tests.models.teacher_files import CHARACTERS, CTC, KINDS, NO_DATA, save_of_characters, save_teacher
 from tests.models.training_runs import branch_losses, equal_states, train
 
 MIDDLE = {"at": "ctc", "by": "l2", "layers": [1, 2], "ctc_weight": 0.3, "weight": 0.25}
@@ -180,3 +182,111 @@ def test_keys_without_effect_are_named(pair_cfg, caplog, term, warning):
     checked_config(pair_cfg(True, term=term))
     found = [message for message in caplog.messages if "distillation.term" in message]
     assert len(found) == (warning is not None) and (warning is None or warning in found[0])
+
+
+# ---- a teacher of which encoder and CTC head alone are read: other classes, such as characters ----------------------
+
+
+@pytest.fixture(scope="module")
+def of_characters(make_config, tmp_path_factory) -> dict[type, str]:
+    """Paths of models of characters, by class."""
+    folder = tmp_path_factory.mktemp("characters")
+    kinds = (EncDecCTCModel, EncDecHybridRNNTCTCModel, EncDecRNNTModel)
+    return {kind: save_of_characters(make_config, folder, kind)[0] for kind in kinds}
+
+
+@pytest.fixture
+def alone_cfg(pair_cfg, of_characters):
+    """Factory of the config of a student of word pieces with a frozen teacher of characters and the given terms."""
+
+    def make(kind=EncDecCTCModel, vocabulary=CHARACTERS, codert=None, **terms):
+        cfg = pair_cfg(teacher_logits="ctc_alone", **terms)
+        settings = {"teacher_checkpoint": of_characters[kind], **(codert or {})}
+        return OmegaConf.merge(cfg, {"codert": settings, "aux_ctc": {"decoder": {"vocabulary": vocabulary}}})
+
+    return make
+
+
+OWN = {"at": "ctc", "by": "kl", "layers": [1, 3], "ctc_weight": 0.0, "weight": 0.5}
+NEAR = {"at": "hidden", "by": "cosine", "layers": {2: 1}, "weight": 0.1}
+
+
+@pytest.mark.parametrize("kind", [EncDecCTCModel, EncDecHybridRNNTCTCModel])
+def test_heads_with_a_teachers_characters_learn_from_its_ctc_head(alone_cfg, of_characters, kind, batch, tmp_path):
+    model = built(alone_cfg(kind, letters=OWN, near=NEAR))
+    trained = open_model(of_characters[kind], kinds=None)
+    head = trained.decoder if kind is EncDecCTCModel else trained.ctc_decoder
+    assert equal_states(model.ctc_decoder.state_dict(), head.state_dict())
+    assert equal_states(model.encoder.state_dict(), trained.encoder.state_dict())
+    student, teacher, named = outputs(model, batch)
+    target = head(encoder_output=teacher.encoded)
+    assert target.shape[-1] == len(CHARACTERS) + 1 != len(model.joint.vocabulary) + 1
+    heads = model.criteria["letters"].heads
+    expected = [
+        encoder_distillation_loss(
+            student_logits=heads[str(layer)](encoder_output=student.layers[layer]),
+            teacher_logits=target,
+            lengths=student.encoded_len,
+        )
+        for layer in (1, 3)
+    ]
+    value = model.criteria["letters"](student, teacher, named)
+    torch.testing.assert_close(value, torch.stack(expected).mean(), rtol=1e-5, atol=0)
+    before = copy.deepcopy(model.state_dict())
+    train(model, 2 * [batch])
+    after = model.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    frozen = ("encoder.", "ctc_decoder.")
+    assert "criteria.letters.heads.1.decoder_layers.0.weight" in moved
+    assert not [name for name in moved if name.startswith(frozen)]
+    logs = model.eval().validation_pass(batch, 0)
+    assert "val_wer" in logs and not [name for name in logs if "teacher" in name]
+    model.save_to(str(tmp_path / "pair.nemo"))
+    restored = EncDecCoDERTBPEModel.restore_from(str(tmp_path / "pair.nemo"), map_location="cpu")
+    assert equal_states(restored.state_dict(), model.state_dict())
+    assert "ctc_decoder" not in {name.split(".")[0] for name in model.student_model().state_dict()}
+
+
+def test_a_ctc_model_of_the_same_word_pieces_teaches_a_hybrid_students_own_head(
+    pair_cfg, make_config, batch, tmp_path
+):
+    cfg = teacher_config(make_config())
+    head = {**CTC["aux_ctc"]["decoder"], "feat_in": 24}
+    parts = {key: cfg[key] for key in ("sample_rate", "preprocessor", "encoder", "tokenizer")}
+    teacher = EncDecCTCModelBPE(OmegaConf.create({**parts, "decoder": head, "validation_ds": NO_DATA}))
+    teacher.save_to(str(tmp_path / "ctc.nemo"))
+    cfg = pair_cfg(True, teacher_logits="ctc_alone", last={**LAST, "by": "kl"})
+    cfg.codert.teacher_checkpoint = str(tmp_path / "ctc.nemo")
+    model = built(cfg)
+    assert equal_states(model.ctc_decoder.state_dict(), teacher.decoder.state_dict())
+    train(model, 2 * [batch])
+    assert model.step_losses["train_distillation_loss_last"] > 0
+
+
+@pytest.mark.parametrize("changes, fault", [
+    ({"codert": {"share_decoder": True}}, "ctc_alone, which reads .* but model.codert.share_decoder is true"),
+    ({"codert": {"teacher": "co_trained"}}, "teacher_logits is ctc_alone but model.codert.teacher is co_trained"),
+    ({"codert": {"teacher": "ema", "teacher_checkpoint": None}}, "teacher_logits is ctc_alone but .* is ema"),
+    ({"codert": {"teacher": "cached", "teacher_cache": "targets"}}, "teacher is cached: set it to frozen"),
+    ({"output": {"at": "encoder", "by": "kl"}}, "model.codert.distillation.output.at is encoder: wanted hidden"),
+    ({"vocabulary": "abc"}, "model.aux_ctc.decoder.vocabulary is 'abc', wanted the list of the teacher's characters"),
+])  # fmt: skip
+def test_what_needs_more_than_a_ctc_head_is_refused_by_key(alone_cfg, changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        checked_config(alone_cfg(**{"letters": OWN, **changes}))
+
+
+@pytest.mark.parametrize("changes, fault", [
+    ({"kind": EncDecRNNTModel}, "is EncDecRNNTModel without a CTC head, but model.codert.teacher_logits is ctc_alone"),
+    ({"vocabulary": list("abc")}, r"its CTC head has 28 classes, .* model.aux_ctc.decoder.vocabulary, .* has 3, "),
+    ({"letters": {**OWN, "ctc_weight": 0.3}}, r"letters.ctc_weight is 0.3, but its heads have the classes .* to 0"),
+])  # fmt: skip
+def test_a_head_that_does_not_fit_is_refused_by_key(alone_cfg, changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        built(alone_cfg(**{"letters": OWN, **changes}))
+
+
+def test_a_students_own_head_is_not_compared_with_characters(alone_cfg):
+    cfg = OmegaConf.merge(alone_cfg(last={**LAST, "by": "kl"}), {"student": CTC})
+    with pytest.raises(ValueError, match=r"last.layers is null, but the teacher's CTC head has other classes \(28\)"):
+        built(cfg)

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from nemo.collections.asr.models import EncDecCTCModelBPE, SpeechEncDecSelfSupervisedModel
+from nemo.collections.asr.models import (
+    EncDecCTCModel,
+    EncDecCTCModelBPE,
+    EncDecHybridRNNTCTCModel,
+    EncDecRNNTModel,
+    SpeechEncDecSelfSupervisedModel,
+)
 from omegaconf import OmegaConf
 
 from nemo_codert.analysis.teacher_report import format_teacher_report, teacher_report
@@ -11,7 +17,7 @@ from nemo_codert.losses import feature_distance, group_features
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.open_model import networks_of, open_model
 from tests.conftest import SENTENCES, STOCK, conformer, lstm
-from tests.models.teacher_files import CTC, NO_DATA, save_teacher
+from tests.models.teacher_files import CTC, NO_DATA, save_of_characters, save_teacher
 from tests.models.training_runs import branch_losses, equal_states, train
 
 MEASURES = ("mse", "cosine", "correlation", "energy", "gram")
@@ -150,7 +156,7 @@ def other_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teachers(make_config, other_tokenizer, tmp_path_factory) -> dict[str, str]:
-    """Files with an encoder to learn from: an RNN-T and a CTC model with another tokenizer, and an SSL model."""
+    """Files with an encoder to learn from: models with another tokenizer or of characters, and an SSL model."""
     folder = tmp_path_factory.mktemp("teachers")
     tokenizer = {"dir": other_tokenizer, "type": "bpe"}
     files = {"rnnt": save_teacher(make_config, folder, "rnnt", tokenizer=tokenizer)[0]}
@@ -163,10 +169,14 @@ def teachers(make_config, other_tokenizer, tmp_path_factory) -> dict[str, str]:
         torch.manual_seed(7)
         kind(OmegaConf.create(cfg)).save_to(str(folder / f"{name}.nemo"))
         files[name] = str(folder / f"{name}.nemo")
+    for kind in (EncDecCTCModel, EncDecRNNTModel, EncDecHybridRNNTCTCModel):  # of characters
+        files[kind.__name__] = save_of_characters(make_config, folder, kind)[0]
     return files
 
 
-@pytest.mark.parametrize("kind", ["rnnt", "ctc", "ssl"])
+@pytest.mark.parametrize(
+    "kind", ["rnnt", "ctc", "ssl", "EncDecCTCModel", "EncDecRNNTModel", "EncDecHybridRNNTCTCModel"]
+)
 def test_a_teacher_with_another_tokenizer_lends_its_encoder_alone(kind, teachers, make_config, batch, tmp_path):
     cfg = make_config("static", STOCK)
     cfg.codert.distillation = {"near": {"at": "hidden", "by": "mse", "layers": {1: 2}}}

@@ -4,7 +4,13 @@ import copy
 from pathlib import Path
 
 import torch
-from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
+from nemo.collections.asr.models import (
+    ASRModel,
+    EncDecCTCModel,
+    EncDecHybridRNNTCTCBPEModel,
+    EncDecHybridRNNTCTCModel,
+    EncDecRNNTBPEModel,
+)
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_codert.models import teacher_config
@@ -33,6 +39,7 @@ CTC = {
 }
 # NeMo's transcription of files reads this block.
 NO_DATA = {"manifest_filepath": None, "sample_rate": 16000, "shuffle": False, "defer_setup": True}
+CHARACTERS = list(" abcdefghijklmnopqrstuvwxyz'")
 # What a teacher's YAML says of its kind, beside a standard RNN-T.
 KINDS = {"rnnt": {}, "hybrid": CTC, "tdt": TDT, "hybrid_tdt": {**CTC, **TDT}}
 
@@ -54,3 +61,21 @@ def pair_config(make_config, kind: str, path: str, codert: dict | None = None, *
     cfg = make_config(**{"strategy": "static", "joint": STOCK, **settings})
     with open_dict(cfg):
         return OmegaConf.merge(cfg, KINDS[kind], {"codert": {"teacher_checkpoint": path, **(codert or {})}})
+
+
+def save_of_characters(make_config, folder: Path, kind: type, seed: int = 7) -> tuple[str, ASRModel]:
+    """Path of a new file of a model of `CHARACTERS` and the model: that class of NeMo's."""
+    cfg = teacher_config(make_config(joint=STOCK))
+    with open_dict(cfg):
+        del cfg.tokenizer
+        cfg = OmegaConf.merge(cfg, copy.deepcopy(CTC), {"labels": CHARACTERS, "validation_ds": NO_DATA})
+        cfg.aux_ctc.decoder.update(feat_in=cfg.model_defaults.enc_hidden, vocabulary=CHARACTERS)
+        if kind is EncDecCTCModel:
+            cfg.decoder = cfg.aux_ctc.decoder
+        if kind is not EncDecHybridRNNTCTCModel:
+            del cfg.aux_ctc
+    torch.manual_seed(seed)
+    model = kind(cfg)
+    path = folder / f"{kind.__name__}.nemo"
+    model.save_to(str(path))
+    return str(path), model.eval()
