@@ -264,4 +264,7 @@ def listed(names: Sequence[str]) -> str:
 def _reason(name: str) -> str:
     if " at speed " in name or " at tempo " in name:
         return "Its speed is perturbed, which stored targets cannot follow: switch the perturbation off"
-    return "Cache the targets of all of the training manifest, by codert cache with that manifest"
+    remedy = "Cache the targets of all of the training manifest, by codert cache with that manifest"
+    if "/" not in name:  # NeMo's script for tarred data drops the folders
+        remedy += ". Where that is the name of a file without its folder, as in tarred data, give each line an `id`"
+    return remedy

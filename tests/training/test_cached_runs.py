@@ -4,24 +4,27 @@ import json
 
 import pytest
 import soundfile
+from lhotse import CutSet, Recording, SupervisionSegment
 from omegaconf import OmegaConf, open_dict
 
 from nemo_codert.data.target_cache import shard_name
 from nemo_codert.evaluation.target_caching import CacheSettings, cache_targets
 from nemo_codert.training import run as runs
 from nemo_codert.training.readiness import check_training
-from tests.conftest import ADDITIVE, conformer, tone
+from tests.conftest import ADDITIVE, STOCK, conformer, tone
 from tests.models.teacher_files import save_teacher
+from tests.training.sharded_data import write_shards
 
 
 @pytest.fixture
-def cached_run(make_config, tokenizer_dir, tmp_path):
-    """Config of a run on a corpus of its own, whose targets are stored."""
-    lines = []
+def cached_run(make_config, tokenizer_dir, tmp_path, request):
+    """Config of a run on a corpus of its own, whose targets are stored; with `param` true its lines have ids."""
+    lines, has_ids = [], getattr(request, "param", False)
     for i, text in enumerate(["turn the light on", "stop the music please", "set the clock to ten", "open the door"]):
         audio = tone(0.8 + 0.1 * i, seed=i)
         soundfile.write(tmp_path / f"{i}.wav", audio, 16000)
-        lines.append({"audio_filepath": f"{i}.wav", "duration": len(audio) / 16000, "text": text})
+        own = {"id": f"utterance {i}"} if has_ids else {}
+        lines.append({"audio_filepath": f"{i}.wav", "duration": len(audio) / 16000, "text": text, **own})
     manifest = tmp_path / "train.json"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     teacher, _ = save_teacher(make_config, tmp_path, "rnnt", teacher=conformer(2, 24))
@@ -126,3 +129,60 @@ def test_a_cached_teacher_has_no_word_error_rate_to_choose_a_checkpoint_by(cache
     cached_run.exp_manager.checkpoint_callback_params.monitor = "val_wer_teacher"
     with pytest.raises(ValueError, match="monitor is 'val_wer_teacher', which nothing is logged by"):
         runs.checked_run(cached_run)
+
+
+def write_shar(manifest, folder) -> dict:
+    """Write a Shar folder of a manifest's utterances; returns its data block."""
+    folder.mkdir()
+    cuts = []
+    for i, line in enumerate(manifest.read_text().splitlines()):
+        entry = json.loads(line)
+        cut = Recording.from_file(manifest.parent / entry["audio_filepath"]).to_cut()
+        cut.supervisions = [SupervisionSegment(str(i), cut.recording.id, 0.0, cut.duration, text=entry["text"])]
+        cut.custom = {key: entry[key] for key in ("id",) if key in entry}
+        cuts.append(cut)
+    CutSet.from_cuts(cuts).to_shar(folder, fields={"recording": "wav"}, shard_size=2)
+    return {"shar_path": str(folder), "manifest_filepath": None}
+
+
+def write_tarred(manifest, folder) -> dict[str, dict]:
+    """Write tarred audio of a manifest's utterances; returns the data block of each loader."""
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    absolute = [{**line, "audio_filepath": str(manifest.parent / line["audio_filepath"])} for line in lines]
+    (manifest.parent / "absolute.json").write_text("".join(json.dumps(line) + "\n" for line in absolute))
+    return write_shards(manifest.parent / "absolute.json", folder)
+
+
+@pytest.mark.parametrize("teacher", ["cached", "frozen"])
+@pytest.mark.parametrize("kind", ["tarred_classic", "tarred_lhotse", "shar"])
+@pytest.mark.parametrize("cached_run", [True], indirect=True, ids=["ids"])
+def test_shards_are_trained_with_stored_targets_and_with_a_frozen_teacher(cached_run, tmp_path, teacher, kind):
+    manifest, model = tmp_path / "train.json", cached_run.model
+    if kind == "shar":
+        block = write_shar(manifest, tmp_path / "shar")
+    else:
+        block = write_tarred(manifest, tmp_path / "tarred")[kind.partition("_")[2]]
+    with open_dict(cached_run):
+        cached_run.trainer.limit_train_batches = 2
+        model.train_ds = {**model.train_ds, **block, "use_lhotse": kind != "tarred_classic", "shuffle": True}
+        model.train_ds.seed = model.train_ds.shard_seed = 1
+        if teacher == "frozen":
+            model.codert.update(teacher="frozen", teacher_cache=None, teacher_checkpoint=str(tmp_path / "rnnt.nemo"))
+            model.encoder = OmegaConf.create(conformer(2, 24))
+            model.model_defaults.enc_hidden = 24
+            model.joint._target_ = STOCK
+    run = runs.train(cached_run)
+    assert run.trainer.global_step == 2
+    assert run.model.step_losses["train_distillation_loss"] > 0
+
+
+def test_tarred_lines_without_an_id_are_named_with_the_remedy(cached_run, tmp_path):
+    block = write_tarred(tmp_path / "train.json", tmp_path / "tarred")["lhotse"]
+    with open_dict(cached_run):
+        cached_run.trainer.limit_train_batches = 2
+        cached_run.model.train_ds = {**cached_run.model.train_ds, **block, "use_lhotse": True, "seed": 1}
+        cached_run.model.train_ds.shard_seed = 1
+    with pytest.raises(
+        ValueError, match=r"'\d.wav' has no targets in .*, as in tarred data, give each line an `id`"
+    ):
+        runs.train(cached_run)
