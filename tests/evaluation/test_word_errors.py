@@ -53,6 +53,22 @@ def test_characters_are_counted_as_nemo_counts_them():
     assert (metric_of({"use_cer": True}), metric_of({"use_cer": None})) == ("CER", "WER")
 
 
+@pytest.mark.parametrize(
+    "reference, hypothesis, words, characters",
+    [
+        ("שלום לכל העולם", "שלום העולם", (0, 0, 1, 3), (0, 0, 4, 14)),  # right to left
+        ("今天天气很好", "今天天很好", (1, 0, 0, 1), (0, 0, 1, 6)),  # without spaces: one word
+        ("Hello, World!", "hello world", (2, 0, 0, 2), (2, 0, 2, 13)),  # punctuation and capitals are errors
+        ("नमस्ते दुनिया", "नमस्ते दुनिया", (0, 0, 0, 2), (0, 0, 0, 13)),  # combining signs count as characters
+    ],
+)
+def test_scripts_are_counted_by_words_and_by_characters(reference, hypothesis, words, characters):
+    assert word_errors(reference, hypothesis) == WordErrors(*words)
+    assert word_errors(reference, hypothesis, CER) == WordErrors(*characters)
+    columns = aligned(reference, {"student": hypothesis})
+    assert " ".join(column.reference for column in columns if column.reference).split() == reference.split()
+
+
 def test_rates_are_errors_over_words():
     assert word_errors("one two three four", "one too four").wer == 0.5
     assert word_errors("one", "two three four").wer == 3.0  # insertions count: more than 100%
