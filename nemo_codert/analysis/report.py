@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, field
@@ -231,9 +232,16 @@ def _drawn_page(page: UtterancePage, place: int, folder: Path) -> dict[str, obje
         "pngs": pngs,
         "sound": _sound(page),
         "names": list(page.hypotheses),
+        "direction": _direction(page.text),
         "columns": aligned(page.text, page.hypotheses),
         "errors": {name: word_errors(page.text, text).errors for name, text in page.hypotheses.items()},
     }
+
+
+def _direction(text: str) -> str:
+    """Return the direction in which a text is read, for HTML: `rtl` if its first letter is of such a script."""
+    kinds = (unicodedata.bidirectional(character) for character in text)
+    return "rtl" if next((kind for kind in kinds if kind in ("L", "R", "AL")), "L") != "L" else "ltr"
 
 
 def _sound(page: UtterancePage) -> str:

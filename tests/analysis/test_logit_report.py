@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -316,6 +317,15 @@ def test_the_page_stands_alone_and_every_link_leads_somewhere(tmp_path):
         "Definitions",
     ):
         assert words in text
+
+
+def test_transcripts_of_right_to_left_scripts_are_aligned_in_their_direction(tmp_path):
+    branches = {"student": make_branch()}
+    models = [make_model("1.ckpt", branches, None, 1)]
+    pages = [make_page(num_frames=4), replace(make_page("two", 4), text="5: שלום עולם")]
+    path = write_logit_report(tmp_path, LogitReport("test.json", 2, 2.0, 3, models, Analysis(branches), pages))
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r'<table class="aligned" dir="(\w+)">', text) == ["ltr", "rtl"]
 
 
 def test_the_tables_hold_what_was_measured(tmp_path):
