@@ -110,7 +110,7 @@ def transcripts(branch: Branch, found: Sequence[ManifestUtterance]) -> list[str]
         | ({"channel": one.channel} if isinstance(one.channel, int) else {})
         for one in found
     ]
-    return transcribed_texts(model, lines, len(lines))
+    return transcribed_texts(model, lines, batch_size=1)
 
 
 def chosen(found: Sequence[ManifestUtterance], wanted: Sequence[str]) -> list[int]:

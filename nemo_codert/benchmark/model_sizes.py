@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_codert.benchmark.measure import peak_memory_in_own_process
+from nemo_codert.evaluation.long_audio import TooLong
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,13 @@ def peak_memory_of(
     """Measure the bytes to restore a model and transcribe a batch of the longest utterances, beyond NeMo's own.
 
     On a GPU the bytes of its allocator, elsewhere the growth of a fresh process's resident memory after NeMo's import;
-    None if the process ran out of memory or the system gives no figure.
+    None if there is too little memory for such a batch or the system gives no figure.
     """
     longest = sorted(entries, key=lambda entry: entry["duration"])[-batch_size:]
-    measured = peak_memory_in_own_process(Transcribing(str(model), branch, decoding, tuple(longest), device))
+    try:
+        measured = peak_memory_in_own_process(Transcribing(str(model), branch, decoding, tuple(longest), device))
+    except TooLong:  # of the longest utterances in one batch; the batches that were transcribed had room
+        return None
     return None if measured is None else measured.peak
 
 

@@ -125,18 +125,23 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
     settings.check()
     from nemo_codert.benchmark.model_sizes import distinct_names
     from nemo_codert.config.model_kinds import TRANSCRIBED, is_pair
+    from nemo_codert.evaluation.long_audio import refuse_without_memory
     from nemo_codert.evaluation.transcribe import usable_entries
     from nemo_codert.models.open_model import restored_config
+    from nemo_codert.models.stock_config import network_blocks
 
     models = [Path(model) for model in settings.models]
     names = distinct_names(models)
-    for model in models if settings.several else ():
-        # A fault of the last model is raised before the first one transcribes.
+    sets = [usable_entries(manifest) for manifest in settings.manifests]
+    for model in models:  # a fault of the last model is raised before the first one transcribes
         cfg = restored_config(model, kinds=TRANSCRIBED)
         if settings.branch == "teacher" and not is_pair(cfg):
             raise ValueError(f"`branch` is teacher, but {model}: this model is a single RNN-T, not a pair")
-    entries = [entry for manifest in settings.manifests for entry in usable_entries(manifest)]
-    return (_evaluated(model, name, entries, settings) for model, name in zip(models, names, strict=True))
+        for entries in sets:
+            blocks = network_blocks(cfg, settings.branch)
+            refuse_without_memory(blocks.encoder, blocks.preprocessor, entries, settings.batch_size, _device())
+    every = [entry for entries in sets for entry in entries]
+    return (_evaluated(model, name, every, settings) for model, name in zip(models, names, strict=True))
 
 
 def _evaluated(model: Path, name: str, entries: list[dict[str, Any]], settings: EvaluationSettings) -> ModelEvaluation:
@@ -162,6 +167,12 @@ def _evaluated(model: Path, name: str, entries: list[dict[str, Any]], settings: 
     return ModelEvaluation(name, about, evaluations, files)
 
 
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _transcribed(path: Path, settings: EvaluationSettings) -> "tuple[dict[str, Any], list[Evaluation]]":
     """Return a description of one model and its evaluations; the model itself is gone from memory afterwards."""
     import torch
@@ -172,7 +183,7 @@ def _transcribed(path: Path, settings: EvaluationSettings) -> "tuple[dict[str, A
     from nemo_codert.models.open_model import open_model
 
     model = transcribing(open_model(path, kinds=TRANSCRIBED), branch=settings.branch)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(_device())
     if settings.decoding is not None:
         set_decoding(model, settings.decoding)
     about = {

@@ -192,6 +192,8 @@ def _written(labels: list[Entry], unusable: list[Entry], settings: PseudoLabelSe
 
 def _transcripts(path: Path, entries: list[Entry], settings: PseudoLabelSettings) -> tuple[str, list[Entry]]:
     """Return name and hash of a model, and text and confidence of every entry; those on disk are not made again."""
+    from nemo_codert.evaluation.long_audio import refuse_without_memory
+
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     source = f"{path.name} sha256:{digest[:16]}"
@@ -201,6 +203,8 @@ def _transcripts(path: Path, entries: list[Entry], settings: PseudoLabelSettings
     found = _stored(store, header)[: len(entries)]
     if len(found) < len(entries):
         model = _transcriber(path, settings.branch)
+        cfg, device = model.cfg, model.device
+        refuse_without_memory(cfg.encoder, cfg.preprocessor, entries, settings.batch_size, device)
         with open(store, "ab") as file:
             for lines in _in_chunks(model, entries, len(found), settings.batch_size):
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

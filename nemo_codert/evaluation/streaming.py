@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.config.tdt import is_tdt
 from nemo_codert.data.audio_files import mono_entries
-from nemo_codert.evaluation.transcribe import Evaluation, max_symbols, warm_up
+from nemo_codert.evaluation.transcribe import WARM_UP_SECONDS, Evaluation, max_symbols
 
 DECODING = "greedy_batch"  # NeMo's other strategies keep no state between chunks
 # Encoder settings of a cache-aware model.
@@ -157,7 +157,7 @@ def build_pipeline(cfg: DictConfig) -> BasePipeline:
 
 
 def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str) -> Evaluation:
-    """Stream utterances into a pipeline at full speed; the shortest one first, as a warm-up.
+    """Stream utterances into a pipeline at full speed; the shortest one first, as a warm-up, unless it is long.
 
     Args:
         entries: whole audio files; `text` is the reference.
@@ -170,8 +170,9 @@ def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str)
         raise ValueError(f"{parts[0]}: offset is set, but a pipeline plays whole files. Cut the audio first")
     with tempfile.TemporaryDirectory(prefix="nemo_codert_stream_") as folder:
         files = [entry["audio_filepath"] for entry in mono_entries(entries, Path(folder))]
-        for entry in warm_up(entries):
-            _played(pipeline, [files[entries.index(entry)]])
+        shortest = min(range(len(entries)), key=lambda place: entries[place]["duration"])
+        if entries[shortest]["duration"] <= WARM_UP_SECONDS:
+            _played(pipeline, [files[shortest]])
         start = time.perf_counter()
         results = _played(pipeline, files)
         wall_seconds = time.perf_counter() - start

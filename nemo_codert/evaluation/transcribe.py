@@ -179,16 +179,16 @@ def evaluate(model: ASRModel, manifest: str | Path, *, batch_size: int = 16, **r
         ValueError: see `usable_entries`; also audio that breaks off, or needs more memory than there is.
     """
     entries = usable_entries(manifest, model.cfg.preprocessor.sample_rate, **reading)
-    transcribed_texts(model, warm_up(entries), batch_size)
+    transcribed_texts(model, [warm_up(entries)], batch_size)
     start = time.perf_counter()
     texts = transcribed_texts(model, entries, batch_size)
     return Evaluation.of(model, str(manifest), entries, texts, time.perf_counter() - start)
 
 
-def warm_up(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what is transcribed before the clock starts: the shortest utterance, or nothing if that is long."""
+def warm_up(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the utterance that is transcribed before the clock starts: the shortest one, or a minute of it."""
     shortest = min(entries, key=lambda entry: entry["duration"])
-    return [shortest] if shortest["duration"] <= WARM_UP_SECONDS else []
+    return {**shortest, "duration": min(shortest["duration"], WARM_UP_SECONDS)}
 
 
 def transcribed_texts(model: ASRModel, entries: list[dict[str, Any]], batch_size: int) -> list[str]:
@@ -209,7 +209,7 @@ def transcribed(
     """
     if not entries:
         return []
-    refuse_without_memory(model.cfg, entries, batch_size)
+    refuse_without_memory(model.cfg.encoder, model.cfg.preprocessor, entries, batch_size, model.device)
     keys = ("audio_filepath", "duration", "offset")
     with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:
         mono = mono_entries(entries, Path(folder))

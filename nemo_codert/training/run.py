@@ -43,7 +43,7 @@ from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
 from nemo_codert.training.early_checks import test_manifests, with_run_defaults
 from nemo_codert.training.ending import TRAINED_FILES, ending
 from nemo_codert.training.last_checkpoint import prepare_resume
-from nemo_codert.training.run_checks import check_epochs, check_run, test_reading
+from nemo_codert.training.run_checks import TEST_BATCH_SIZE, check_epochs, check_run, test_reading
 from nemo_codert.training.run_folders import FINISHED, continue_run, link_latest, runs_folder, unlink_latest
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
@@ -57,7 +57,6 @@ logger = logging.getLogger("nemo_codert.train")
 VERSION_KEY = "NEMO_EXPM_VERSION"  # environment variable in which NeMo keeps the date that names a run's folder
 versions_made: set[str] = set()  # its values that runs of this process have made
 RANK_SEED_STEP = 1_000_003
-TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from nemo.utils.model_utils import parse_dataset_as_name
@@ -15,11 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_codert.config.checked import CheckedConfig, checked_config
+from nemo_codert.config.criteria import teacher_transcribes
 from nemo_codert.config.data_sections import is_tarred
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.validation_times import epoch_batches, is_past_epoch, never_validated
 from nemo_codert.config.values import value_at as _value
 from nemo_codert.data.screening import tools_loader
+from nemo_codert.evaluation.long_audio import refuse_without_memory
 from nemo_codert.evaluation.transcribe import usable_entries
 from nemo_codert.export.training_record import DataRecord
 from nemo_codert.models.stored_targets import target_problems, unread_header, with_stand_in
@@ -36,6 +39,7 @@ from nemo_codert.training.early_checks import (
 from nemo_codert.training.logged_names import monitor_problems
 from nemo_codert.training.trainer import callback_problems
 
+TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
 logger = logging.getLogger(__name__)
 
 
@@ -159,11 +163,30 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
     except ValueError as error:
         yield str(error).removesuffix(".")
         return
+    batch_size, front_end = (
+        _value(cfg, "model.test_ds.batch_size") or TEST_BATCH_SIZE,
+        _value(cfg, "model.preprocessor"),
+    )
+    device = "cuda" if torch.cuda.is_available() and _value(cfg, "trainer.accelerator") != "cpu" else "cpu"
     for path in paths:
-        try:
-            usable_entries(path, **reading)  # a fault found after the training would come too late
+        try:  # a fault found after the training would come too late
+            entries = usable_entries(path, **reading)
+            for encoder in _tested_encoders(cfg) if OmegaConf.is_dict(front_end) else ():
+                refuse_without_memory(encoder, front_end, entries, batch_size, device)
         except ValueError as error:
             yield f"{key}: {error}"
+
+
+def _tested_encoders(cfg: DictConfig) -> Iterator[DictConfig]:
+    """Yield the block of the encoder of each branch that transcribes the test sets."""
+    keys = {"student": "model.student.encoder", "teacher": "model.encoder"}
+    if cfg.get("train") != "pair":
+        keys = {"model": keys.get(cfg.get("train"), "model.encoder")}
+    elif not teacher_transcribes(_value(cfg, "model.codert") or OmegaConf.create()):
+        del keys["teacher"]
+    for block in (_value(cfg, key) for key in keys.values()):
+        if OmegaConf.is_dict(block):
+            yield block
 
 
 def test_reading(cfg: DictConfig) -> dict[str, Any]:

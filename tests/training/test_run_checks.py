@@ -5,8 +5,9 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
+from nemo_codert.evaluation import long_audio
 from nemo_codert.training import run_checks
 from nemo_codert.training.run_checks import check_run
 from tests.conftest import ADDITIVE, REPOSITORY, STOCK
@@ -397,6 +398,25 @@ def test_tarred_test_data_are_left_alone(run_config):
     cfg = run_config(f"{TEST_SETS}='manifest__OP_0..3_CL_.json'", "+model.test_ds.is_tarred=true")
     check_run(cfg)
     assert run_checks.test_manifests(cfg) == []
+
+
+@pytest.mark.parametrize("strategy, heads, is_refused", [
+    ("shared_kd", {"model.encoder": 10**6, "model.student.encoder": 1}, True),
+    ("student", {"model.encoder": 10**6, "model.student.encoder": 1}, False),  # the teacher transcribes nothing
+    ("student", {"model.encoder": 1, "model.student.encoder": 10**6}, True),
+])  # fmt: skip
+def test_test_sets_too_long_for_full_attention_are_refused_before_training(
+    run_config, test_sets, monkeypatch, strategy, heads, is_refused
+):
+    monkeypatch.setattr(long_audio, "total_memory", lambda device: 10**9 if device == "cpu" else 0)
+    batch = "model.test_ds.batch_size=1"
+    cfg = run_config(f"{TEST_SETS}={test_sets[1]}", f"strategy={strategy}", batch, "trainer.accelerator=cpu")
+    for block, number in heads.items():
+        OmegaConf.update(cfg, f"{block}.n_heads", number)
+    problems = [
+        text for text in run_checks._test_problems(cfg) if "full attention over the batches of 1 needs" in text
+    ]
+    assert len(problems) == is_refused and all(text.startswith(f"{TEST_SETS}: ") for text in problems)
 
 
 @pytest.mark.parametrize(
