@@ -54,8 +54,8 @@ def teacher_report(model: EncDecCoDERTBPEModel, batches: Iterable[Any], max_batc
         `..._with_prior`, of encoder logits plus the utterance's mean prediction logits (not of a CTC head);
         `encoder_largest_class` and `encoder_largest_share`: the class with most of the probability in the mean over
         frames, and how much; the mode of the teacher's modules; `term_gradients`: name of a distillation term -> see
-        `TermGradient.largest`; `warnings`: sentences with the names of terms. Of a teacher whose encoder alone was
-        loaded neither word errors nor logits are measured, and `encoder_logits` is `none`.
+        `TermGradient.largest`; `warnings`: sentences with the names of terms. Of a teacher without a
+        decoder neither word errors nor logits are measured, and `encoder_logits` is `none`.
     """
     loader = iter(batches[0] if isinstance(batches, list) else batches)
     first, measured = list(islice(loader, 1)), {"encoder_logits": "none"}
@@ -171,7 +171,7 @@ def format_teacher_report(report: dict[str, Any]) -> str:
         f"{report['batch_norm_statistics']}, SpecAugment {report['spec_augment']}"
     )
     if report["encoder_logits"] == "none":
-        nothing = "  its encoder alone was loaded, for terms at hidden layers: WER and logits cannot be measured"
+        nothing = "  no decoder was loaded, for terms at hidden layers or CTC heads: WER and logits cannot be measured"
         return "\n".join([opening, nothing, closing])
     metric = report.get("metric", WER_NAME)
     ctc = f", of its CTC head's greedy text {report['ctc_wer']:.2%}" if "ctc_wer" in report else ""

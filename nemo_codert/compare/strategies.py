@@ -144,7 +144,7 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
     if takes_teacher(config) and config.get("model.codert.teacher_logits") in ("ctc", "ctc_alone"):
         raise ValueError(
             f"{strategy} needs a teacher with a CTC head, and the comparison trains one without: give it with "
-            f"--override {name}:{CHECKPOINT}=HYBRID.nemo"
+            f"--override {name}:{CHECKPOINT}=TEACHER.nemo"
         )
 
 

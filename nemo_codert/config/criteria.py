@@ -565,8 +565,8 @@ def teacher_transcribes(codert: DictConfig) -> bool:
 def reads_encoder_alone(codert: DictConfig) -> bool:
     """Return whether the encoder, and with `teacher_logits: ctc_alone` a CTC head, is all that is loaded of a teacher.
 
-    So it is where a frozen teacher is compared at hidden layers alone. The teacher may then have another tokenizer,
-    and need not be an RNN-T.
+    The encoder alone is loaded where a frozen teacher is compared at hidden layers only. A teacher of which no decoder
+    is loaded may have another tokenizer, and need not be an RNN-T.
     """
     if codert.get("teacher_logits") == "ctc_alone":
         return True

@@ -239,7 +239,7 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield f"model.codert.teacher_cache has no effect: the teacher is {codert.teacher}."
     if codert.non_finite.action == "stop" and codert.non_finite.max_skips != NonFiniteConfig().max_skips:
         yield "model.codert.non_finite.max_skips has no effect: non_finite.action is stop."
-    yield from _terms_without_effect(codert.distillation, has_durations=student_is_tdt(cfg))
+    yield from _terms_without_effect(codert, has_durations=student_is_tdt(cfg))
     if codert.teacher in WITHOUT_GRADIENT and not distils(codert) and not codert.share_decoder:
         remedy = "Add a term" if codert.teacher == "ema" else "Add a term, set share_decoder to true,"
         yield (
@@ -249,11 +249,13 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
     if alone and codert.student_hears:
         yield f"model.codert.student_hears has no effect: the {alone} is trained alone, by NeMo's own class."
     if cfg.get("aux_ctc") is not None and (alone or codert.teacher_logits == "joint"):
-        yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits: ctc alone reads it."
+        yield "model.aux_ctc has no effect: nothing trains a CTC head, and teacher_logits is joint."
     if sub_block(cfg, "ipl").get("m_updates"):
         yield "model.ipl has no effect: a run makes no pseudo-labels, codert pseudo-label does."
     if codert.teacher_logits in HEAD_LOGITS and not distils(codert):
         yield "model.codert.teacher_logits has no effect: model.codert.distillation has no term with a weight above 0."
+    elif codert.teacher_logits == "ctc_alone" and not _compares_heads(codert):
+        yield "model.codert.teacher_logits has no effect: model.codert.distillation compares hidden layers alone."
     if not alone and codert.teacher in WITHOUT_GRADIENT:
         for name in sub_block(cfg, "optim_param_groups"):
             if not name.startswith("student_"):
@@ -270,9 +272,10 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
             yield f"model.loss.{key} has no effect: what is trained or distilled here reads {', '.join(read)} only."
 
 
-def _terms_without_effect(distillation: DictConfig, *, has_durations: bool) -> Iterator[str]:
-    for name, term in distillation.items():
-        if term.get("durations_weight", 1.0) != 1.0 and not has_durations:
+def _terms_without_effect(codert: DictConfig, *, has_durations: bool) -> Iterator[str]:
+    for name, term in codert.distillation.items():
+        of_head = term["at"] == "encoder" and codert.teacher_logits in HEAD_LOGITS  # which has no durations
+        if term.get("durations_weight", 1.0) != 1.0 and (of_head or not has_durations):
             yield f"model.codert.distillation.{name}.durations_weight has no effect: no durations are there."
         defaults = {**vars(kind_of(term).schema()), "weight": term.weight}
         trains_heads = bool(term.get("layers")) and term.get("ctc_weight", 0) > 0
@@ -280,6 +283,10 @@ def _terms_without_effect(distillation: DictConfig, *, has_durations: bool) -> I
             yield f"model.codert.distillation.{name} has no effect: its weight is 0."
         if not term.get("layers") and term.get("ctc_weight") != defaults.get("ctc_weight"):
             yield f"model.codert.distillation.{name}.ctc_weight has no effect: layers is null."
+
+
+def _compares_heads(codert: DictConfig) -> bool:
+    return any(term.weight > 0 and kind_of(term).of_ctc_heads for term in codert.distillation.values())
 
 
 def doubtful_terms(codert: DictConfig) -> Iterator[str]:

@@ -20,7 +20,7 @@ class CoDERTConfig:
     teacher_checkpoint: str | None = None  # .nemo path or pretrained name with the teacher's weights
     teacher_cache: str | None = None  # folder of targets that codert cache made, of a cached teacher
     ema_decay: float = 0.999  # share that an ema teacher keeps of itself in a step, >= 0 and < 1; 0: the student
-    teacher_logits: str = "joint"  # joint | ctc | ctc_alone: where the teacher's encoder logits come from
+    teacher_logits: str = "joint"  # joint | ctc | ctc_alone: source of the teacher's encoder logits
     share_decoder: bool = True  # the student uses the teacher's prediction network and its projection
     teacher_loss_weight: float = 1.0  # > 0 when co_trained, unused when frozen
     student_loss_weight: float = 1.0  # > 0; may be 0 when the decoder is shared and the encoder is distilled

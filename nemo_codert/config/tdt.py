@@ -176,15 +176,20 @@ def pair_duration_problems(cfg: DictConfig, student: DictConfig, codert: DictCon
             f"{path} is null but model.codert.share_decoder is true with additive joints: the teacher's projection of "
             f"the prediction network has outputs for durations. Set it to {durations}, or share_decoder to false"
         )
-    if own and codert.student_loss_weight == 0 and not any(map(_trains_durations, codert.distillation.values())):
+    if (
+        own
+        and codert.student_loss_weight == 0
+        and not any(_trains_durations(term, codert.teacher_logits) for term in codert.distillation.values())
+    ):
         yield (
             "model.codert.student_loss_weight is 0 but no term with a durations_weight above 0 would train the "
             f"durations of the student: set it above 0, or {path} to null"
         )
 
 
-def _trains_durations(term: DictConfig) -> bool:
-    return bool(term.weight > 0 and term.get("durations_weight"))
+def _trains_durations(term: DictConfig, teacher_logits: str) -> bool:
+    has_durations = term["at"] != "encoder" or teacher_logits == "joint"  # a CTC head has none
+    return bool(term.weight > 0 and term.get("durations_weight") and has_durations)
 
 
 def nemo_loss_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig, alone: str | None) -> Iterator[str]:

@@ -13,6 +13,7 @@ from nemo_codert.criteria.base import Criterion, PairParts
 from nemo_codert.criteria.top_k import top_k_divergence
 from nemo_codert.losses import frame_temperatures, group_frames, paired_frames
 from nemo_codert.losses.ctc_divergence import CTC_DIVERGENCES
+from nemo_codert.losses.temperature import floor_problem
 from nemo_codert.modules.shared_modules import refer
 from nemo_codert.modules.transducer import Batch, BranchOutput
 
@@ -30,6 +31,9 @@ class CTCDivergence(Criterion):
         self.parts = parts  # not the student's head itself: it belongs to the pair, under one name
         self.by = spec.kind.partition(".")[2]
         _share_heads(self, parts, spec.name)
+        if spec.options["temperature"] == ADAPTIVE:
+            if problem := floor_problem(spec.options["temperature_floor"], len(_classes(parts)) + 1):
+                raise ValueError(f"model.codert.distillation.{spec.name}.temperature_floor is {problem}")
         if not self.heads and _classes(parts) != list(parts.student.joint.vocabulary):
             raise ValueError(
                 f"model.codert.distillation.{spec.name}.layers is null, but the teacher's CTC head has other classes "

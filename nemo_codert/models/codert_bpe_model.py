@@ -273,7 +273,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
 
     @property
     def teacher_transcribes(self) -> bool:
-        """False where the teacher is not there as a whole: stored targets, or its encoder for hidden terms alone."""
+        """False where the teacher is stored targets, or an encoder (and CTC head) without a decoder."""
         return teacher_transcribes(self.cfg.codert)
 
     @property

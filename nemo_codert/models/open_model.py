@@ -20,7 +20,7 @@ from nemo_codert.modules.transducer import Transducer
 from nemo_codert.nemo_compat import forget_failed_restore
 
 SUFFIXES = (".nemo", ".ckpt")
-ENCODER_ALONE = "of this pair's teacher only the encoder was loaded, for terms at hidden layers or CTC heads"
+ENCODER_ALONE = "of this pair's teacher no decoder was loaded, for terms at hidden layers or CTC heads"
 CACHED = "this pair's teacher is stored targets (model.codert.teacher is cached)"
 KEPT = {"global_step": int, "hyper_parameters": Mapping, "state_dict": Mapping}  # what is read of a .ckpt
 

@@ -92,7 +92,7 @@ class Transducer:
     """The three networks of an RNN-T. Holds references: the modules belong to the model.
 
     Args:
-        ctc_head: set where the encoder logits are those of a hybrid model's CTC head, not of its joint.
+        ctc_head: set where the encoder logits are those of a model's CTC head, not of its joint.
     """
 
     encoder: nn.Module

@@ -286,6 +286,18 @@ def test_a_head_that_does_not_fit_is_refused_by_key(alone_cfg, changes, fault):
         built(alone_cfg(**{"letters": OWN, **changes}))
 
 
+def test_the_floor_of_an_adaptive_temperature_is_below_the_entropy_of_the_heads_classes(alone_cfg):
+    adaptive = {**OWN, "temperature": "adaptive", "temperature_floor": 3.38}  # log(29) = 3.37
+    with pytest.raises(ValueError, match="letters.temperature_floor is 3.38"):
+        built(alone_cfg(letters=adaptive))
+    built(alone_cfg(letters={**adaptive, "temperature_floor": 3.0}))
+
+
+def test_a_ctc_head_that_no_term_reads_is_named(alone_cfg, caplog):
+    checked_config(alone_cfg(near=NEAR))
+    assert "teacher_logits has no effect: model.codert.distillation compares hidden layers alone" in caplog.text
+
+
 def test_a_students_own_head_is_not_compared_with_characters(alone_cfg):
     cfg = OmegaConf.merge(alone_cfg(last={**LAST, "by": "kl"}), {"student": CTC})
     with pytest.raises(ValueError, match=r"last.layers is null, but the teacher's CTC head has other classes \(28\)"):

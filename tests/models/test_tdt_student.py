@@ -5,6 +5,8 @@ import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from omegaconf import OmegaConf
 
+from nemo_codert.config.checked import checked_config
+from nemo_codert.data.tokenizer import train_tokenizer
 from nemo_codert.export.model_card import model_card
 from nemo_codert.export.stock_file import save_model
 from nemo_codert.models import EncDecCoDERTBPEModel, student_config
@@ -12,8 +14,8 @@ from nemo_codert.models.layer_copy import start_from_teacher
 from nemo_codert.models.open_model import open_model
 from nemo_codert.models.stock_models import stock_class
 from nemo_codert.modules import AdditiveRNNTJoint
-from tests.conftest import ADDITIVE, STOCK, conformer
-from tests.models.teacher_files import DURATIONS, TDT, pair_config, save_teacher
+from tests.conftest import ADDITIVE, SENTENCES, STOCK, conformer
+from tests.models.teacher_files import CTC, DURATIONS, TDT, pair_config, save_teacher
 from tests.models.training_runs import branch_losses, equal_states, moved_groups, train
 from tests.reference import tdt_recursion
 
@@ -81,6 +83,40 @@ def test_a_term_at_the_joint_is_the_divergence_of_token_and_duration(pairs, batc
             )
             expected += (log_p.exp() * (log_p - log_q)).sum() * (t + u) / (t * (u + 1))
     assert found.item() == pytest.approx((expected / len(batch[3])).item(), rel=1e-4)
+
+
+def encoder_rows(output, joint_net, of_prior: bool) -> torch.Tensor:
+    """Logits [B, T, V+1+N] of the encoder alone; with the prior, plus the mean over an utterance's states."""
+    logits = joint_net(output.encoder_side.clone())
+    if not of_prior:
+        return logits
+    states = zip(output.prediction_side, output.transcript_len.tolist(), strict=True)
+    means = [joint_net(one[: u + 1].clone()).mean(0) for one, u in states]
+    return logits + torch.stack(means)[:, None]
+
+
+@BOTH
+@pytest.mark.parametrize("prior", ["none", "mean_prediction"])
+def test_a_term_at_the_encoder_adds_the_divergence_of_its_durations(make_config, batch, joint, prior):
+    term = {"at": "encoder", "prior": prior, "durations_weight": 0.3, "temperature": 2.0}
+    model = built(tdt_config(make_config, joint, distillation={"encoder": term})).eval()
+    found = branch_losses(model, batch)["train_distillation_loss"]
+    rows, lengths = [], None
+    for branch in ("student", "teacher"):
+        output, _ = outputs(model, batch, branch)
+        lengths = output.encoded_len
+        net = model.student_joint.joint_net if branch == "student" else model.joint.joint_net
+        rows.append(encoder_rows(output, net, prior == "mean_prediction").double() / 2.0)
+    expected = 0.0
+    for weight, part in ((1.0, slice(None, -len(DURATIONS))), (0.3, slice(-len(DURATIONS), None))):
+        log_q, log_p = (each[..., part].log_softmax(-1) for each in rows)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)  # [B, T]
+        total = sum(divergence[b, :t].sum() for b, t in enumerate(lengths.tolist()))
+        expected += weight * 2.0**2 * total / len(lengths)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    found.backward()
+    weight = model.student_joint.enc.weight if joint == ADDITIVE else model.student_joint.joint_net[-1].weight
+    assert weight.grad[-len(DURATIONS) :].abs().sum() > 0
 
 
 @BOTH
@@ -248,8 +284,24 @@ def test_an_averaged_teacher_is_a_tdt_model_as_its_student(make_config, batch):
     assert all(value > 0 for value in train(model, [batch] * 2))
 
 
-def test_another_vocabulary_keeps_the_durations(make_config, tokenizer_dir, batch):
+def test_another_vocabulary_keeps_the_durations(make_config, tmp_path, batch):
     model = built(tdt_config(make_config, STOCK))
-    model.change_vocabulary(str(tokenizer_dir), "bpe")
-    assert model.student_joint.num_extra_outputs == model.joint.num_extra_outputs == len(DURATIONS)
+    train_tokenizer([*SENTENCES, "quite other words jump over foxes"], tmp_path, vocab_size=40)
+    model.change_vocabulary(str(tmp_path), "bpe")
+    for joint in (model.student_joint, model.joint):
+        assert joint.num_extra_outputs == len(DURATIONS) and joint.joint_net[-1].out_features == 41 + len(DURATIONS)
+    output, logits = outputs(model.eval(), batch, "student")
+    loss = branch_losses(model, batch)["train_rnnt_loss_student"]
+    lengths = output.encoded_len, batch[3]
+    expected = tdt_recursion.joint_losses(logits, batch[2], *lengths, 40, DURATIONS, PLAIN["sigma"]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert all(value > 0 for value in train(model, [batch] * 2))
+
+
+def test_durations_that_nothing_would_train_are_refused(make_config):
+    codert = {"teacher": "frozen", "share_decoder": True, "student_loss_weight": 0.0, "teacher_logits": "ctc"}
+    cfg = tdt_config(
+        make_config, STOCK, "static_shared", distillation={"encoder": {"durations_weight": 0.5}}, **codert
+    )
+    with pytest.raises(ValueError, match="no term with a durations_weight above 0 would train the durations"):
+        checked_config(OmegaConf.merge(cfg, CTC))
