@@ -62,7 +62,7 @@ def peak_memory_of(
     longest = sorted(entries, key=lambda entry: entry["duration"])[-batch_size:]
     try:
         measured = peak_memory_in_own_process(Transcribing(str(model), branch, decoding, tuple(longest), device))
-    except TooLong:  # of the longest utterances in one batch; the batches that were transcribed had room
+    except TooLong:  # the longest utterances in one batch; the batches that were transcribed had room
         return None
     return None if measured is None else measured.peak
 

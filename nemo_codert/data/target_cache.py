@@ -266,5 +266,5 @@ def _reason(name: str) -> str:
         return "Its speed is perturbed, which stored targets cannot follow: switch the perturbation off"
     remedy = "Cache the targets of all of the training manifest, by codert cache with that manifest"
     if "/" not in name:  # NeMo's script for tarred data drops the folders
-        remedy += ". File names without a folder, as in tarred data, are no ids: give each line an `id`"
+        remedy += ". File names without a folder, as in tarred data, are not ids: give each line an `id`"
     return remedy

@@ -92,8 +92,9 @@ def joint_lattice_kl(
     Args:
         student, teacher: the joints and their projections.
         num_classes: V+1.
-        encoded_lengths, target_lengths, node_weights, temperature, reduction, frames_per_student_frame,
-            teacher_lengths: as in `additive_lattice_kl`. Nodes of weight 0 are not computed.
+        encoded_lengths, target_lengths, teacher_lengths: as in `additive_lattice_kl`.
+        node_weights: as there. Nodes of weight 0 are not computed.
+        temperature, reduction, frames_per_student_frame: as there.
 
     Returns:
         A scalar in nats; float32, or float64 for float64 logits.

@@ -183,6 +183,6 @@ def test_tarred_lines_without_an_id_are_named_with_the_remedy(cached_run, tmp_pa
         cached_run.model.train_ds = {**cached_run.model.train_ds, **block, "use_lhotse": True, "seed": 1}
         cached_run.model.train_ds.shard_seed = 1
     with pytest.raises(
-        ValueError, match=r"'\d.wav' has no targets in .*, as in tarred data, are no ids: give each line an `id`"
+        ValueError, match=r"'\d.wav' has no targets in .*, as in tarred data, are not ids: give each line an `id`"
     ):
         runs.train(cached_run)
