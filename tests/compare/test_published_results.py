@@ -29,6 +29,7 @@ SUMMARY = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
 RESULTS = SUMMARY + "".join(path.read_text(encoding="utf-8") for path in sorted(KEPT.glob("*.md")))
 STUDIES = sorted(str(path.parent.relative_to(KEPT)) for path in KEPT.rglob("comparison.json"))
 BASELINES = {"many_speakers/tenth": "student@tenth"}  # of the others: student
+WITH_TRAININGS = ("many_speakers/", "digits_tdt")  # the dev_wer.csv of an older study is another file
 
 
 def test_there_is_a_study():
@@ -37,7 +38,7 @@ def test_there_is_a_study():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_its_table_is_recomputed_from_its_predictions(name, tmp_path):
-    of_trainings = ["dev_wer.csv"] if name.startswith("many_speakers/") else []  # an older study's is another file
+    of_trainings = ["dev_wer.csv"] if name.startswith(WITH_TRAININGS) else []
     for file in ("comparison.json", RUNS_FILE, PREDICTIONS_FILE, *of_trainings):
         shutil.copy(KEPT / name / file, tmp_path / file)
     settings, against = read_settings(tmp_path), BASELINES.get(name, "student")
@@ -135,6 +136,14 @@ def test_the_pilot_of_the_protocol_is_recomputed_from_its_trials():
         shown.append(f"| {' | '.join([*cells, row['cpu_minutes']])} |".replace("|  |", "| |"))
     text = (KEPT / "protocol.md").read_text(encoding="utf-8").replace("|  |", "| |")
     assert shown and [line for line in text.splitlines() if line.startswith("| `")][-len(shown) :] == shown
+
+
+def test_the_speed_of_tdt_students_shown_is_what_was_measured():
+    """speed.csv: a row a model, the real-time factor of codert evaluate by batch size."""
+    factors = {row.pop("strategy"): list(map(float, row.values())) for row in kept_rows(KEPT / "digits_tdt/speed.csv")}
+    assert cells_of("speed") == [[name, *(f"{value:.4f}" for value in row)] for name, row in factors.items()]
+    saved = [1 - own / other for own, other in zip(factors["student"], factors["student@rnnt"], strict=True)]
+    assert f"saves {saved[0]:.0%} (batches of 16) and {saved[1]:.0%} (one at a time)" in " ".join(SUMMARY.split())
 
 
 def test_the_entropies_shown_are_those_that_were_measured():
