@@ -228,7 +228,7 @@ REFUSED = [
     ("rnnt_reduction", None, "model.rnnt_reduction is None"),
     ("aux_ctc", 5, "model.aux_ctc is 5, wanted a block of keys"),
     ("codert.teacher_logits", "decoder", "'decoder', wanted one of joint, ctc"),
-    ("codert", {"teacher": "frozen", "teacher_logits": "ctc"}, "aux_ctc.decoder._target_ is None: take the hybrid"),
+    ("codert", {"teacher": "frozen", "teacher_logits": "ctc"}, "aux_ctc.decoder._target_ is None: take the teacher"),
     ("codert.teacher_logits", "ctc", "teacher is co_trained: a pair has no CTC loss for the teacher's CTC head"),
     ("student", {"encoder": CONFORMER, "init_from_teacher": True}, "teacher_checkpoint is null: there are no trained"),
     (

@@ -2,20 +2,21 @@
 
 import json
 import resource
-import subprocess
-import sys
 
 import pytest
 import soundfile
+import torch
+from nemo.collections.asr.modules import ConformerEncoder
 from omegaconf import OmegaConf
 
+from nemo_codert.benchmark.measure import peak_memory
 from nemo_codert.benchmark.trained_models import EvaluationSettings, evaluate_models
 from nemo_codert.evaluation import long_audio
 from nemo_codert.evaluation.long_audio import TooLong, attention_bytes, refuse_without_memory, total_memory
 from nemo_codert.evaluation.pseudo_labels import PseudoLabelSettings, pseudo_label
 from nemo_codert.evaluation.transcribe import evaluate, warm_up
 from nemo_codert.export.stock_file import save_model
-from tests.conftest import REPOSITORY, SAMPLE_RATE, conformer, lstm
+from tests.conftest import SAMPLE_RATE, conformer, lstm
 
 FULL = OmegaConf.create({"self_attention_model": "rel_pos", "n_heads": 4, "subsampling_factor": 8})
 HUNDREDTHS = OmegaConf.create({"window_stride": 0.01})
@@ -46,23 +47,6 @@ def test_the_kind_of_attention_decides_the_matrices(encoder, matrices):
     assert attention_bytes(block, HUNDREDTHS, [40.0], 1) == matrices * 4 * 2 * 1000**2
 
 
-MEASURE = """
-import resource, sys, torch
-from nemo.collections.asr.modules import ConformerEncoder
-from omegaconf import OmegaConf
-from nemo_codert.evaluation.long_audio import attention_bytes
-settings = {"feat_in": 32, "n_layers": 1, "d_model": 16, "n_heads": 4, "subsampling": "dw_striding",
-            "subsampling_factor": 8, "subsampling_conv_channels": 8, "ff_expansion_factor": 2, **eval(sys.argv[1])}
-encoder = ConformerEncoder(**settings).eval()
-with torch.no_grad():
-    encoder(audio_signal=torch.zeros(1, 32, 800), length=torch.tensor([800]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    encoder(audio_signal=torch.zeros(1, 32, 24000), length=torch.tensor([24000]))  # 240 s
-taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(taken / attention_bytes(OmegaConf.create(settings), OmegaConf.create({"window_stride": 0.01}), [240.0], 1))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", [
     {"self_attention_model": "rel_pos"},
@@ -70,10 +54,15 @@ print(taken / attention_bytes(OmegaConf.create(settings), OmegaConf.create({"win
     {"self_attention_model": "abs_pos"},
 ], ids=lambda encoder: "_".join(map(str, encoder.values())))  # fmt: skip
 def test_the_estimate_is_what_nemos_encoder_takes(encoder):
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, repr(encoder)], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert 0.9 < float(run.stdout.split()[-1]) < 1.25, run.stdout + run.stderr
+    block = {**conformer(layers=1, channels=16, subsampling=8), "n_heads": 4, **encoder}
+    module = ConformerEncoder(**{key: value for key, value in block.items() if key != "_target_"}).eval()
+
+    def encode():
+        with torch.no_grad():
+            module(audio_signal=torch.zeros(1, 32, 24000), length=torch.tensor([24000]))  # 240 s
+
+    estimate = attention_bytes(OmegaConf.create(block), HUNDREDTHS, [240.0], 1)
+    assert 0.9 < peak_memory(encode).peak / estimate < 1.25
 
 
 def test_the_memory_of_the_machine_is_within_the_limit_of_its_control_group(tmp_path, monkeypatch):
