@@ -137,8 +137,8 @@ def evaluate_models(settings: EvaluationSettings) -> Iterator[ModelEvaluation]:
         cfg = restored_config(model, kinds=TRANSCRIBED)
         if settings.branch == "teacher" and not is_pair(cfg):
             raise ValueError(f"`branch` is teacher, but {model}: this model is a single RNN-T, not a pair")
+        blocks = network_blocks(cfg, settings.branch)
         for entries in sets:
-            blocks = network_blocks(cfg, settings.branch)
             refuse_without_memory(blocks.encoder, blocks.preprocessor, entries, settings.batch_size, _device())
     every = [entry for entries in sets for entry in entries]
     return (_evaluated(model, name, every, settings) for model, name in zip(models, names, strict=True))

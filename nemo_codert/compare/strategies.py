@@ -17,6 +17,7 @@ from nemo_codert.config.criteria import named
 from nemo_codert.config.nearest import nearest
 from nemo_codert.config.search import check_names, config_search, override_key, with_additions
 from nemo_codert.config.shipped import conf_folder
+from nemo_codert.config.teachers import HEAD_LOGITS
 
 TWIN = "-twin"  # suffix of a strategy's twin: the same without distillation
 VARIANT = "@"  # NAME@LABEL is strategy NAME with overrides of its own
@@ -141,7 +142,7 @@ def check_complete(strategy: str, config: Mapping[str, Any], baseline: Mapping[s
             f"{CHECKPOINT} is {given!r} for {strategy}, which takes no teacher. Give it to those that do: "
             f"--override STRATEGY:{CHECKPOINT}={given}"
         )
-    if takes_teacher(config) and config.get("model.codert.teacher_logits") in ("ctc", "ctc_alone"):
+    if takes_teacher(config) and config.get("model.codert.teacher_logits") in HEAD_LOGITS:
         raise ValueError(
             f"{strategy} needs a teacher with a CTC head, and the comparison trains one without: give it with "
             f"--override {name}:{CHECKPOINT}=TEACHER.nemo"

@@ -136,7 +136,6 @@ class CriterionKind:
         needs_teacher: whether the term reads the teacher's output.
         needs_text: whether the term reads transcripts; utterances without text are left out of it.
         any_vocabulary: whether the teacher of such a term may have another tokenizer.
-        of_ctc_heads: whether CTC heads are compared.
         layers: the encoder layers of student and teacher that a term reads, given its options; 1 is the first layer.
     """
 
@@ -147,7 +146,6 @@ class CriterionKind:
     needs_teacher: bool = True
     needs_text: bool = False
     any_vocabulary: bool = False
-    of_ctc_heads: bool = False
     layers: Callable[[Mapping[str, Any]], tuple[Layers, Layers]] = lambda options: ((), ())
 
 
@@ -295,7 +293,7 @@ def _ctc_pair_problems(term: DictConfig, path: str, pair: PairBlocks) -> Iterato
         )
     if term.weight > 0 and pair.codert.teacher_logits == "joint" and pair.codert.teacher != "cached":
         yield (
-            f"{path} compares CTC heads but model.codert.teacher_logits is {pair.codert.teacher_logits}: set it to "
+            f"{path} compares CTC heads but model.codert.teacher_logits is joint: set it to "
             "ctc, for a frozen hybrid teacher, or to ctc_alone, which reads encoder and CTC head of a teacher alone"
         )
     yield from _layer_problems(term, path, pair)
@@ -333,7 +331,6 @@ CRITERIA: dict[str, CriterionKind] = {
             CTCConfig,
             _ctc_problems,
             _ctc_pair_problems,
-            of_ctc_heads=True,
             layers=head_layers,
         )
         for by in ("kl", "l2")

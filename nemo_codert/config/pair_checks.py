@@ -9,19 +9,18 @@ from nemo_codert.config.derived import encoder_stride, encoders, rate_problem
 from nemo_codert.config.schema import CoDERTConfig, NonFiniteConfig
 from nemo_codert.config.stock_checks import STOCK_JOINT, decoder_problems, joint_problems, missing_values
 from nemo_codert.config.student_hears import student_hears_problems
-from nemo_codert.config.tdt import is_tdt, loss_arguments, student_is_tdt
-from nemo_codert.config.teachers import TEACHERS, WITHOUT_GRADIENT
+from nemo_codert.config.tdt import compares_durations, is_tdt, loss_arguments, student_is_tdt
+from nemo_codert.config.teachers import HEAD_LOGITS, TEACHERS, WITHOUT_GRADIENT
 from nemo_codert.config.values import is_number, sub_block
 
 CTC_REDUCTIONS = ("mean_batch", "mean_volume", "mean", "sum")
 CHOICES = {
     "teacher": TEACHERS,
-    "teacher_logits": ("joint", "ctc", "ctc_alone"),
+    "teacher_logits": ("joint", *HEAD_LOGITS),
     "rnnt_loss": ("auto", "exact", "nemo"),
     "bad_utterances": ("drop", "refuse"),
     "audio_check": ("auto", "headers", "samples"),
 }
-HEAD_LOGITS = ("ctc", "ctc_alone")  # values of teacher_logits that read a CTC head
 NON_FINITE_ACTIONS = ("stop", "skip")
 NEMOS_RNNT_ARGUMENTS = {"fastemit_lambda": 0.0, "clamp": -1.0}  # the values of a block that does nothing
 
@@ -179,7 +178,7 @@ def _ctc_alone_problems(head: DictConfig | dict, codert: DictConfig) -> Iterator
     if codert.share_decoder:
         yield f"{alone}, but model.codert.share_decoder is true: set it to false, or teacher_logits to ctc"
     for name, term in codert.distillation.items():
-        if term.weight > 0 and not (kind_of(term).any_vocabulary or kind_of(term).of_ctc_heads):
+        if term.weight > 0 and not (kind_of(term).any_vocabulary or term["at"] == "ctc"):
             yield f"{alone}, but model.codert.distillation.{name}.at is {term['at']}: wanted hidden or ctc"
     names = head.get("vocabulary")
     if names and not (OmegaConf.is_list(names) and all(isinstance(name, str) for name in names)):
@@ -254,7 +253,9 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
         yield "model.ipl has no effect: a run makes no pseudo-labels, codert pseudo-label does."
     if codert.teacher_logits in HEAD_LOGITS and not distils(codert):
         yield "model.codert.teacher_logits has no effect: model.codert.distillation has no term with a weight above 0."
-    elif codert.teacher_logits == "ctc_alone" and not _compares_heads(codert):
+    elif codert.teacher_logits == "ctc_alone" and not any(
+        term.weight > 0 and term["at"] == "ctc" for term in codert.distillation.values()
+    ):
         yield "model.codert.teacher_logits has no effect: model.codert.distillation compares hidden layers alone."
     if not alone and codert.teacher in WITHOUT_GRADIENT:
         for name in sub_block(cfg, "optim_param_groups"):
@@ -274,8 +275,8 @@ def keys_without_effect(cfg: DictConfig, codert: DictConfig, alone: str | None) 
 
 def _terms_without_effect(codert: DictConfig, *, has_durations: bool) -> Iterator[str]:
     for name, term in codert.distillation.items():
-        of_head = term["at"] == "encoder" and codert.teacher_logits in HEAD_LOGITS  # which has no durations
-        if term.get("durations_weight", 1.0) != 1.0 and (of_head or not has_durations):
+        compared = has_durations and compares_durations(term, codert.teacher_logits)
+        if term.get("durations_weight", 1.0) != 1.0 and not compared:
             yield f"model.codert.distillation.{name}.durations_weight has no effect: no durations are there."
         defaults = {**vars(kind_of(term).schema()), "weight": term.weight}
         trains_heads = bool(term.get("layers")) and term.get("ctc_weight", 0) > 0
@@ -283,10 +284,6 @@ def _terms_without_effect(codert: DictConfig, *, has_durations: bool) -> Iterato
             yield f"model.codert.distillation.{name} has no effect: its weight is 0."
         if not term.get("layers") and term.get("ctc_weight") != defaults.get("ctc_weight"):
             yield f"model.codert.distillation.{name}.ctc_weight has no effect: layers is null."
-
-
-def _compares_heads(codert: DictConfig) -> bool:
-    return any(term.weight > 0 and kind_of(term).of_ctc_heads for term in codert.distillation.values())
 
 
 def doubtful_terms(codert: DictConfig) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_codert.config.teachers import HEAD_LOGITS
 from nemo_codert.config.values import is_number, sub_block
 
 TDT_LOSSES = ("tdt", "tdt_pytorch")
@@ -179,7 +180,10 @@ def pair_duration_problems(cfg: DictConfig, student: DictConfig, codert: DictCon
     if (
         own
         and codert.student_loss_weight == 0
-        and not any(_trains_durations(term, codert.teacher_logits) for term in codert.distillation.values())
+        and not any(
+            term.weight > 0 and term.get("durations_weight") and compares_durations(term, codert.teacher_logits)
+            for term in codert.distillation.values()
+        )
     ):
         yield (
             "model.codert.student_loss_weight is 0 but no term with a durations_weight above 0 would train the "
@@ -187,9 +191,9 @@ def pair_duration_problems(cfg: DictConfig, student: DictConfig, codert: DictCon
         )
 
 
-def _trains_durations(term: DictConfig, teacher_logits: str) -> bool:
-    has_durations = term["at"] != "encoder" or teacher_logits == "joint"  # a CTC head has none
-    return bool(term.weight > 0 and term.get("durations_weight") and has_durations)
+def compares_durations(term: DictConfig, teacher_logits: str) -> bool:
+    """Return whether a term of a TDT pair with a `durations_weight` has durations to compare: a CTC head has none."""
+    return term["at"] != "encoder" or teacher_logits not in HEAD_LOGITS
 
 
 def nemo_loss_problems(cfg: DictConfig, student: DictConfig, codert: DictConfig, alone: str | None) -> Iterator[str]:

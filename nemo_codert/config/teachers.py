@@ -9,4 +9,5 @@ TEACHERS: dict[str, str | type] = {
     "cached": "nemo_codert.teachers.cached.Cached",
     "ema": "nemo_codert.teachers.ema.Ema",
 }
+HEAD_LOGITS = ("ctc", "ctc_alone")  # values of `model.codert.teacher_logits` that read a CTC head
 WITHOUT_GRADIENT = ("frozen", "cached", "ema")  # sources whose networks no optimizer moves

@@ -8,7 +8,8 @@ from nemo.collections.asr.losses.rnnt import RNNTLoss
 from omegaconf import DictConfig
 from torch import nn
 
-from nemo_codert.config.criteria import CriterionSpec
+from nemo_codert.config.criteria import ADAPTIVE, CriterionSpec
+from nemo_codert.losses.temperature import floor_problem
 from nemo_codert.modules.transducer import Batch, BranchOutput, Transducer
 
 
@@ -72,6 +73,13 @@ class Criterion(nn.Module, ABC):
                 f"model.codert.distillation.{self.spec.name}.both_ways is true but the teacher has "
                 f"{parts.teacher_frames_per_student_frame} frames for each of the student: set both_ways to false"
             )
+
+    def refuse_floor(self, num_classes: int) -> None:
+        """Raise ValueError for a floor of an adaptive temperature that `num_classes` classes cannot reach."""
+        options = self.spec.options
+        problem = floor_problem(options["temperature_floor"], num_classes)
+        if options["temperature"] == ADAPTIVE and problem:
+            raise ValueError(f"model.codert.distillation.{self.spec.name}.temperature_floor is {problem}")
 
     @abstractmethod
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:

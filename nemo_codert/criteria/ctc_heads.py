@@ -13,7 +13,6 @@ from nemo_codert.criteria.base import Criterion, PairParts
 from nemo_codert.criteria.top_k import top_k_divergence
 from nemo_codert.losses import frame_temperatures, group_frames, paired_frames
 from nemo_codert.losses.ctc_divergence import CTC_DIVERGENCES
-from nemo_codert.losses.temperature import floor_problem
 from nemo_codert.modules.shared_modules import refer
 from nemo_codert.modules.transducer import Batch, BranchOutput
 
@@ -31,14 +30,13 @@ class CTCDivergence(Criterion):
         self.parts = parts  # not the student's head itself: it belongs to the pair, under one name
         self.by = spec.kind.partition(".")[2]
         _share_heads(self, parts, spec.name)
-        if spec.options["temperature"] == ADAPTIVE:
-            if problem := floor_problem(spec.options["temperature_floor"], len(_classes(parts)) + 1):
-                raise ValueError(f"model.codert.distillation.{spec.name}.temperature_floor is {problem}")
-        if not self.heads and _classes(parts) != list(parts.student.joint.vocabulary):
+        classes, pieces = _classes(parts), list(parts.student.joint.vocabulary)
+        self.refuse_floor(len(classes) + 1)
+        if not self.heads and classes != pieces:
             raise ValueError(
                 f"model.codert.distillation.{spec.name}.layers is null, but the teacher's CTC head has other classes "
-                f"({len(_classes(parts))}) than model.tokenizer ({len(parts.student.joint.vocabulary)}): name "
-                "layers of the student, which get heads with the teacher's classes"
+                f"({len(classes)}) than model.tokenizer ({len(pieces)}): name layers of the student, which get heads "
+                "with the teacher's classes"
             )
 
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
@@ -84,15 +82,15 @@ class HeadsCTC(Criterion):
     def __init__(self, spec: CriterionSpec, parts: PairParts) -> None:
         super().__init__(spec, parts)
         _share_heads(self, parts, spec.options["of"])
-        if _classes(parts) != list(parts.student.joint.vocabulary):
+        classes, pieces = _classes(parts), list(parts.student.joint.vocabulary)
+        if classes != pieces:
             raise ValueError(
                 f"model.codert.distillation.{spec.options['of']}.ctc_weight is {spec.weight}, but its heads have the "
-                f"classes of the teacher's CTC head ({len(_classes(parts))}), not the tokenizer's "
-                f"({len(parts.student.joint.vocabulary)}), in which the transcripts are: set it to 0"
+                f"classes of the teacher's CTC head ({len(classes)}), not the tokenizer's ({len(pieces)}), in which "
+                "the transcripts are: set it to 0"
             )
         reduction = (parts.cfg.student.aux_ctc or {}).get("ctc_reduction", "mean_batch")
-        blank = len(parts.student.joint.vocabulary)
-        self.loss = CTCLoss(num_classes=blank, zero_infinity=True, reduction=reduction)
+        self.loss = CTCLoss(num_classes=len(pieces), zero_infinity=True, reduction=reduction)
 
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         # Overrides Criterion.forward.

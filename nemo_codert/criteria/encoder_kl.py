@@ -3,10 +3,10 @@
 import torch
 
 from nemo_codert.config.criteria import ADAPTIVE, CriterionSpec
+from nemo_codert.config.teachers import HEAD_LOGITS
 from nemo_codert.criteria.base import Criterion, PairParts, durations_weight
 from nemo_codert.criteria.top_k import top_k_divergence
 from nemo_codert.losses import encoder_distillation_loss, frame_temperatures, group_frames, paired_frames
-from nemo_codert.losses.temperature import floor_problem
 from nemo_codert.modules.encoder_logits import num_token_classes
 from nemo_codert.modules.transducer import Batch, BranchOutput
 
@@ -26,12 +26,9 @@ class EncoderKL(Criterion):
         self.frames_per_student_frame = parts.teacher_frames_per_student_frame
         self.shares_decoder = parts.cfg.codert.share_decoder
         self.refuse_mirror(parts)
-        has_head = parts.cfg.codert.teacher_logits != "joint"  # a CTC head has no durations
+        has_head = parts.cfg.codert.teacher_logits in HEAD_LOGITS  # a CTC head has no durations
         self.durations_weight = 0.0 if has_head else durations_weight(spec, parts)
-        num_classes = num_token_classes(parts.student.joint)
-        problem = floor_problem(spec.options["temperature_floor"], num_classes)
-        if spec.options["temperature"] == ADAPTIVE and problem:
-            raise ValueError(f"model.codert.distillation.{spec.name}.temperature_floor is {problem}")
+        self.refuse_floor(num_token_classes(parts.student.joint))
 
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         # Overrides Criterion.forward.

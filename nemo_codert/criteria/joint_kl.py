@@ -25,7 +25,6 @@ from nemo_codert.losses import (
     tdt_node_occupancies,
 )
 from nemo_codert.losses.lattice_kl import reduced, scaled_weights, spread_weights
-from nemo_codert.losses.temperature import floor_problem
 from nemo_codert.modules import AdditiveRNNTJoint
 from nemo_codert.modules.encoder_logits import num_token_classes, projected_durations, projected_logits
 from nemo_codert.modules.transducer import Batch, BranchOutput
@@ -51,9 +50,7 @@ class JointKL(Criterion):
         self.durations_weight = durations_weight(spec, parts)
         settings = tdt_settings(parts.cfg)
         self.durations = settings.durations if settings else ()
-        problem = floor_problem(spec.options["temperature_floor"], num_token_classes(parts.student.joint))
-        if spec.options["temperature"] == ADAPTIVE and problem:
-            raise ValueError(f"model.codert.distillation.{spec.name}.temperature_floor is {problem}")
+        self.refuse_floor(num_token_classes(parts.student.joint))
 
     def forward(self, student: BranchOutput, teacher: BranchOutput | None, batch: Batch) -> torch.Tensor:
         # Overrides Criterion.forward.

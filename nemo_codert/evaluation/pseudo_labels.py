@@ -203,8 +203,8 @@ def _transcripts(path: Path, entries: list[Entry], settings: PseudoLabelSettings
     found = _stored(store, header)[: len(entries)]
     if len(found) < len(entries):
         model = _transcriber(path, settings.branch)
-        cfg, device = model.cfg, model.device
-        refuse_without_memory(cfg.encoder, cfg.preprocessor, entries, settings.batch_size, device)
+        blocks = model.cfg.encoder, model.cfg.preprocessor
+        refuse_without_memory(*blocks, entries, settings.batch_size, model.device)
         with open(store, "ab") as file:
             for lines in _in_chunks(model, entries, len(found), settings.batch_size):
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

@@ -170,9 +170,9 @@ def stream(pipeline: BasePipeline, entries: list[dict[str, Any]], manifest: str)
         raise ValueError(f"{parts[0]}: offset is set, but a pipeline plays whole files. Cut the audio first")
     with tempfile.TemporaryDirectory(prefix="nemo_codert_stream_") as folder:
         files = [entry["audio_filepath"] for entry in mono_entries(entries, Path(folder))]
-        shortest = min(range(len(entries)), key=lambda place: entries[place]["duration"])
-        if entries[shortest]["duration"] <= WARM_UP_SECONDS:
-            _played(pipeline, [files[shortest]])
+        seconds, shortest = min((entry["duration"], file) for entry, file in zip(entries, files, strict=True))
+        if seconds <= WARM_UP_SECONDS:
+            _played(pipeline, [shortest])
         start = time.perf_counter()
         results = _played(pipeline, files)
         wall_seconds = time.perf_counter() - start

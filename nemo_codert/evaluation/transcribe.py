@@ -207,8 +207,6 @@ def transcribed(
     Raises:
         ValueError: audio that breaks off, or needs more memory than there is.
     """
-    if not entries:
-        return []
     refuse_without_memory(model.cfg.encoder, model.cfg.preprocessor, entries, batch_size, model.device)
     keys = ("audio_filepath", "duration", "offset")
     with tempfile.TemporaryDirectory(prefix="nemo_codert_evaluate_") as folder:

@@ -26,7 +26,7 @@ from nemo_codert.config.criteria import criteria_specs, reads_encoder_alone, tea
 from nemo_codert.config.derived import rate_problem
 from nemo_codert.config.model_kinds import is_pair
 from nemo_codert.config.student_hears import student_hears_settings
-from nemo_codert.config.teachers import WITHOUT_GRADIENT
+from nemo_codert.config.teachers import HEAD_LOGITS, WITHOUT_GRADIENT
 from nemo_codert.criteria import Criteria, PairParts
 from nemo_codert.data.named_batches import WithNames, manifest_names
 from nemo_codert.models.layer_copy import start_from_teacher
@@ -99,7 +99,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
             cfg.target = PUBLIC_TARGET
         super().__init__(cfg=cfg, trainer=trainer)
         self._build_student()
-        if (logits := self.cfg.codert.teacher_logits) != "joint":
+        if (logits := self.cfg.codert.teacher_logits) in HEAD_LOGITS:
             own = logits == "ctc_alone"
             self.ctc_decoder = build_ctc_head(self.cfg.aux_ctc.decoder, self.joint, own_classes=own)
         if self.cfg.codert.activation_checkpointing:

@@ -43,7 +43,7 @@ from nemo_codert.nemo_compat import checkpoint_folder, seed_augmentation
 from nemo_codert.training.early_checks import test_manifests, with_run_defaults
 from nemo_codert.training.ending import TRAINED_FILES, ending
 from nemo_codert.training.last_checkpoint import prepare_resume
-from nemo_codert.training.run_checks import TEST_BATCH_SIZE, check_epochs, check_run, test_reading
+from nemo_codert.training.run_checks import check_epochs, check_run, test_batch_size, test_reading
 from nemo_codert.training.run_folders import FINISHED, continue_run, link_latest, runs_folder, unlink_latest
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.trainer import make_trainer
@@ -398,7 +398,7 @@ def transcribe_tests(run: Run, branch: str) -> None:
         "trained_parameters": (found.get(branch) or found["model"]).size(),
         "updates": trainer.global_step,
         "decoding": model.cfg.decoding.strategy,
-        "batch_size": cfg.model.test_ds.get("batch_size") or TEST_BATCH_SIZE,
+        "batch_size": test_batch_size(cfg),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
     }

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from nemo.utils.model_utils import parse_dataset_as_name
@@ -37,7 +36,7 @@ from nemo_codert.training.early_checks import (
     test_manifests,
 )
 from nemo_codert.training.logged_names import monitor_problems
-from nemo_codert.training.trainer import callback_problems
+from nemo_codert.training.trainer import callback_problems, is_on_cuda
 
 TEST_BATCH_SIZE = 16  # utterances, used where model.test_ds has no batch_size
 logger = logging.getLogger(__name__)
@@ -163,30 +162,30 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
     except ValueError as error:
         yield str(error).removesuffix(".")
         return
-    batch_size, front_end = (
-        _value(cfg, "model.test_ds.batch_size") or TEST_BATCH_SIZE,
-        _value(cfg, "model.preprocessor"),
-    )
-    device = "cuda" if torch.cuda.is_available() and _value(cfg, "trainer.accelerator") != "cpu" else "cpu"
+    front_end, encoders = _value(cfg, "model.preprocessor"), _tested_encoders(cfg)
+    device = "cuda" if is_on_cuda(_value(cfg, "trainer") or {}) else "cpu"
     for path in paths:
         try:  # a fault found after the training would come too late
             entries = usable_entries(path, **reading)
-            for encoder in _tested_encoders(cfg) if OmegaConf.is_dict(front_end) else ():
-                refuse_without_memory(encoder, front_end, entries, batch_size, device)
+            for encoder in encoders if OmegaConf.is_dict(front_end) else ():
+                refuse_without_memory(encoder, front_end, entries, test_batch_size(cfg), device)
         except ValueError as error:
             yield f"{key}: {error}"
 
 
-def _tested_encoders(cfg: DictConfig) -> Iterator[DictConfig]:
-    """Yield the block of the encoder of each branch that transcribes the test sets."""
+def _tested_encoders(cfg: DictConfig) -> list[DictConfig]:
+    """Return the block of the encoder of each branch that transcribes the test sets."""
     keys = {"student": "model.student.encoder", "teacher": "model.encoder"}
-    if cfg.get("train") != "pair":
-        keys = {"model": keys.get(cfg.get("train"), "model.encoder")}
+    if alone := lone_branch(cfg):
+        keys = {alone: keys[alone]}
     elif not teacher_transcribes(_value(cfg, "model.codert") or OmegaConf.create()):
         del keys["teacher"]
-    for block in (_value(cfg, key) for key in keys.values()):
-        if OmegaConf.is_dict(block):
-            yield block
+    return [block for key in keys.values() if OmegaConf.is_dict(block := _value(cfg, key))]
+
+
+def test_batch_size(cfg: DictConfig) -> int:
+    """Return the number of utterances of the test sets that are transcribed at a time."""
+    return _value(cfg, "model.test_ds.batch_size") or TEST_BATCH_SIZE
 
 
 def test_reading(cfg: DictConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ NeMo's scripts build `trainer.strategy` and `trainer.callbacks` from blocks with
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -69,7 +69,7 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
     for key in OLDER_KEYS:
         if settings.pop(key, None) is not None:
             logger.warning("trainer.%s has no effect: Lightning's Trainer has no such argument any more.", key)
-    if settings.get("sync_batchnorm") and not _is_on_cuda(settings):
+    if settings.get("sync_batchnorm") and not is_on_cuda(settings):
         logger.warning("trainer.sync_batchnorm has no effect: PyTorch synchronises batch norm on CUDA devices alone.")
         settings["sync_batchnorm"] = False
     strategy = settings.get("strategy")
@@ -91,7 +91,7 @@ def make_trainer(cfg: DictConfig, checked: CheckedConfig) -> pl.Trainer:
         ) from error
 
 
-def _is_on_cuda(settings: dict[str, Any]) -> bool:
+def is_on_cuda(settings: Mapping[str, Any]) -> bool:
     """Return whether a trainer with these settings trains on CUDA devices."""
     return settings.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 

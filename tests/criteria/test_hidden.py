@@ -17,7 +17,7 @@ from nemo_codert.losses import feature_distance, group_features
 from nemo_codert.models import EncDecCoDERTBPEModel
 from nemo_codert.models.open_model import networks_of, open_model
 from tests.conftest import SENTENCES, STOCK, conformer, lstm
-from tests.models.teacher_files import CTC, NO_DATA, save_of_characters, save_teacher
+from tests.models.teacher_files import CTC, NO_DATA, save_of_characters, save_teacher, saved
 from tests.models.training_runs import branch_losses, equal_states, train
 
 MEASURES = ("mse", "cosine", "correlation", "energy", "gram")
@@ -166,9 +166,7 @@ def teachers(make_config, other_tokenizer, tmp_path_factory) -> dict[str, str]:
     masking = {"_target_": "nemo.collections.asr.modules.MaskedPatchAugmentation", "patch_size": 8}
     ssl = {**common, "loss_list": {}, "spec_augment": masking}
     for name, kind, cfg in (("ctc", EncDecCTCModelBPE, ctc), ("ssl", SpeechEncDecSelfSupervisedModel, ssl)):
-        torch.manual_seed(7)
-        kind(OmegaConf.create(cfg)).save_to(str(folder / f"{name}.nemo"))
-        files[name] = str(folder / f"{name}.nemo")
+        files[name] = saved(kind, OmegaConf.create(cfg), folder / name)[0]
     for kind in (EncDecCTCModel, EncDecRNNTModel, EncDecHybridRNNTCTCModel):  # of characters
         files[kind.__name__] = save_of_characters(make_config, folder, kind)[0]
     return files

@@ -1,6 +1,7 @@
 """Audio too long for full attention is refused before its memory is allocated."""
 
 import json
+import os
 import resource
 
 import pytest
@@ -68,11 +69,11 @@ def test_the_estimate_is_what_nemos_encoder_takes(encoder):
 def test_the_memory_of_the_machine_is_within_the_limit_of_its_control_group(tmp_path, monkeypatch):
     whole = total_memory()
     assert whole > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for text, expected in (("1000000\n", 1_000_000), ("max\n", None)):
-        (tmp_path / "memory.max").write_text(text)
-        monkeypatch.setattr(long_audio, "CGROUP_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "absent")))
-        assert total_memory() == (expected or total_memory("cpu"))
-    assert total_memory() >= whole
+    monkeypatch.setattr(long_audio, "CGROUP_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "absent")))
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert total_memory() == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert total_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >= whole
 
 
 @pytest.mark.parametrize(
@@ -110,13 +111,12 @@ def test_every_manifest_is_looked_at_before_one_is_transcribed(make_model, long_
     message = r"long\.wav lasts 70 s: full attention over the batches of 16 needs"
     with pytest.raises(TooLong, match=message):
         evaluate_models(EvaluationSettings([student], long_and_short))
-    for manifest in (long_and_short[1], long_and_short[0]):
-        settings = PseudoLabelSettings(student, manifest, tmp_path / "labels.json", batch_size=16)
-        if manifest is long_and_short[1]:
-            with pytest.raises(TooLong, match=message):
-                pseudo_label(settings)
-        else:
-            pseudo_label(settings)
+    short, long = (
+        PseudoLabelSettings(student, each, tmp_path / "labels.json", batch_size=16) for each in long_and_short
+    )
+    with pytest.raises(TooLong, match=message):
+        pseudo_label(long)
+    pseudo_label(short)
 
 
 def test_a_model_without_full_attention_reads_any_length(make_model, long_and_short, monkeypatch):

@@ -49,11 +49,15 @@ def save_teacher(make_config, folder: Path, kind: str, seed: int = 7, **settings
     cfg = copy.deepcopy(teacher_config(make_config(joint=STOCK, **settings)))
     with open_dict(cfg):
         cfg = OmegaConf.merge(cfg, KINDS[kind], {"validation_ds": NO_DATA})
+    return saved(EncDecHybridRNNTCTCBPEModel if "aux_ctc" in cfg else EncDecRNNTBPEModel, cfg, folder / kind, seed)
+
+
+def saved(kind: type, cfg: DictConfig, path: Path, seed: int = 7) -> tuple[str, ASRModel]:
+    """Path, with its suffix, of a new file of a model of that class of NeMo's and the model, in eval mode."""
     torch.manual_seed(seed)
-    model = (EncDecHybridRNNTCTCBPEModel if "aux_ctc" in cfg else EncDecRNNTBPEModel)(cfg)
-    path = folder / f"{kind}.nemo"
-    model.save_to(str(path))
-    return str(path), model.eval()
+    model = kind(cfg)
+    model.save_to(f"{path}.nemo")
+    return f"{path}.nemo", model.eval()
 
 
 def pair_config(make_config, kind: str, path: str, codert: dict | None = None, **settings) -> DictConfig:
@@ -63,19 +67,15 @@ def pair_config(make_config, kind: str, path: str, codert: dict | None = None, *
         return OmegaConf.merge(cfg, KINDS[kind], {"codert": {"teacher_checkpoint": path, **(codert or {})}})
 
 
-def save_of_characters(make_config, folder: Path, kind: type, seed: int = 7) -> tuple[str, ASRModel]:
-    """Path of a new file of a model of `CHARACTERS` and the model: that class of NeMo's."""
+def save_of_characters(make_config, folder: Path, kind: type) -> tuple[str, ASRModel]:
+    """Path of a new file of a model of `CHARACTERS`, of that class of NeMo's, and the model."""
     cfg = teacher_config(make_config(joint=STOCK))
     with open_dict(cfg):
         del cfg.tokenizer
-        cfg = OmegaConf.merge(cfg, copy.deepcopy(CTC), {"labels": CHARACTERS, "validation_ds": NO_DATA})
+        cfg = OmegaConf.merge(cfg, CTC, {"labels": CHARACTERS, "validation_ds": NO_DATA})
         cfg.aux_ctc.decoder.update(feat_in=cfg.model_defaults.enc_hidden, vocabulary=CHARACTERS)
         if kind is EncDecCTCModel:
             cfg.decoder = cfg.aux_ctc.decoder
         if kind is not EncDecHybridRNNTCTCModel:
             del cfg.aux_ctc
-    torch.manual_seed(seed)
-    model = kind(cfg)
-    path = folder / f"{kind.__name__}.nemo"
-    model.save_to(str(path))
-    return str(path), model.eval()
+    return saved(kind, cfg, folder / kind.__name__)

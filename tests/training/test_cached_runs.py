@@ -139,7 +139,7 @@ def write_shar(manifest, folder) -> dict:
         entry = json.loads(line)
         cut = Recording.from_file(manifest.parent / entry["audio_filepath"]).to_cut()
         cut.supervisions = [SupervisionSegment(str(i), cut.recording.id, 0.0, cut.duration, text=entry["text"])]
-        cut.custom = {key: entry[key] for key in ("id",) if key in entry}
+        cut.custom = {"id": entry["id"]}
         cuts.append(cut)
     CutSet.from_cuts(cuts).to_shar(folder, fields={"recording": "wav"}, shard_size=2)
     return {"shar_path": str(folder), "manifest_filepath": None}
