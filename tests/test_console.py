@@ -67,7 +67,7 @@ def test_an_error_of_the_system_without_a_path_is_told_as_it_is(capsys):
     ],
 )
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(command, module, monkeypatch, capsys):
-    monkeypatch.setattr("nemo_codert.cli.console.find_spec", lambda name: None if name == module else name)
+    monkeypatch.setattr("nemo_codert.config.arguments.find_spec", lambda name: None if name == module else name)
     assert main(command) == 2
     line = f'error: {module} is not installed: pip install "nemo_codert[scripts]" (in a checkout: ".[scripts]")'
     assert line in capsys.readouterr().err

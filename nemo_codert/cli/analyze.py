@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nemo_codert.analysis.logits import BRANCHES, LogitSettings, analyze_logits
 from nemo_codert.cli import console
 from nemo_codert.cli.tables import print_table
+from nemo_codert.config.arguments import require_installed
 
 if TYPE_CHECKING:
     from nemo_codert.analysis.report import MeasureRow
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, then print the last model's table and the findings."""
-    console.require_extra("matplotlib", "jinja2")
+    require_installed("scripts", "matplotlib", "jinja2")
     settings = LogitSettings(
         manifest=options.manifest,
         models=options.model or (),

@@ -33,9 +33,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_codert.cli.console import require_extra
+from nemo_codert.cli.console import announce
 from nemo_codert.compare import run
 from nemo_codert.compare.plan import BASELINE
+from nemo_codert.config.arguments import require_installed
 
 # Options that have no effect where nothing is trained.
 TRAINING_OPTIONS = ("data_dir", "strategies", "seeds", "folds", "max_steps", "override", "only", "overrides")
@@ -152,8 +153,9 @@ def stoppable() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
+    announce("Checking configs and files ...")
     try:
-        require_extra("matplotlib", "jinja2")
+        require_installed("scripts", "matplotlib", "jinja2")
         return report_only(options) if options.report_only else train_and_report(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Container
-from importlib.util import find_spec
 
 
 def quieten_libraries() -> None:
@@ -42,25 +41,6 @@ def announce(text: str) -> None:
     """Print what is begun to standard error, in the first of several processes of a run."""
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(text, file=sys.stderr, flush=True)
-
-
-def require_extra(*modules: str) -> None:
-    """Check that packages of the extra `scripts` are installed, without importing them.
-
-    Args:
-        modules: that a command needs.
-
-    Raises:
-        ValueError: one is missing; the message has the line that installs it.
-
-    Example:
-        >>> require_extra("json", "absent")
-        Traceback (most recent call last):
-        ValueError: absent is not installed: pip install "nemo_codert[scripts]" (in a checkout: ".[scripts]")
-    """
-    if missing := [name for name in modules if find_spec(name) is None]:
-        names = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
-        raise ValueError(f'{names} not installed: pip install "nemo_codert[scripts]" (in a checkout: ".[scripts]")')
 
 
 def command_parser(description: str, examples: str) -> argparse.ArgumentParser:

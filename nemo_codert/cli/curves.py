@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from nemo_codert.cli import console
+from nemo_codert.config.arguments import require_installed
 
 DESCRIPTION = """
 Draw the learning curves of several runs over each other, and print how far apart they are.
@@ -37,7 +38,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 def run(options: argparse.Namespace) -> None:
     """Compare and draw the curves, and print the differences."""
-    console.require_extra("matplotlib")
+    require_installed("scripts", "matplotlib")
     from nemo_codert.evaluation.learning_curves import compare_runs
 
     folders = dict(options.run)

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from nemo_codert.cli import console
+from nemo_codert.config.arguments import require_installed
 
 DESCRIPTION = """
 Serves a page that transcribes your microphone, or a file, with an exported student on sherpa-onnx.
@@ -34,9 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
-    for package in ("gradio", "sherpa_onnx"):
-        if find_spec(package) is None:
-            raise ValueError(f'{package} is not installed: pip install "nemo_codert[demo]"')
+    require_installed("demo", "gradio", "sherpa_onnx")
     from nemo_codert.evaluation.demo import Recogniser, demo_page
 
     page = demo_page(Recogniser(options.model, int8=options.int8), options.model.resolve().name)

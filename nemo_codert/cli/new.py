@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         pair = new_pair(options.teacher, options.output, share=options.size, name=options.name)
         print(f"Wrote {pair.path} and {pair.tokenizer}")
         print(pair.summary())
-        print(f"Next: codert check --config-dir {options.output} --config-name {options.name} ...")
+        print(
+            f"Next: codert check --config-dir {options.output} --config-name {options.name} "
+            f"model.train_ds.manifest_filepath=TRAIN.json model.validation_ds.manifest_filepath=DEV.json "
+            f"exp_manager.exp_dir=runs/{options.name}"
+        )
 
     return exit_status(work)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nemo_codert.cli import console
 from nemo_codert.cli.tables import format_table
+from nemo_codert.config.arguments import require_installed
 
 DESCRIPTION = """
 Makes the data of one experiment: NeMo manifests `train.json`, `dev.json`, `test*.json`, and `tokenizer/`.
@@ -177,7 +178,7 @@ def corpus_table(manifests: dict[str, Path], tokenizer: Path) -> str:
 def run(options: argparse.Namespace) -> None:
     """Make the corpus, and print what it holds."""
     if options.corpus == "synthetic":
-        console.require_extra("espeakng_loader")
+        require_installed("scripts", "espeakng_loader")
     print(corpus_table(make_corpus(options), options.output_dir / "tokenizer"))
 
 

@@ -2,14 +2,14 @@
 
     codert quickstart --output-dir quickstart_run
 
-Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a student alone and, at
-the same time, the same student together with a teacher (one prediction network for both, distilled in place), with
-equal updates, and compares the two on unseen voices. Stock NeMo transcribes with the distilled student in a process
+Synthesises a small spoken-command corpus (voices of train, dev and test are disjoint), trains a teacher and, at the
+same time, a student alone, then the same student with the teacher, frozen, beside it (strategy static), with equal
+updates, and compares the two students on unseen voices. Stock NeMo transcribes with the distilled student in a process
 where nemo_codert cannot be imported, and the same test set is transcribed once more with silence around it, at other
 levels and as a stream.
 
-Everything goes into the output folder: corpus/, alone/ and pair/ (the trainings), alone.log, student.nemo and
-student.md (its model card), report.md, learning_curves.png. A second run reuses the corpus and replaces the rest.
+Everything goes into the output folder: corpus/, alone/, teacher/ and pair/ (the trainings), alone.log, student.nemo
+and student.md (its model card), report.md, learning_curves.png. A second run reuses the corpus and replaces the rest.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -30,10 +31,10 @@ from nemo_codert.config.hydra_text import hydra_value
 if TYPE_CHECKING:
     from nemo_codert.evaluation.robustness import Recording
 
-CORPUS_SIZES = {"train": 1800, "dev": 60, "test": 100}
+CORPUS_SIZES = {"train": 3600, "dev": 60, "test": 100}
 VOCABULARY = 96  # BPE pieces
 STOCK_FILES = 5
-STEPS = 6
+STEPS = 7
 LINES = 5  # last lines of a failed training's log, which are printed
 
 STOCK_TRANSCRIPTION = """
@@ -56,15 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
     claim(folder)
     say(1, f"Synthesising speech in {folder / 'corpus'}")
     corpus = prepare_corpus(folder / "corpus", options.seed)
-    alone, pair = train_both(corpus, folder, options)
+    runs = train_all(corpus, folder, options)
     for name in ("student.nemo", "student.md"):
-        shutil.copyfile(pair / name, folder / name)
-    say(4, "Transcribing with the student in stock NeMo, in a process of its own")
+        shutil.copyfile(runs["pair"] / name, folder / name)
+    say(5, "Transcribing with the student in stock NeMo, in a process of its own")
     stock = transcribe_in_stock_nemo(folder / "student.nemo", corpus / "test.json")
-    say(5, "Transcribing the test set with silence around it, at other levels and as a stream")
+    say(6, "Transcribing the test set with silence around it, at other levels and as a stream")
     recordings = transcribe_recordings(folder / "student.nemo", corpus / "test.json")
-    say(6, "Writing the report")
-    findings = Findings(alone, pair, stock, recordings, minutes=(time.time() - start) / 60)
+    say(7, "Writing the report")
+    findings = Findings(runs, stock, recordings, minutes=(time.time() - start) / 60)
     print(write_quickstart_report(folder, findings, codert_command()))
     return 0
 
@@ -116,31 +117,52 @@ def prepare_corpus(folder: Path, seed: int) -> Path:
     return folder
 
 
-def train_both(corpus: Path, folder: Path, options: argparse.Namespace) -> tuple[Path, Path]:
-    """Train the student alone, in the background, and the pair; return the folders of both runs.
+def train_all(corpus: Path, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
+    """Train the student alone, in the background, the teacher, and then the student with the teacher.
 
     Exits with a message where one of them fails, and then ends the other.
+
+    Returns:
+        Folder of each run: `alone`, `teacher` and `pair`.
     """
     log, running = folder / "alone.log", []
     say(2, f"Training the student alone, to compare with (strategy student), in the background: {log}")
-    with open(log, "wb") as output:
-        running.append(start_training(corpus, folder / "alone", "student", options, output))
-    say(3, "Training teacher and student together (strategy shared_kd)")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        running.append(start_training(corpus, folder / "pair", "shared_kd", options))
-        wait_for(running, log)
+        with open(log, "wb") as output:
+            running.append(start_training(corpus, folder / "alone", "student", options, output))
+        say(3, "Training the teacher (strategy teacher)")
+        running.append(start_training(corpus, folder / "teacher", "teacher", options))
+        wait_for(running[1], running, log)
+        teacher = run_folder(folder / "teacher")
+        say(4, "Training the student with the teacher, which stays as it is (strategy static)")
+        share = 0.5 if running[0].poll() is None else 1.0
+        given = [f"model.codert.teacher_checkpoint={hydra_value(teacher / 'teacher.nemo')}"]
+        running[1] = start_training(corpus, folder / "pair", "static", options, overrides=given, share=share)
+        for process in running:
+            wait_for(process, running, log)
     finally:
         for process in running:
             process.terminate()  # has no effect on a process that has ended
             process.wait()
         signal.signal(signal.SIGTERM, before)
-    alone, pair = (next((folder / name).glob("quickstart/2*/student.nemo")).parent for name in ("alone", "pair"))
-    return alone, pair
+    return {name: run_folder(folder / name) for name in ("alone", "teacher", "pair")}
+
+
+def run_folder(folder: Path) -> Path:
+    """Return the folder of the one run in a training's folder."""
+    return next(folder.glob("quickstart/2*/config.yaml")).parent
 
 
 def start_training(
-    corpus: Path, folder: Path, strategy: str, options: argparse.Namespace, output: IO[bytes] | None = None
+    corpus: Path,
+    folder: Path,
+    strategy: str,
+    options: argparse.Namespace,
+    output: IO[bytes] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    share: float = 0.5,
 ) -> subprocess.Popen:
     """Start a training, which transcribes the test set at its end, in a process of its own.
 
@@ -148,6 +170,7 @@ def start_training(
         corpus: made by `prepare_corpus`. folder: of the training; an earlier one is replaced.
         strategy: of conf/strategy. options: of the command line.
         output: file for what the training prints, by default that of this process.
+        overrides: more of the config. share: of the cores, for its threads.
     """
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [
@@ -158,28 +181,33 @@ def start_training(
         f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
         f"exp_manager.exp_dir={hydra_value(folder)}",
         f"seed={options.seed}",
+        *overrides,
     ]
     if options.max_steps:
         overrides += [f"trainer.max_steps={options.max_steps}", f"trainer.val_check_interval={options.max_steps}"]
-    # Training sets seeds, log levels and the allocator of its whole process. Two trainings share the cores.
+    # Training sets seeds, log levels and the allocator of its whole process.
     command = [sys.executable, "-m", "nemo_codert.cli.train", "--config-name=quickstart", *overrides]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(cores // 2, 1)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(int(cores * share), 1)), **os.environ}
     return subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, env=environment)
 
 
-def wait_for(running: "list[subprocess.Popen]", log: Path) -> None:
-    """Wait until both trainings have ended; exit with a message as soon as one fails.
+def wait_for(process: subprocess.Popen, running: Sequence[subprocess.Popen], log: Path) -> None:
+    """Wait until a training has ended; exit with a message as soon as one of those that run fails.
 
     Args:
-        running: the student's, which writes to `log`, and the pair's.
+        process: the training.
+        running: the student's, which writes to `log`, and another one.
     """
-    while any(process.poll() is None for process in running) or any(process.returncode for process in running):
-        for process, where in zip(running, (log, None), strict=True):
-            if process.poll():
+    while True:
+        ended = process.poll() is not None  # read first, so that no failure up to here is missed
+        for each, where in zip(running, (log, None), strict=True):
+            if each.poll():
                 last = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-LINES:] if where else []
                 message = "".join(f"\n  {line}" for line in last) or " see its message above."
-                sys.exit(f"The training failed with exit status {process.returncode}:{message}")
+                sys.exit(f"The training failed with exit status {each.returncode}:{message}")
+        if ended:
+            return
         time.sleep(0.5)
 
 

@@ -4,6 +4,7 @@ Messages name an argument in backquotes; the command line prints it as its optio
 Imports the standard library only.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -65,3 +66,28 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}, wanted one of {', '.join(choices)}")
+
+
+def require_installed(extra: str, *modules: str) -> None:
+    """Check that packages of an extra are installed, without importing them.
+
+    Args:
+        extra: of `pip install "nemo_codert[EXTRA]"`.
+        modules: that are needed.
+
+    Raises:
+        ValueError: one is missing; the message has the line that installs it.
+
+    Example:
+        >>> require_installed("scripts", "json", "absent")
+        Traceback (most recent call last):
+        ValueError: absent is not installed: pip install "nemo_codert[scripts]" (in a checkout: ".[scripts]")
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ValueError(not_installed(extra, *missing))
+
+
+def not_installed(extra: str, *packages: str) -> str:
+    """Return the message about packages of an extra that are missing."""
+    names = f"{' and '.join(packages)} {'is' if len(packages) == 1 else 'are'}"
+    return f'{names} not installed: pip install "nemo_codert[{extra}]" (in a checkout: ".[{extra}]")'

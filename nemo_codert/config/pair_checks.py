@@ -298,6 +298,7 @@ def doubtful_terms(codert: DictConfig) -> Iterator[str]:
         if term.weight > 0 and (term["at"], term.get("prior")) == ("encoder", "none"):
             yield (
                 f"model.codert.distillation.{name} compares encoder logits of two decoders of their own, which are "
-                "determined up to a constant per class only (docs/methods.md). Consider prior: mean_prediction, "
-                "at: joint, or share_decoder: true."
+                "determined up to a constant per class only. It can help all the same (docs/results.md). To compare "
+                "what is determined: prior: mean_prediction (strategy=static_prior), at: joint (static_joint), or "
+                "share_decoder: true."
             )

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from nemo_codert.config.arguments import not_installed
+
 
 class SherpaOnnx:
     """sherpa-onnx on the files that `nemo_codert.export.sherpa_onnx` wrote, one utterance at a time.
@@ -20,7 +22,7 @@ class SherpaOnnx:
         try:
             import sherpa_onnx
         except ImportError as error:
-            raise ValueError('sherpa-onnx is not installed: pip install "nemo_codert[deploy]"') from error
+            raise ValueError(not_installed("deploy", "sherpa-onnx")) from error
         import onnx
 
         suffix = ".int8.onnx" if int8 else ".onnx"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_codert.config.arguments import require_at_least, require_choice, require_file
+from nemo_codert.config.arguments import require_at_least, require_choice, require_file, require_installed
 from nemo_codert.files.atomic import folder_to_fill, whole_file
 
 if TYPE_CHECKING:
@@ -48,15 +48,12 @@ class DeploymentSettings:
         Raises:
             ValueError: a program that is not installed, a file that is missing, a number out of range.
         """
-        from importlib.util import find_spec
-
         for check in self.checks:
             require_choice("checks", check, CHECKS)
         if not self.checks:
             raise ValueError(f"`checks` is empty: give one of {', '.join(CHECKS)}, or both")
-        for package in PROGRAMS if "programs" in self.checks else ():
-            if find_spec(package) is None:
-                raise ValueError(f'{package} is not installed: pip install "nemo_codert[deploy]"')
+        if "programs" in self.checks:
+            require_installed("deploy", *PROGRAMS)
         require_file("model", self.model, "Give the path of a .nemo file")
         require_choice("branch", self.branch, ("student", "teacher"))
         require_at_least("limit", self.limit, 1)

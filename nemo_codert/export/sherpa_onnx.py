@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nemo_codert import __version__
+from nemo_codert.config.arguments import not_installed
 from nemo_codert.export.audio_limit import check_positions
 from nemo_codert.export.stock_file import stock_of
 from nemo_codert.files.atomic import whole_folder
@@ -409,9 +410,7 @@ def _quantization() -> tuple:
     try:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
-        raise ValueError(
-            'int8 needs onnxruntime, which is not installed: pip install "nemo_codert[deploy]"'
-        ) from error
+        raise ValueError(f"int8: {not_installed('deploy', 'onnxruntime')}") from error
     # Unsigned weights: signed ones overflow in the 16-bit sums of x86 processors without VNNI (half of the encoder's
     # largest output off; with unsigned ones a hundredth).
     return quantize_dynamic, QuantType.QUInt8

@@ -93,7 +93,7 @@ class EncDecCoDERTBPEModel(CheckedRestoring, EncDecRNNTBPEModel):
     def __init__(self, cfg: DictConfig | CheckedConfig, trainer: Trainer | None = None) -> None:
         if not isinstance(cfg, CheckedConfig):
             cfg = cfg if isinstance(cfg, DictConfig) else convert_model_config_to_dict_config(cfg)
-            cfg = checked_config(with_stand_in(cfg))
+            cfg = checked_config(with_stand_in(cfg), warns=not self._is_model_being_restored())
         cfg = cfg.model
         with open_dict(cfg):
             cfg.target = PUBLIC_TARGET

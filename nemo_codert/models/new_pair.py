@@ -222,10 +222,12 @@ def _text(pair: NewPair, source: str, name: str, section: dict[str, Any]) -> str
 {"".join(f"#   {line}{chr(10)}" for line in pair.summary().splitlines())}#
 #   codert train --config-dir {pair.path.parent} --config-name {name} \\
 #       model.train_ds.manifest_filepath=TRAIN.json model.validation_ds.manifest_filepath=DEV.json \\
-#       exp_manager.exp_dir=runs/{name} trainer.max_steps=20000 trainer.val_check_interval=1000
+#       exp_manager.exp_dir=runs/{name}
 #
 # Everything that is not here is inherited from the shipped base.yaml (codert configs cp base FOLDER to read it): data
-# loaders, optimiser, trainer. With strategy=student the student is trained alone, as the baseline.
+# loaders, optimiser, trainer. Its number of updates is for small data; for hours of speech add, say,
+# trainer.max_steps=20000 trainer.val_check_interval=1000. With strategy=student the student is trained alone, as the
+# baseline.
 {ctc if "aux_ctc" in section else ""}defaults:
   - base
   - _self_

@@ -21,6 +21,9 @@ from nemo_codert.training.run_checks import check_epochs
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.usable_data import screen_data
 
+# Loggers whose messages below a level the summary replaces.
+REPLACED = {"nemo_codert.train": logging.WARNING, "nemo_codert.data.screening": logging.ERROR}
+
 
 @dataclass(frozen=True)
 class Readiness:
@@ -51,8 +54,9 @@ class Readiness:
             if each["manifest"] is None:
                 lines.append(f"data      {section}: not a plain manifest, its utterances are not checked")
                 continue
-            unused = [group for kind in ("dropped", "left_out") for group in each[kind]]
-            reasons = "".join(f"; {group['count']} not: {group['reason']}" for group in unused)
+            groups = [("not", group) for kind in ("dropped", "left_out") for group in each[kind]]
+            groups += [("used, but", group) for group in each["noticed"]]
+            reasons = "".join(f"; {group['count']} {how}: {group['reason']}" for how, group in groups)
             lines.append(f"data      {section}: {each['usable']} of {each['utterances']} utterances used{reasons}")
         lines.append("loss      " + " + ".join(f"{weight:g} {name}" for name, weight in self.terms.items()))
         return "\n".join(lines)
@@ -79,7 +83,7 @@ def check_training(cfg: DictConfig) -> Readiness:
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
     with tempfile.TemporaryDirectory(prefix="nemo_codert_") as folder:
-        with _without_log("nemo_codert.train"):  # it names the report's file, which is gone at the end
+        with _without_logs():  # they name files in the folder, which is gone at the end
             data = screen_data(cfg, checked, Path(folder))
             check_stored_targets(cfg, checked)
         check_epochs(cfg, data["train"], trainer.world_size)
@@ -96,11 +100,12 @@ def check_training(cfg: DictConfig) -> Readiness:
 
 
 @contextmanager
-def _without_log(name: str) -> Iterator[None]:
-    log = logging.getLogger(name)
-    level = log.level
-    log.setLevel(logging.WARNING)
+def _without_logs() -> Iterator[None]:
+    before = {log: log.level for log in map(logging.getLogger, REPLACED)}
+    for log, level in zip(before, REPLACED.values(), strict=True):
+        log.setLevel(level)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in before.items():
+            log.setLevel(level)

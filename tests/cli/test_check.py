@@ -46,13 +46,14 @@ def test_a_run_that_could_start(check, tmp_path, caplog):
     assert "loss      1 rnnt_student + 1 rnnt_teacher + 0.1 encoder\n" in out
     assert "Ready to train: codert train --config-name=fsdd strategy=tandem_kd model.preprocessor" in out
     doubt = "model.codert.distillation.encoder compares encoder logits of two decoders of their own"
-    assert caplog.text.count(doubt) == 1 and "Consider prior: mean_prediction, at: joint" in caplog.text
+    assert caplog.text.count(doubt) == 1 and "prior: mean_prediction (strategy=static_prior)" in caplog.text
     assert [*tmp_path.iterdir()] == []
 
 
-def test_unusable_utterances_are_counted(check, speech, tmp_path):
+def test_unusable_and_doubtful_utterances_are_counted_and_no_file_is_named(check, speech, tmp_path, caplog):
     lines = [json.loads(line) for line in speech.read_text().splitlines()]
     lines[0]["text"], lines[1]["audio_filepath"] = "", "absent.wav"
+    lines[2] = lines[3]
     path = tmp_path / "train.json"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     status, out, err = check(
@@ -61,6 +62,7 @@ def test_unusable_utterances_are_counted(check, speech, tmp_path):
     assert status == 0, err
     assert "strategy  student\nstudent   " in out and "teacher" not in out.partition("Ready")[0]
     assert "data      train: 6 of 8 utterances used; 1 not: " in out
+    assert "; 1 used, but: same audio and transcript as another line" in out and "listed in" not in caplog.text + err
     assert "loss      1 rnnt_student\n" in out
 
 

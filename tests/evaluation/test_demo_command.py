@@ -24,9 +24,10 @@ def test_samples_of_every_kind_become_one_channel_between_minus_one_and_one():
 
 @pytest.mark.parametrize("package", ["gradio", "sherpa_onnx"])
 def test_a_missing_package_is_named_with_the_line_that_installs_it(package, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == package else sys)
+    monkeypatch.setattr("nemo_codert.config.arguments.find_spec", lambda name: None if name == package else sys)
     assert command.main(["--model", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f'error: {package} is not installed: pip install "nemo_codert[demo]"\n'
+    line = f'error: {package} is not installed: pip install "nemo_codert[demo]" (in a checkout: ".[demo]")\n'
+    assert capsys.readouterr().err == line
 
 
 def test_the_page_is_one_short_file_that_needs_neither_nemo_nor_torch():

@@ -12,7 +12,7 @@ def run(run_command, monkeypatch):
     """Exit status and standard error. Both programs count as installed."""
     find_spec = importlib.util.find_spec
     known = ("onnxruntime", "sherpa_onnx")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: name in known or find_spec(name, *a))
+    monkeypatch.setattr("nemo_codert.config.arguments.find_spec", lambda name: name in known or find_spec(name))
 
     def call(*arguments) -> tuple[int, str]:
         status, _, err = run_command("verify", *arguments)
@@ -39,6 +39,6 @@ def test_mistakes_end_in_one_message_and_status_two(run, manifest, tmp_path, arg
 
 
 def test_a_program_that_is_not_installed_is_named(monkeypatch, manifest):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sherpa_onnx" else name)
+    monkeypatch.setattr("nemo_codert.config.arguments.find_spec", lambda name: None if name == "sherpa_onnx" else name)
     with pytest.raises(ValueError, match=r'sherpa_onnx is not installed: pip install "nemo_codert\[deploy\]"'):
         DeploymentSettings("model.nemo", manifest).check()

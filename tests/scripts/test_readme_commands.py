@@ -5,7 +5,6 @@ NOT_RUN with the reason; tests/test_docs.py looks at the commands of all other p
 """
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ SPEAKERS = ("jackson", "nicolas", "theo", "yweweler", "george")
 NOT_RUN = {
     "make quickstart": "it is the command of tests/scripts/test_quickstart.py, after an installation",
     "make test": "it runs this test",
+    "python3 -m venv": "make test-package has an environment of its own",
     "pip install": "make test-package installs the wheel",
     "codert compare --config-name fsdd": "the README's runs: one command, another config",
 }
@@ -170,10 +170,6 @@ exp_manager:
   resume_if_exists: false
   resume_ignore_no_checkpoint: false
 """
-
-
-def python_blocks(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module", autouse=True)

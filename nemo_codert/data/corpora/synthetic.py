@@ -31,8 +31,9 @@ WORDS_PER_MINUTE = (115, 170)
 PITCH = (35, 65)  # espeak's scale, 50 is the voice's own
 PEAK = (0.2, 0.8)  # full scale 1
 SIGNAL_TO_NOISE = (15.0, 35.0)  # dB, measured over the speech between its silences
-# Training utterances: edges longer than those of dev and test, and rooms above the noise of the recording.
-VARIETY = {"room": (2e-4, 5e-3), "edged": 0.65, "edges": ("zeros", "room", "room")}
+# Training utterances: edges longer than those of dev and test, rooms above the noise of the recording, levels that
+# leave a PEAK below full scale.
+VARIETY = {"room": (2e-4, 5e-3), "edged": 0.65, "edges": ("zeros", "room", "room"), "level": (-20.0, 1.5)}
 EDGE_SECONDS = (0.05, 0.25)  # silence (with noise) before and after the speech
 SHORTEST_SECONDS = 1.2
 SPEECH_THRESHOLD = 1e-3  # espeak's silences are exact zeros but for the tail of an echo

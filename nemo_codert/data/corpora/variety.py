@@ -28,6 +28,7 @@ def varied(
     room: tuple[float, float] = ROOM,
     edged: float = SHARE,
     edges: Sequence[str] = EDGES,
+    level: tuple[float, float] = LEVEL,
 ) -> Iterator[Utterance]:
     """Yield the utterances, about seven of eight of them changed; texts, speakers and ids stay.
 
@@ -36,6 +37,7 @@ def varied(
         generator: of the draws; as many for every utterance, so that a change of one leaves the others alone.
         room: least and largest RMS of the noise of a room, full scale 1.
         edged: share of utterances with longer edges. edges: kinds of which one is drawn, of `EDGES`.
+        level: least and largest change of the level, dB. What it lifts beyond full scale is cut off.
 
     Example:
         >>> utterance = Utterance(np.full(16_000, 0.1, np.float32), "yes", "ann")
@@ -44,11 +46,11 @@ def varied(
     """
     for utterance in utterances:
         faster, longer, louder = generator.random(3) < (SHARE, edged, SHARE)
-        speed, level = generator.uniform(*SPEED), generator.uniform(*LEVEL)
+        speed, decibels = generator.uniform(*SPEED), generator.uniform(*level)
         kind, seed = str(generator.choice(edges)), int(generator.integers(2**32))
         samples = resample(utterance.samples, round(SAMPLE_RATE * speed)) if faster else utterance.samples
         samples = _with_edges(samples, kind, room, np.random.default_rng(seed)) if longer else samples
-        samples = samples * 10 ** (level / 20) if louder else samples
+        samples = samples * 10 ** (decibels / 20) if louder else samples
         yield replace(utterance, samples=np.clip(samples, -1.0, 1.0).astype(np.float32))
 
 
