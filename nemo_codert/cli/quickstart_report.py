@@ -138,10 +138,10 @@ def about_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
     teacher, student = (curves[name][-1][1] for name in ("val_wer_teacher", "val_wer"))
     return f"""The word error rates on dev end at {student:.1%} (student) and {teacher:.1%} (teacher, the curve of its
 training). The distillation loss, KL(teacher || student) of the encoder logits, goes from {first:.3g} to {last:.3g}
-nats an utterance. It does not reach zero: the student is smaller, and has a prediction network of its own. Where both
-are trained together (strategy=shared_kd) it falls at first and then rises: both encoders begin with nearly the same flat
-distribution, the more the teacher learns, the sharper its distributions become, and the more a student that is as
-close as before differs from them in nats. What counts is the student's word error rate."""
+nats an utterance. It does not reach zero: the student is smaller, and has a prediction network of its own. Where
+both are trained together (strategy=shared_kd) it falls at first and then rises: both encoders begin with nearly the
+same flat distribution, the more the teacher learns, the sharper its distributions become, and the more a student
+that is as close as before differs from them in nats. What counts is the student's word error rate."""
 
 
 def stock_section(stock: StockTexts) -> str:
