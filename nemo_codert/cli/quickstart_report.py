@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemo_codert.evaluation.bootstrap import Reduction
+    from nemo_codert.evaluation.learning_curves import Curves
     from nemo_codert.evaluation.robustness import Recording
 
 BRANCHES = {"alone": "student alone", "student": "student with its teacher", "teacher": "its teacher"}
+PLATEAU = 0.03  # a student that lowers its word error rate by a larger share between two validations is learning
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def write_quickstart_report(folder: Path, findings: Findings, codert: str) -> st
                 results,
                 about(findings),
                 "![Learning curves](learning_curves.png)",
-                about_curves(curves),
+                about_curves(curves, alone["val_wer"]),
                 f"## Recorded otherwise\n\n{recordings.strip()}",
                 f"## In stock NeMo\n\n{stock_section(findings.stock)}",
                 f"## Next\n\n```bash\n{commands}\n```",
@@ -131,8 +133,12 @@ def about(findings: Findings) -> str:
 test set has {figures["utterances"]} utterances by voices that are not in the training set."""
 
 
-def about_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
-    """Return what the picture shows, with the figures of the run."""
+def about_curves(curves: "Curves", alone: list[tuple[int, float]]) -> str:
+    """Return what the picture shows, with the figures of the run.
+
+    Args:
+        curves: of the pair. alone: the student's word error rate on dev, trained alone.
+    """
     divergence = curves["train_distillation_loss"]
     first, last = divergence[0][1], divergence[-1][1]
     teacher, student = (curves[name][-1][1] for name in ("val_wer_teacher", "val_wer"))
@@ -141,7 +147,28 @@ training). The distillation loss, KL(teacher || student) of the encoder logits, 
 nats an utterance. It does not reach zero: the student is smaller, and has a prediction network of its own. Where
 both are trained together (strategy=shared_kd) it falls at first and then rises: both encoders begin with nearly the
 same flat distribution, the more the teacher learns, the sharper its distributions become, and the more a student
-that is as close as before differs from them in nats. What counts is the student's word error rate."""
+that is as close as before differs from them in nats. What counts is the student's word error rate.
+
+{still_learning(alone)}""".strip()
+
+
+def still_learning(alone: list[tuple[int, float]]) -> str:
+    """Return a sentence about a lone student that has not finished learning, or nothing.
+
+    Example:
+        >>> print(still_learning([(600, 0.2), (900, 0.19)]))
+        The student alone is still learning (20.0% to 19.0% on dev in its last 300 updates): the difference ...
+        >>> still_learning([(600, 0.2), (900, 0.2)])
+        ''
+    """
+    if len(alone) < 2 or alone[-1][1] > (1 - PLATEAU) * alone[-2][1]:
+        return ""
+    (before, first), (end, last) = alone[-2:]
+    return (
+        f"The student alone is still learning ({first:.1%} to {last:.1%} on dev in its last {end - before} updates): "
+        "the difference is in part that with its teacher it learns faster. codert compare with more updates "
+        "(--max-steps) shows what is left of it."
+    )
 
 
 def stock_section(stock: StockTexts) -> str:

@@ -144,7 +144,7 @@ def log(folder, curves):
 def test_the_report_begins_with_what_the_teacher_changed(findings, tmp_path):
     losses = {"train_distillation_loss": [(0, 9.0), (10, 0.5), (20, 0.9)], "train_rnnt_loss_student": [(10, 3.0)]}
     log(findings.runs["pair"], {**losses, "val_wer": [(20, 0.125)], "val_wer_teacher": [(20, 0.0625)]})
-    log(findings.runs["alone"], {"val_wer": [(20, 0.25)]})
+    log(findings.runs["alone"], {"val_wer": [(10, 0.5), (20, 0.25)]})
     log(findings.runs["teacher"], {"val_wer": [(10, 0.25), (20, 0.0625)]})
     printed = write_quickstart_report(tmp_path, findings, "bin/codert")
     report = (tmp_path / "report.md").read_text()
@@ -153,6 +153,7 @@ def test_the_report_begins_with_what_the_teacher_changed(findings, tmp_path):
     assert "too few words" in sentence and sentence in printed
     assert "| student alone            |      1,000 |    33.3% |" in report
     assert "end at 12.5% (student) and 6.2% (teacher, " in report and "goes from 9 to 0.9\nnats an utterance" in report
+    assert "The student alone is still learning (50.0% to 25.0% on dev in its last 10 updates)" in report
     assert "**Warning**: 20 dB quieter: WER moves by +11.1 points" in report and "| stop | stop |" in report
     assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
     commands = printed.split("Next:\n\n")[1].replace("\\\n", " ").splitlines()

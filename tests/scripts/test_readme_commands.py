@@ -326,10 +326,10 @@ def test_the_commands_for_sherpa_onnx_run_on_a_pair_whose_features_it_can_comput
     page = (REPOSITORY / "docs" / "deployment.md").read_text(encoding="utf-8")
     commands = [words[1:] for words in shell_commands(page) if words[0] == "codert"]
     (export,) = (words for words in commands if "sherpa-onnx" in words)
-    (verify,) = (words for words in commands if words[0] == "verify" and "--checks" not in words)
+    verify, _ = (words for words in commands if words[0] == "verify" and "--checks" not in words)
     given = {
-        "runs/fsdd/latest/pair.nemo": str(shared_run / "pair.nemo"),
-        "data/fsdd/test_unseen.json": str(workplace / "digits" / "test_seen.json"),
+        "runs/pair/latest/pair.nemo": str(shared_run / "pair.nemo"),
+        "data/test.json": str(workplace / "digits" / "test_seen.json"),
     }
     monkeypatch.chdir(tmp_path)
     codert([given.get(word, word) for word in export])
