@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import sentencepiece
 import soundfile
+from lhotse.cut import MixedCut
 from nemo.collections.asr.models import ASRModel
+from nemo.collections.asr.parts.preprocessing.perturb import NoisePerturbation, WhiteNoisePerturbation
 
 from nemo_codert.data.manifest import write_manifest
 from nemo_codert.data.tokenizer import train_tokenizer
@@ -82,18 +84,28 @@ def test_a_window_longer_than_n_fft_is_refused_by_key(small_train):
         small_train("model.sample_rate=48000", "model.preprocessor.highfreq=null")
 
 
-def test_the_augmentor_of_the_classic_loader_adds_noise(small_train, manifest):
+def calls_of(monkeypatch, kind: type, name: str) -> list:
+    """Record the calls of a method, which still works."""
+    calls, method = [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *args, **kwargs: calls.append(args) or method(*args, **kwargs))
+    return calls
+
+
+def test_the_augmentor_of_the_classic_loader_adds_noise(small_train, manifest, monkeypatch):
+    calls = [calls_of(monkeypatch, kind, "perturb") for kind in (NoisePerturbation, WhiteNoisePerturbation)]
     noise = f"{{prob: 1.0, manifest_path: {manifest}, min_snr_db: 0, max_snr_db: 10}}"
     white = "{prob: 1.0, min_level: -40, max_level: -30}"
     small_train(
         f"+model.train_ds.augmentor={{noise: {noise}, white_noise: {white}}}", "model.train_ds.use_lhotse=false"
     )
+    assert all(len(made) >= 8 for made in calls)  # 2 batches of 4
 
 
-def test_lhotse_mixes_noise(small_train, manifest):
-    small_train(
-        "model.train_ds.use_lhotse=true", f"+model.train_ds.noise_path={manifest}", "+model.train_ds.noise_snr=[0,10]"
-    )
+def test_lhotse_mixes_noise(small_train, manifest, monkeypatch):
+    mixed = calls_of(monkeypatch, MixedCut, "load_audio")
+    noise = [f"noise_path={manifest}", "noise_snr=[0,10]", "noise_mix_prob=1.0"]
+    small_train("model.train_ds.use_lhotse=true", *(f"+model.train_ds.{setting}" for setting in noise))
+    assert len(mixed) >= 8  # 2 batches of 4
 
 
 def test_several_validation_sets_are_each_measured(small_train, manifest, tmp_path):
