@@ -85,6 +85,7 @@ def train_and_report(options: argparse.Namespace) -> int:
     Raises:
         ValueError: see `run.compare`.
     """
+    announce("Checking configs and files ...")
     wanted = run.Comparison(
         output_dir=options.output_dir,
         data_dir=options.data_dir,
@@ -153,7 +154,6 @@ def stoppable() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
-    announce("Checking configs and files ...")
     try:
         require_installed("scripts", "matplotlib", "jinja2")
         return report_only(options) if options.report_only else train_and_report(options)

@@ -15,7 +15,7 @@ from nemo_codert.config.nearest import nearest
 
 # Subcommand -> module in nemo_codert.cli, summary; in the order in which they are used.
 SUBCOMMANDS = {
-    "quickstart": ("quickstart", "make a small corpus, train a pair on it, export and check the student"),
+    "quickstart": ("quickstart", "make a small corpus, train teacher and students on it, check the student"),
     "configs": ("configs", "list the shipped configs, copy one into a folder of your own"),
     "new": ("new", "write the config of a pair, and its tokenizer, from a trained model's file"),
     "prepare": ("prepare", "make manifests and a tokenizer from a corpus"),

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -35,6 +35,7 @@ CORPUS_SIZES = {"train": 3600, "dev": 60, "test": 100}
 VOCABULARY = 96  # BPE pieces
 STOCK_FILES = 5
 STEPS = 7
+RESULTS = ("alone", "alone.log", "teacher", "pair", "student.nemo", "student.md", "report.md", "learning_curves.png")
 LINES = 5  # last lines of a failed training's log, which are printed
 
 STOCK_TRANSCRIPTION = """
@@ -83,12 +84,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def claim(folder: Path) -> None:
-    """Make the output folder, or take the one of an earlier quickstart: parts of it are replaced."""
+    """Make the output folder, or take the one of an earlier quickstart: its corpus stays, its results are removed."""
     marker = folder / ".quickstart"
     if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
         sys.exit(f"error: --output-dir {folder} holds something else than a quickstart: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
+    for name in RESULTS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).unlink(missing_ok=True)
 
 
 def say(step: int, what: str) -> None:
@@ -118,35 +122,34 @@ def prepare_corpus(folder: Path, seed: int) -> Path:
 
 
 def train_all(corpus: Path, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
-    """Train the student alone, in the background, the teacher, and then the student with the teacher.
+    """Train the teacher and, in the background, the student alone; then the student with the teacher.
 
     Exits with a message where one of them fails, and then ends the other.
 
     Returns:
         Folder of each run: `alone`, `teacher` and `pair`.
     """
-    log, running = folder / "alone.log", []
+    log, running = folder / "alone.log", {}
     say(2, f"Training the student alone, to compare with (strategy student), in the background: {log}")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with open(log, "wb") as output:
-            running.append(start_training(corpus, folder / "alone", "student", options, output))
+            running["alone"] = start_training(corpus, folder / "alone", "student", options, output=output)
         say(3, "Training the teacher (strategy teacher)")
-        running.append(start_training(corpus, folder / "teacher", "teacher", options))
-        wait_for(running[1], running, log)
-        teacher = run_folder(folder / "teacher")
+        running["teacher"] = start_training(corpus, folder / "teacher", "teacher", options)
+        wait_for(running, log)
         say(4, "Training the student with the teacher, which stays as it is (strategy static)")
-        share = 0.5 if running[0].poll() is None else 1.0
-        given = [f"model.codert.teacher_checkpoint={hydra_value(teacher / 'teacher.nemo')}"]
-        running[1] = start_training(corpus, folder / "pair", "static", options, overrides=given, share=share)
-        for process in running:
-            wait_for(process, running, log)
+        teacher = hydra_value(run_folder(folder / "teacher") / "teacher.nemo")
+        given = [f"model.codert.teacher_checkpoint={teacher}"]
+        running["pair"] = start_training(corpus, folder / "pair", "static", options, overrides=given, share=1.0)
+        wait_for(running, log)
     finally:
-        for process in running:
+        for process in running.values():
             process.terminate()  # has no effect on a process that has ended
+        for process in running.values():
             process.wait()
         signal.signal(signal.SIGTERM, before)
-    return {name: run_folder(folder / name) for name in ("alone", "teacher", "pair")}
+    return {name: run_folder(folder / name) for name in running}
 
 
 def run_folder(folder: Path) -> Path:
@@ -159,25 +162,23 @@ def start_training(
     folder: Path,
     strategy: str,
     options: argparse.Namespace,
-    output: IO[bytes] | None = None,
     *,
+    output: IO[bytes] | None = None,
     overrides: Sequence[str] = (),
     share: float = 0.5,
 ) -> subprocess.Popen:
-    """Start a training, which transcribes the test set at its end, in a process of its own.
+    """Start a training in a process of its own. A student's transcribes the test set at its end.
 
     Args:
-        corpus: made by `prepare_corpus`. folder: of the training; an earlier one is replaced.
+        corpus: made by `prepare_corpus`. folder: of the training, new.
         strategy: of conf/strategy. options: of the command line.
         output: file for what the training prints, by default that of this process.
         overrides: more of the config. share: of the cores, for its threads.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    sets = {"train_ds": "train", "validation_ds": "dev"} | ({"test_ds": "test"} if strategy != "teacher" else {})
     overrides = [
         f"strategy={strategy}",
-        f"model.train_ds.manifest_filepath={hydra_value(corpus / 'train.json')}",
-        f"model.validation_ds.manifest_filepath={hydra_value(corpus / 'dev.json')}",
-        f"model.test_ds.manifest_filepath={hydra_value(corpus / 'test.json')}",
+        *(f"model.{name}.manifest_filepath={hydra_value(corpus / f'{file}.json')}" for name, file in sets.items()),
         f"model.tokenizer.dir={hydra_value(corpus / 'tokenizer')}",
         f"exp_manager.exp_dir={hydra_value(folder)}",
         f"seed={options.seed}",
@@ -192,20 +193,27 @@ def start_training(
     return subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, env=environment)
 
 
-def wait_for(process: subprocess.Popen, running: Sequence[subprocess.Popen], log: Path) -> None:
-    """Wait until a training has ended; exit with a message as soon as one of those that run fails.
+def wait_for(running: Mapping[str, subprocess.Popen], log: Path) -> None:
+    """Wait until all trainings have ended; exit with a message as soon as one fails.
 
     Args:
-        process: the training.
-        running: the student's, which writes to `log`, and another one.
+        running: trainings by the name of their folder. log: of `alone`.
     """
     while True:
-        ended = process.poll() is not None  # read first, so that no failure up to here is missed
-        for each, where in zip(running, (log, None), strict=True):
-            if each.poll():
-                last = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-LINES:] if where else []
-                message = "".join(f"\n  {line}" for line in last) or " see its message above."
-                sys.exit(f"The training failed with exit status {each.returncode}:{message}")
+        ended = all([process.poll() is not None for process in running.values()])
+        for name, process in running.items():
+            if process.returncode:
+                last = (
+                    log.read_text(errors="replace").replace("\r", "\n").splitlines()[-LINES:]
+                    if name == "alone"
+                    else []
+                )
+                where = (
+                    f" (all of it: {log}):" + "".join(f"\n  {line}" for line in last)
+                    if last
+                    else ", see its message above."
+                )
+                sys.exit(f"The training {name} failed with exit status {process.returncode}{where}")
         if ended:
             return
         time.sleep(0.5)

@@ -88,6 +88,13 @@ def require_installed(extra: str, *modules: str) -> None:
 
 
 def not_installed(extra: str, *packages: str) -> str:
-    """Return the message about packages of an extra that are missing."""
+    """Return the message about packages that are missing.
+
+    Args:
+        extra: that has them. packages: their names, one or more.
+
+    Returns:
+        What is missing, with the line that installs it.
+    """
     names = f"{' and '.join(packages)} {'is' if len(packages) == 1 else 'are'}"
     return f'{names} not installed: pip install "nemo_codert[{extra}]" (in a checkout: ".[{extra}]")'

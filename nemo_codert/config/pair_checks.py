@@ -294,11 +294,11 @@ def doubtful_terms(codert: DictConfig) -> Iterator[str]:
     """
     if codert.share_decoder or codert.teacher == "ema" or codert.teacher_logits == "ctc":
         return
+    prior, joint = (" (static_prior)", " (static_joint)") if codert.teacher == "frozen" else ("", "")  # strategies
     for name, term in codert.distillation.items():
         if term.weight > 0 and (term["at"], term.get("prior")) == ("encoder", "none"):
             yield (
                 f"model.codert.distillation.{name} compares encoder logits of two decoders of their own, which are "
-                "determined up to a constant per class only. It can help all the same (docs/results.md). To compare "
-                "what is determined: prior: mean_prediction (strategy=static_prior), at: joint (static_joint), or "
-                "share_decoder: true."
+                "determined up to a constant per class only. Such a term can help all the same (docs/results.md). To "
+                f"compare what is determined: prior: mean_prediction{prior}, at: joint{joint}, or share_decoder: true."
             )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,6 @@ from nemo_codert.training.run import checked_run, make_trainer, tried_model
 from nemo_codert.training.run_checks import check_epochs
 from nemo_codert.training.stored_targets import check_stored_targets
 from nemo_codert.training.usable_data import screen_data
-
-# Loggers whose messages below a level the summary replaces.
-REPLACED = {"nemo_codert.train": logging.WARNING, "nemo_codert.data.screening": logging.ERROR}
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,8 @@ class Readiness:
             if each["manifest"] is None:
                 lines.append(f"data      {section}: not a plain manifest, its utterances are not checked")
                 continue
-            groups = [("not", group) for kind in ("dropped", "left_out") for group in each[kind]]
-            groups += [("used, but", group) for group in each["noticed"]]
-            reasons = "".join(f"; {group['count']} {how}: {group['reason']}" for how, group in groups)
+            unused = [group for kind in ("dropped", "left_out") for group in each[kind]]
+            reasons = "".join(f"; {group['count']} not: {group['reason']}" for group in unused)
             lines.append(f"data      {section}: {each['usable']} of {each['utterances']} utterances used{reasons}")
         lines.append("loss      " + " + ".join(f"{weight:g} {name}" for name, weight in self.terms.items()))
         return "\n".join(lines)
@@ -83,7 +80,7 @@ def check_training(cfg: DictConfig) -> Readiness:
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = make_trainer(cfg, checked)
     with tempfile.TemporaryDirectory(prefix="nemo_codert_") as folder:
-        with _without_logs():  # they name files in the folder, which is gone at the end
+        with _without_files():
             data = screen_data(cfg, checked, Path(folder))
             check_stored_targets(cfg, checked)
         check_epochs(cfg, data["train"], trainer.world_size)
@@ -100,12 +97,19 @@ def check_training(cfg: DictConfig) -> Readiness:
 
 
 @contextmanager
-def _without_logs() -> Iterator[None]:
-    before = {log: log.level for log in map(logging.getLogger, REPLACED)}
-    for log, level in zip(before, REPLACED.values(), strict=True):
-        log.setLevel(level)
+def _without_files() -> Iterator[None]:
+    """Log warnings alone, without the files that they name: the folder of these is removed at the end."""
+    log, screening = logging.getLogger("nemo_codert.train"), logging.getLogger("nemo_codert.data.screening")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    screening.addFilter(_without_listing)
     try:
         yield
     finally:
-        for log, level in before.items():
-            log.setLevel(level)
+        log.setLevel(level)
+        screening.removeFilter(_without_listing)
+
+
+def _without_listing(record: logging.LogRecord) -> bool:
+    record.msg, record.args = re.sub(r" \(listed in .*\)$", "", record.getMessage()), ()
+    return True

@@ -19,6 +19,7 @@ from nemo_codert.config.criteria import teacher_transcribes
 from nemo_codert.config.data_sections import is_tarred
 from nemo_codert.config.derived import lone_branch
 from nemo_codert.config.validation_times import epoch_batches, is_past_epoch, never_validated
+from nemo_codert.config.values import sub_block
 from nemo_codert.config.values import value_at as _value
 from nemo_codert.data.screening import tools_loader
 from nemo_codert.evaluation.long_audio import refuse_without_memory
@@ -163,7 +164,7 @@ def _test_problems(cfg: DictConfig) -> Iterator[str]:
         yield str(error).removesuffix(".")
         return
     front_end, encoders = _value(cfg, "model.preprocessor"), _tested_encoders(cfg)
-    device = "cuda" if is_on_cuda(_value(cfg, "trainer") or {}) else "cpu"
+    device = "cuda" if is_on_cuda(sub_block(cfg, "trainer")) else "cpu"
     for path in paths:
         try:  # a fault found after the training would come too late
             entries = usable_entries(path, **reading)

@@ -46,7 +46,7 @@ def test_a_run_that_could_start(check, tmp_path, caplog):
     assert "loss      1 rnnt_student + 1 rnnt_teacher + 0.1 encoder\n" in out
     assert "Ready to train: codert train --config-name=fsdd strategy=tandem_kd model.preprocessor" in out
     doubt = "model.codert.distillation.encoder compares encoder logits of two decoders of their own"
-    assert caplog.text.count(doubt) == 1 and "prior: mean_prediction (strategy=static_prior)" in caplog.text
+    assert caplog.text.count(doubt) == 1 and "what is determined: prior: mean_prediction, at: joint, or" in caplog.text
     assert [*tmp_path.iterdir()] == []
 
 
@@ -62,7 +62,8 @@ def test_unusable_and_doubtful_utterances_are_counted_and_no_file_is_named(check
     assert status == 0, err
     assert "strategy  student\nstudent   " in out and "teacher" not in out.partition("Ready")[0]
     assert "data      train: 6 of 8 utterances used; 1 not: " in out
-    assert "; 1 used, but: same audio and transcript as another line" in out and "listed in" not in caplog.text + err
+    assert "worth a look: same audio and transcript as another line: 1\n" in caplog.text
+    assert "2 of 8 utterances cannot be used" in caplog.text and "listed in" not in caplog.text + err
     assert "loss      1 rnnt_student\n" in out
 
 

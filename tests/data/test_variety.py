@@ -52,6 +52,14 @@ def test_levels_lie_within_their_bounds(made):
     assert np.mean(loud < 0.09) > 0.25
 
 
+def test_levels_that_leave_the_peak_below_full_scale_cut_nothing_off():
+    loud = np.full(SAMPLE_RATE, 0.8, np.float32)
+    utterances = (Utterance(loud, "yes", "ann") for _ in range(100))
+    made = [*varied(utterances, np.random.default_rng(0), edged=0.0, level=(-3.0, 1.5))]
+    peaks = np.array([np.percentile(np.abs(utterance.samples), 50) for utterance in made])
+    assert peaks.min() < 0.65 and 0.9 < peaks.max() < 0.8 * 10 ** (1.5 / 20) + 1e-3
+
+
 def test_equal_generators_give_equal_utterances_and_the_next_do_not_depend_on_the_length():
     short, long = (np.full(length, 0.1, np.float32) for length in (8_000, 16_000))
     first, second = (

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 
 @pytest.fixture
 def sherpa():
-    return pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install sherpa-onnx")
+    return pytest.importorskip("sherpa_onnx", reason='sherpa-onnx is not installed: pip install "nemo_codert[demo]"')
 
 
 def as_gradio(signal, rate: int = SAMPLE_RATE, channels: int = 1) -> tuple[int, np.ndarray]:
@@ -107,6 +107,6 @@ def test_the_command_names_its_address_or_a_port_in_use(trained_pair, tmp_path, 
 
 
 def test_a_folder_that_is_not_an_export_is_named(sherpa, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "find_spec", lambda name: sys)
+    monkeypatch.setattr("nemo_codert.config.arguments.find_spec", lambda name: sys)
     assert command.main(["--model", str(tmp_path / "student.nemo")]) == 2
     assert "has no encoder.onnx, decoder.onnx, joiner.onnx, tokens.txt: export" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import SAMPLE_RATE, tone
 
 sherpa_onnx = pytest.importorskip(
-    "sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-deploy.txt"
+    "sherpa_onnx", reason='sherpa-onnx is not installed: pip install "nemo_codert[deploy]"'
 )
 pytestmark = pytest.mark.deploy
 

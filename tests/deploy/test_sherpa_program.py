@@ -14,7 +14,7 @@ from nemo_codert.export.sherpa_onnx import export_sherpa_onnx
 from nemo_codert.export.stock_file import export_onnx, save_model
 from tests.conftest import SAMPLE_RATE
 
-pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-deploy.txt")
+pytest.importorskip("sherpa_onnx", reason='sherpa-onnx is not installed: pip install "nemo_codert[deploy]"')
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 
 

@@ -57,6 +57,14 @@ def test_a_pair_is_restored_as_it_was_saved_under_names_that_other_files_rely_on
     }
 
 
+def test_what_is_said_of_a_new_pair_is_not_said_of_a_restored_one(make_model, tmp_path, caplog):
+    doubt = "compares encoder logits of two decoders of their own"
+    model = make_model(codert={"share_decoder": False, "distillation": {"encoder": {"weight": 0.1}}})
+    assert caplog.text.count(doubt) == 1
+    save_and_restore(model, tmp_path)
+    assert caplog.text.count(doubt) == 1
+
+
 def test_nemos_classes_too_restore_a_pair_as_a_pair(shared_pair, tmp_path):
     for restore_class in (ASRModel, EncDecRNNTBPEModel):
         assert type(save_and_restore(shared_pair(), tmp_path, restore_class)) is EncDecCoDERTBPEModel

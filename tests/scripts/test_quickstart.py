@@ -49,9 +49,9 @@ def test_a_new_an_empty_and_its_own_folder_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "new" / "run", tmp_path / "empty"):
         quickstart.claim(folder)
-        (folder / "report.md").write_text("earlier")
+        (folder / "corpus").mkdir(), (folder / "pair").mkdir(), (folder / "report.md").write_text("earlier")
         quickstart.claim(folder)
-        assert (folder / "report.md").read_text() == "earlier"
+        assert {path.name for path in folder.iterdir()} == {".quickstart", "corpus"}
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
@@ -68,24 +68,33 @@ def program(code: str) -> subprocess.Popen:
 def test_a_training_that_fails_in_the_background_ends_the_wait_at_once(tmp_path):
     log = tmp_path / "alone.log"
     log.write_text("first\nepoch 1\rerror: no such key\n")
-    running = [program("raise SystemExit(3)"), program("import time; time.sleep(60)")]
+    running = {"alone": program("raise SystemExit(3)"), "teacher": program("import time; time.sleep(60)")}
     try:
-        with pytest.raises(SystemExit, match="failed with exit status 3:\n  first\n  epoch 1\n  error: no such key"):
-            quickstart.wait_for(running[1], running, log)
+        last = r"alone failed with exit status 3 \(all of it: .*\):\n  first\n  epoch 1\n  error: no such key"
+        with pytest.raises(SystemExit, match=last):
+            quickstart.wait_for(running, log)
     finally:
-        running[1].kill(), running[1].wait()
-    with pytest.raises(SystemExit, match="exit status 4: see its message above"):
-        failing = program("raise SystemExit(4)")
-        quickstart.wait_for(failing, [program(""), failing], log)
+        running["teacher"].kill(), running["teacher"].wait()
+    with pytest.raises(SystemExit, match="The training pair failed with exit status 4, see its message above"):
+        quickstart.wait_for({"alone": program(""), "pair": program("raise SystemExit(4)")}, log)
+    quickstart.wait_for({"alone": program(""), "pair": program("")}, log)
 
 
-def test_the_next_training_begins_while_the_one_in_the_background_runs(tmp_path):
-    running = [program("import time; time.sleep(60)"), program("")]
-    try:
-        quickstart.wait_for(running[1], running, tmp_path / "alone.log")
-        assert running[0].poll() is None
-    finally:
-        running[0].kill(), running[0].wait()
+def test_the_student_gets_the_teacher_that_was_trained_and_all_cores(tmp_path, monkeypatch):
+    started = {}
+
+    def start(corpus, folder, strategy, options, *, output=None, overrides=(), share=0.5):
+        (folder / "quickstart" / "2026-01-01").mkdir(parents=True)
+        (folder / "quickstart" / "2026-01-01" / "config.yaml").touch()
+        started[folder.name] = (strategy, list(overrides), share)
+        return program("")
+
+    monkeypatch.setattr(quickstart, "start_training", start)
+    runs = quickstart.train_all(tmp_path / "corpus", tmp_path, None)
+    assert runs == {name: tmp_path / name / "quickstart" / "2026-01-01" for name in ("alone", "teacher", "pair")}
+    given = f"model.codert.teacher_checkpoint={hydra_value(runs['teacher'] / 'teacher.nemo')}"
+    expected = {"alone": ("student", [], 0.5), "teacher": ("teacher", [], 0.5), "pair": ("static", [given], 1.0)}
+    assert started == expected
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -152,8 +161,9 @@ def test_the_report_begins_with_what_the_teacher_changed(findings, tmp_path):
     assert "66.7% fewer word errors than alone: 11.1% against 33.3% WER of 9 words by 3 unseen voices" in sentence
     assert "too few words" in sentence and sentence in printed
     assert "| student alone            |      1,000 |    33.3% |" in report
-    assert "end at 12.5% (student) and 6.2% (teacher, " in report and "goes from 9 to 0.9\nnats an utterance" in report
-    assert "The student alone is still learning (50.0% to 25.0% on dev in its last 10 updates)" in report
+    assert "12.5% (student with its teacher), 25.0% (alone) and\n6.2% (teacher, " in report
+    assert "goes from 9 to 0.9 nats an utterance" in report
+    assert sentence.endswith("codert compare --max-steps measures it.") and "(50.0% to 25.0% WER on dev" in sentence
     assert "**Warning**: 20 dB quieter: WER moves by +11.1 points" in report and "| stop | stop |" in report
     assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
     commands = printed.split("Next:\n\n")[1].replace("\\\n", " ").splitlines()

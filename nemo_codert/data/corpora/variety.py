@@ -37,7 +37,7 @@ def varied(
         generator: of the draws; as many for every utterance, so that a change of one leaves the others alone.
         room: least and largest RMS of the noise of a room, full scale 1.
         edged: share of utterances with longer edges. edges: kinds of which one is drawn, of `EDGES`.
-        level: least and largest change of the level, dB. What it lifts beyond full scale is cut off.
+        level: least and largest change of the level, dB. Samples lifted beyond full scale are cut off.
 
     Example:
         >>> utterance = Utterance(np.full(16_000, 0.1, np.float32), "yes", "ann")
