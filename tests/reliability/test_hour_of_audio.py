@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY, SAMPLE_RATE, conformer, lstm
 from tests.export.tone_words import CACHE_AWARE, WORDS, spoken, trained_student
 
 pytestmark = pytest.mark.reliability
-SECONDS, LAST_SECONDS, LAST = 3600, 60, "red"
+SECONDS, LAST_SECONDS, LAST = 3600, 60, ("now", "red")
 MOST_MEMORY = 3e9  # bytes, of which NeMo's libraries take 1.2
 # Prints the text of the hour and the peak memory of the process.
 STREAM = """
@@ -33,13 +33,13 @@ print("FOUND", json.dumps([line["pred_text"], 1024 * int(peak)]))
 
 @pytest.fixture(scope="module")
 def hour(tmp_path_factory) -> Path:
-    """A manifest of one file of an hour: sentences without the word `red`, and that word alone in the last minute."""
+    """A manifest of one file of an hour: sentences without two of the words, and of these two in the last minute."""
     folder, generator = tmp_path_factory.mktemp("hour"), np.random.default_rng(0)
-    others = [word for word in WORDS if word != LAST]
+    others = [word for word in WORDS if word not in LAST]
     texts, signals, samples = [], [], 0
     while samples < SECONDS * SAMPLE_RATE:
         is_end = samples >= (SECONDS - LAST_SECONDS) * SAMPLE_RATE
-        words = [LAST] * 3 if is_end else list(generator.choice(others, generator.integers(1, 6)))
+        words = list(generator.choice(LAST if is_end else others, generator.integers(1, 6)))
         texts += words
         signals.append(spoken(words, generator))
         samples += len(signals[-1])
@@ -68,7 +68,7 @@ def test_a_pipeline_writes_the_last_minute_of_an_hour(
     words = text.split()
     print(f"{pipeline}: {len(words)} words, the last ten {words[-10:]}, {memory / 1e9:.2f} GB")
     # The student is trained on sentences of at most five words and leaves out many in long audio, in `transcribe` too.
-    survived = len(words) > 1000 and words[-10:].count(LAST) >= 8 and memory < MOST_MEMORY
+    survived = len(words) > 1000 and sum(word in LAST for word in words[-10:]) >= 8 and memory < MOST_MEMORY
     campaign.record(f"an hour in one file, {pipeline} pipeline", 1, int(survived), f"{memory / 1e9:.2f} GB of memory")
     assert survived
 
