@@ -33,7 +33,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_codert.cli.console import announce
 from nemo_codert.compare import run
 from nemo_codert.compare.plan import BASELINE
 from nemo_codert.config.arguments import require_installed
@@ -85,7 +84,6 @@ def train_and_report(options: argparse.Namespace) -> int:
     Raises:
         ValueError: see `run.compare`.
     """
-    announce("Checking configs and files ...")
     wanted = run.Comparison(
         output_dir=options.output_dir,
         data_dir=options.data_dir,
